@@ -1,0 +1,71 @@
+"""Amounts with a unit: `1.2M tokens`, `512 sequences`, `300 steps`, `2 epochs`, `1%` and their short forms."""
+
+import re
+from dataclasses import dataclass
+
+_UNITS = {
+    "tokens": ("tokens", "token", "tok"),
+    "sequences": ("sequences", "sequence", "seq"),
+    "steps": ("steps", "step"),
+    "epochs": ("epochs", "epoch"),
+    "%": ("%",),
+}
+_UNIT_OF = {name: unit for unit, names in _UNITS.items() for name in names}
+_FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+_PATTERN = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kKMBGT]?)\s*([A-Za-z%]+)\s*")
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A quantity of training with its unit: tokens, sequences, steps, epochs or % (of the run or of a data set)."""
+
+    value: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: object) -> "Amount":
+        """Read an amount; a number without a unit, or a negative one, raises ValueError."""
+        if isinstance(text, Amount):
+            return text
+        match = _PATTERN.fullmatch(str(text))
+        if match is None or match[3] not in _UNIT_OF:
+            raise ValueError(
+                f"{text!r} is not an amount; write a number and a unit, "
+                "such as '1.2M tokens', '64 sequences', '300 steps', '2 epochs' or '5%'"
+            )
+        value = float(match[1]) * _FACTORS[match[2]]
+        if value < 0:
+            raise ValueError(f"{text!r} is negative; an amount is 0 or more")
+        return cls(value, _UNIT_OF[match[3]])
+
+    def sequences(
+        self, *, total: float | None = None, rows: int | None = None, tokens_per_row: float | None = None
+    ) -> float:
+        """This amount in sequences.
+
+        `total` (sequences) is what a % is of, `rows` the sequences of an epoch, `tokens_per_row` the (mean) tokens of
+        a sequence. What is needed and missing raises LookupError. Steps have no fixed size: ValueError.
+        """
+        if self.unit == "sequences":
+            return self.value
+        if self.unit == "steps":
+            raise ValueError(f"'{self}' counts steps, whose size changes with the batch: use tokens, sequences or %")
+        name, size = {
+            "tokens": ("the tokens of a row", 1 / tokens_per_row if tokens_per_row else None),
+            "epochs": ("the number of rows", rows),
+            "%": ("the length of the run", None if total is None else total / 100),
+        }[self.unit]
+        if size is None:
+            raise LookupError(f"'{self}' needs {name}")
+        return self.value * size
+
+    def __str__(self) -> str:
+        return f"{self.value:.12g}%" if self.unit == "%" else f"{self.value:.12g} {self.unit}"
+
+
+def short(value: float) -> str:
+    """A count for people: 950, 12.4k, 1.2M, 3.07B."""
+    for factor, suffix in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if abs(value) >= factor * (10 if factor == 10**3 else 1):
+            return f"{value / factor:.3g}{suffix}"
+    return f"{value:,.0f}"

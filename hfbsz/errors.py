@@ -1,0 +1,23 @@
+"""The one way in which hfbsz says that something given to it is wrong."""
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Input that cannot be used: every line says what is wrong, where, and what would be right."""
+
+    def __init__(self, lines: str | Iterable[str]) -> None:
+        self.lines: tuple[str, ...] = (lines,) if isinstance(lines, str) else tuple(lines)
+        super().__init__("\n".join(self.lines))
+
+
+class TrainingError(UserError):
+    """A run that cannot go on: a window without targets, or non-finite gradients step after step."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, else an empty string."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,110 @@
+"""All that flows downstream from the loop: `Step` and `Reading`, and the one table of metric names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# name: (unit, what it is). Names follow transformers' Trainer where it has one.
+METRICS: dict[str, tuple[str, str]] = {
+    "train/loss": ("nats/target", "training loss, mean over the targets of all steps since the last record"),
+    "train/grad_norm": ("", "gradient norm of the step before clipping"),
+    "train/learning_rate": ("", "learning rate of the step"),
+    "train/weight_decay": ("", "weight decay of the step (AdamW's λ)"),
+    "train/epoch": ("epochs", "passes over the training rows"),
+    "train/global_step": ("steps", "optimizer steps"),
+    "train/num_input_tokens_seen": ("tokens", "input tokens seen, padding excluded"),
+    "train/sequences": ("sequences", "the clock: sequences consumed"),
+    "train/skipped": ("steps", "steps skipped for non-finite gradients since the start"),
+    "train/seconds": ("s", "training time since the start, evaluation excluded"),
+    "batch/global": ("sequences", "global batch = micro-batch × accumulation × processes"),
+    "batch/micro": ("sequences", "sequences of one forward pass on one device"),
+    "batch/accumulation": ("passes", "forward passes per optimizer step on one device"),
+    "batch/tokens": ("tokens", "input tokens of the step, padding excluded"),
+    "batch/ratio": ("", "κ: global batch ÷ reference batch"),
+    "perf/tokens_per_second": ("tokens/s", "training speed over all devices since the last record"),
+    "perf/step_seconds": ("s", "mean time of a step since the last record"),
+    "perf/peak_memory_bytes": ("B", "peak memory: of the device, or of the process on a CPU"),
+    "eval/loss": ("nats/target", "validation loss, ΣNLL ÷ Σtargets"),
+    "eval/perplexity": ("", "exp(loss)"),
+    "eval/bits_per_byte": ("bits/byte", "ΣNLL ÷ ln 2 ÷ bytes of the text predicted"),
+    "eval/targets": ("targets", "targets that the evaluation counted"),
+    "eval/seconds": ("s", "time of the evaluation"),
+    "eval/full": ("", "1 where the whole set was evaluated, 0 for its fixed part"),
+}
+CLOCK = ("train/num_input_tokens_seen", "train/sequences", "train/global_step", "train/seconds")
+EVENTS = ("step", "eval", "measure", "lifecycle")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step as the loop did it. Counts are over all devices; what costs a synchronisation is None
+    on a step that is not logged."""
+
+    step: int  # optimizer steps since the start, this one included
+    clock: int  # sequences consumed, this step's included
+    tokens: int  # input tokens seen, this step's included
+    seconds: float  # training time since the start, s
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    ratio: float  # κ
+    learning_rate: float
+    weight_decay: float
+    step_tokens: int
+    targets: int
+    logged: bool = False
+    loss: float | None = None  # nats per target, over the steps since the last logged one
+    grad_norm: float | None = None
+    skipped: int | None = None  # steps skipped since the start
+    tokens_per_second: float | None = None
+    step_seconds: float | None = None
+    collected: Mapping[str, float] = field(default_factory=dict)  # what collectors measured on this step
+
+    def reading(self, rows: int, peak_memory_bytes: int) -> "Reading":
+        """The record of a logged step; `rows` are the training rows (an epoch)."""
+        values = {
+            "train/loss": self.loss,
+            "train/grad_norm": self.grad_norm,
+            "train/learning_rate": self.learning_rate,
+            "train/weight_decay": self.weight_decay,
+            "train/epoch": self.clock / rows,
+            "train/skipped": self.skipped,
+            "batch/global": self.global_batch,
+            "batch/micro": self.micro_batch,
+            "batch/accumulation": self.accumulation,
+            "batch/tokens": self.step_tokens,
+            "batch/ratio": self.ratio,
+            "perf/tokens_per_second": self.tokens_per_second,
+            "perf/step_seconds": self.step_seconds,
+            "perf/peak_memory_bytes": peak_memory_bytes,
+            **self.collected,
+        }
+        kept = {name: value for name, value in values.items() if value is not None}
+        return Reading("step", self.step, self.clock, self.tokens, self.seconds, kept)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was measured at one moment of a run: `values` maps metric names to numbers."""
+
+    event: str  # step | eval | measure | lifecycle
+    step: int
+    clock: int  # sequences
+    tokens: int
+    seconds: float  # training time, s
+    values: Mapping[str, float | str] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, float | str]:
+        """One flat object: the four axes and the values."""
+        axes = {
+            "train/global_step": self.step,
+            "train/sequences": self.clock,
+            "train/num_input_tokens_seen": self.tokens,
+            "train/seconds": round(self.seconds, 4),
+        }
+        return {"event": self.event, **axes, **self.values}
+
+
+def unit(name: str) -> str:
+    """The unit of a metric; `eval/<set>/loss` has that of `eval/loss`."""
+    parts = name.split("/")
+    return METRICS.get(f"{parts[0]}/{parts[-1]}", ("", ""))[0]
