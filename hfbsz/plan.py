@@ -114,16 +114,16 @@ class Plan:
             yield planned
             clock = planned.next_clock
 
-    def due(self, every: Amount, step: int, planned: PlannedStep) -> bool:
-        """Whether an interval of the recipe ends in step number `step` (from 1), or the run does."""
-        if planned.next_clock >= self.total:
+    def due(self, every: Amount, step: int, clock: int, next_clock: int) -> bool:
+        """Whether an interval of the recipe, or the run, ends in step number `step` (from 1) between the two clocks."""
+        if next_clock >= self.total:
             return True
         if every.value == 0:
             return False
         if every.unit == "steps":
             return step % max(1, round(every.value)) == 0
         length = every.sequences(total=self.total, rows=self.facts.rows, tokens_per_row=self.tokens_per_row)
-        return planned.next_clock // length > planned.clock // length
+        return next_clock // length > clock // length
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the derived numbers first, then the recipe they follow from."""

@@ -1,0 +1,1 @@
+"""From files to documents, tokens and memory-mapped rows; the order of rows; the batches of a step."""

@@ -1,0 +1,81 @@
+"""The command line of the training scripts: words in, exit code out, one line for every mistake.
+
+Exit codes: 0 finished, 1 failed, 2 input that cannot be used, 130 ended by SIGINT.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import FrameType
+
+from hfbsz.errors import TrainingError, UserError
+from hfbsz.recipe import Loaded, help_text, list_recipes, load
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+
+class Interrupt:
+    """Remembers a SIGINT: the run ends at its next step. A second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if _rank() == 0:
+            os.write(2, b"\nSIGINT: ending after this step with a saved model (once more: at once)\n")
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def entry(job: str) -> None:
+    """Run the script `job` with this process's arguments, and exit."""
+    sys.exit(_entry(job, sys.argv[1:]))
+
+
+def _entry(job: str, words: Sequence[str]) -> int:
+    interrupt = Interrupt()
+    try:
+        loaded = read_words(f"accelerate launch scripts/{job}.py", words)
+        if loaded is None:
+            return 0 if words else MISUSED
+        from hfbsz.run import run  # torch and all that hangs on it, only once the recipe is right
+
+        return run(loaded, job, interrupt)
+    except TrainingError as problem:
+        return complain(problem.lines, FAILED)
+    except UserError as problem:
+        return complain(problem.lines)
+    except KeyboardInterrupt:
+        return complain(["interrupted"], INTERRUPTED)
+
+
+def read_words(command: str, words: Sequence[str]) -> Loaded | None:
+    """The recipe that the words ask for; None where they ask for help, or for nothing, and were answered."""
+    asked = {"--help", "-h"} & set(words)
+    loaded = load([word for word in words if word not in ("--help", "-h")])
+    if not asked and any(word.startswith("recipe=") for word in words):
+        return loaded
+    if _rank() == 0:
+        print(f"usage: {command} recipe=NAME [model=PRESET] [data=PRESET] [key.path=value …]\n\nrecipes:")
+        print("\n".join(f"  {name:<24} {line}" for name, line in list_recipes()))
+        print(f"\nfields:\n{help_text(loaded)}" if asked else "\n--help lists every field")
+    return None
+
+
+def complain(lines: Iterable[str], code: int = MISUSED) -> int:
+    """Say what is wrong, on rank 0 alone, and return the exit code."""
+    if _rank() == 0:
+        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr, flush=True)
+    else:
+        time.sleep(2)  # the launcher ends all ranks once one has left: rank 0 speaks first
+    return code
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))

@@ -1,0 +1,110 @@
+"""A run's folder: claimed by one process at a time, never shared by two recipes, with a status that scripts read."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hfbsz.errors import UserError
+from hfbsz.recipe import Loaded, from_mapping, read_yaml, write_yaml
+
+STATES = ("running", "finished", "preempted", "failed")
+
+
+def path_of(loaded: Loaded) -> Path:
+    """Where a recipe's run lies."""
+    return Path(loaded.recipe.output_dir or f"runs/{loaded.name}-{loaded.recipe.digest()}")
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What `status.json` says; empty where there is none that can be read."""
+    try:
+        return json.loads((folder / "status.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+class RunFolder:
+    """The folder of a run while rank 0 holds it. An unfinished earlier attempt is moved to `attempt-N/` inside it."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.path = path_of(loaded)
+        self._lock = FileLock(self.path / ".lock")
+        self._started = time.time()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            holder = read_status(self.path)
+            who = f" (process {holder['pid']} on {holder['host']})" if "pid" in holder else ""
+            raise UserError(f"{self.path}: another run is at work in this folder{who}: wait, or choose output_dir=…") from None
+        except OSError as problem:
+            raise UserError(f"{self.path}: cannot be written: {problem.strerror}: choose output_dir=…") from None
+        try:
+            self.finished = self._inspect(loaded)
+            if not self.finished:
+                write_yaml(loaded.recipe.to_dict(), self.path / "recipe.yaml")
+        except UserError:
+            self.release()
+            raise
+
+    def _inspect(self, loaded: Loaded) -> bool:
+        """Whether the folder holds this very run, finished; an unfinished one makes room."""
+        there = [path for path in self.path.iterdir() if path.name != ".lock" and not path.name.startswith("attempt-")]
+        if not there:
+            return False
+        if not (self.path / "recipe.yaml").is_file():
+            raise UserError(f"{self.path}: not empty, and not the folder of a run: choose another output_dir")
+        earlier = from_mapping(read_yaml(self.path / "recipe.yaml"))
+        if earlier.digest() != loaded.recipe.digest():
+            changed = _difference(earlier.to_dict(), loaded.recipe.to_dict())
+            raise UserError(f"{self.path}: holds a run of another recipe ({changed}): choose another output_dir")
+        if read_status(self.path).get("state") == "finished":
+            return True
+        numbers = [int(path.name.removeprefix("attempt-")) for path in self.path.glob("attempt-*")]
+        attempt = self.path / f"attempt-{max(numbers, default=0) + 1}"
+        attempt.mkdir()
+        for path in there:
+            path.rename(attempt / path.name)
+        return False
+
+    def status(self, state: str, why: str | None = None, **values: Any) -> None:
+        """Write `status.json` whole or not at all; `why` says how a run ended that did not finish."""
+        if state not in STATES:
+            raise ValueError(state)
+        body = {
+            "state": state,
+            "why": why,
+            **values,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": self._started,
+            "updated": time.time(),
+        }
+        write_text(self.path / "status.json", json.dumps(body, indent=1))
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """The fields in which two recipes differ, the first few of them."""
+    changed = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += [part for part in [_difference(before, after, f"{prefix}{key}.")] if part]
+        elif before != after and prefix + key not in ("output_dir", "threads", "batch.micro_max"):
+            changed.append(f"{prefix}{key}: {before} there, {after} here")
+    return "; ".join(changed[:4])

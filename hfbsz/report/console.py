@@ -1,0 +1,91 @@
+"""What a person at the terminal sees: the plan, a progress bar, evaluations, and a last page."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.rule import Rule
+
+from hfbsz.amounts import short
+from hfbsz.plan import Plan, explain
+from hfbsz.record import Reading, Step
+
+
+class Console:
+    """Reports of one run. Off a terminal it prints a line now and then instead of a bar."""
+
+    QUIET_SECONDS = 10.0  # between lines of progress off a terminal
+
+    def __init__(self) -> None:
+        self.out = RichConsole(highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"))
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=self.out, transient=True)
+        self._task: TaskID | None = None
+        self._label = ""
+        self._last_line = time.monotonic()
+
+    def line(self, text: str, style: str = "") -> None:
+        self.out.print(text, style=style, markup=False, soft_wrap=True)
+
+    def title(self, text: str) -> None:
+        self.out.print(Rule(text, align="left", style="dim"))
+
+    def warn(self, text: str) -> None:
+        self.line(f"warning: {text}", "yellow")
+
+    def plan(self, name: str, plan: Plan, notes: Sequence[str]) -> None:
+        self.title(f"plan of {name}")
+        self.line("\n".join([explain(plan), *(f"note      {note}" for note in notes)]))
+
+    def work(self, label: str, done: float, total: float, state: str = "") -> None:
+        """Show progress of some long work; a new label starts a new bar."""
+        if label != self._label:
+            self.end_work()
+            self._task, self._label = self._progress.add_task(label, total=total, state=""), label
+            if self.out.is_terminal:
+                self._progress.start()
+            else:
+                self.line(f"{label} …")
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, state=state)
+
+    def end_work(self) -> None:
+        if self._task is not None:
+            self._progress.stop()
+            self._progress.remove_task(self._task)
+        self._task, self._label = None, ""
+
+    def step(self, step: Step, plan: Plan) -> None:
+        loss = "" if step.loss is None else f"loss {step.loss:.3f}"
+        speed = "" if step.tokens_per_second is None else f"{short(step.tokens_per_second)} tokens/s"
+        state = f"{step.clock / plan.total:4.0%}  {loss}  batch {step.global_batch} seq  {speed}"
+        if step.logged:
+            self.work("training", step.clock, plan.total, state)
+            if not self.out.is_terminal and time.monotonic() - self._last_line > self.QUIET_SECONDS:
+                self._last_line = time.monotonic()
+                self.line(f"step {step.step:>6,} {state}")
+
+    def evaluation(self, reading: Reading) -> None:
+        parts = [f"step {reading.step:>6,}  {short(reading.tokens):>5} tokens"]
+        for name, value in reading.values.items():
+            prefix, _, last = name.rpartition("/")
+            label = prefix.removeprefix("eval").strip("/")
+            if last == "loss":
+                parts.append(f"{label or 'validation'} loss {value:.4f} nats/target")
+            elif last == "bits_per_byte":
+                parts.append(f"{value:.4f} bits/byte")
+        self._last_line = time.monotonic()
+        self.line("  ".join(parts))
+
+    def last_page(self, title: str, reached: Mapping[str, str], where: Path, hints: Sequence[str]) -> None:
+        self.end_work()
+        self.title(title)
+        width = max(map(len, reached), default=0)
+        for name, value in reached.items():
+            self.line(f"{name:<{width}}  {value}")
+        self.line(f"{'lies in':<{width}}  {where}")
+        self.title("next")
+        for hint in hints:
+            self.line(hint)

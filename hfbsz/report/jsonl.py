@@ -1,0 +1,26 @@
+"""`records.jsonl`: all that was logged, one flat JSON object a line; what W&B and the page show is drawn from it."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+from hfbsz.record import Reading
+
+
+class JsonLines:
+    """Appends readings; every line is on its way to the disk before the next step."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, reading: Reading) -> dict[str, float | str]:
+        """Append a line and return it. A value that is not finite is left out: JSON has no word for it."""
+        flat = {**reading.flat(), "time": round(time.time(), 3)}
+        kept = {name: value for name, value in flat.items() if isinstance(value, str) or math.isfinite(value)}
+        self._file.write(json.dumps(kept) + "\n")
+        self._file.flush()
+        return kept
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,328 @@
+"""One run, put together: recipe, plan, data, model, loop, evaluation, records, reports, and the saved model."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+
+import hfbsz
+from hfbsz import metrics
+from hfbsz.amounts import short
+from hfbsz.cli import INTERRUPTED
+from hfbsz.data.batches import Windows
+from hfbsz.data.rows import Prepared, prepare, sample
+from hfbsz.data.tokenizer import load_tokenizer
+from hfbsz.errors import UserError
+from hfbsz.folder import RunFolder, path_of, read_status, write_text
+from hfbsz.loop import Sums, evaluate, train
+from hfbsz.model import build_model, build_optimizer
+from hfbsz.plan import Plan, check_environment, resolve
+from hfbsz.recipe import Loaded, Recipe
+from hfbsz.record import Reading, Step
+from hfbsz.report.card import model_card
+from hfbsz.report.console import Console
+from hfbsz.report.jsonl import JsonLines
+from hfbsz.report.wandb import WandbReporter
+from hfbsz.tasks.language_modeling import LanguageModeling
+
+_COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait this long for rank 0 to tokenise
+
+
+def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
+    """Train what a recipe asks for; returns the exit code. Raises UserError for what does not fit."""
+    _set_threads(loaded.recipe)
+    accelerator = _accelerator(loaded.recipe)
+    console = Console() if accelerator.is_main_process else None
+    folder = _on_main(accelerator, lambda: RunFolder(loaded))
+    if _shared(accelerator, folder is not None and folder.finished):
+        if console is not None:
+            _show_finished(console, path_of(loaded))
+        return 0
+    try:
+        return _Run(loaded, job, accelerator, console, folder).train(stop)
+    except BaseException as problem:
+        if folder is not None:
+            folder.status("failed", why=str(problem) or type(problem).__name__)
+        raise
+    finally:
+        if console is not None:
+            console.end_work()
+        if folder is not None:
+            folder.release()
+        accelerator.end_training()
+
+
+def _set_threads(recipe: Recipe) -> None:
+    """CPU threads: what the user chose, else cores ÷ local processes (accelerate's launcher sets OMP_NUM_THREADS=1)."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    chosen = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+    launched = chosen == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ
+    available = max(1, len(os.sched_getaffinity(0)) // local)
+    torch.set_num_threads(recipe.threads or (chosen if chosen and not launched else available))
+
+
+def precision_of(recipe: Recipe) -> str:
+    """fp32, bf16 or fp64 on this device."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    precision = precision_of(recipe)
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision):
+        raise UserError(
+            f"mixed_precision={asked} of the launch command or its config contradicts precision={precision}: "
+            "remove it there (fp16 is not offered: it needs loss scaling, bf16 does not)"
+        )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT),
+        ],
+    )
+    if accelerator.num_processes != world_size:
+        raise UserError(
+            f"the launcher started {world_size} processes, accelerate sees {accelerator.num_processes}: "
+            "launch with a config of accelerate_configs/"
+        )
+    return accelerator
+
+
+def _shared(accelerator: Accelerator, value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def _on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
+    """Do work on rank 0 alone (None elsewhere); where it raises UserError, every rank does."""
+    result, lines = None, None
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except UserError as problem:
+            lines = problem.lines
+    if (lines := _shared(accelerator, lines)) is not None:
+        raise UserError(lines)
+    return result
+
+
+class _Run:
+    """A run on one rank. Rank 0 has a console and the folder; the others have neither."""
+
+    def __init__(
+        self, loaded: Loaded, job: str, accelerator: Accelerator, console: Console | None, folder: RunFolder | None
+    ) -> None:
+        self.loaded, self.recipe, self.job = loaded, loaded.recipe, job
+        self.accelerator, self.console, self.folder = accelerator, console, folder
+        if folder is not None:
+            folder.status("running")
+        self.data = self._prepare()
+        self.plan = resolve(self.recipe, accelerator.num_processes, self.data.facts)
+        check_environment(self.plan, os.environ)
+        if console is not None:
+            console.plan(loaded.name, self.plan, self.data.notes)
+        self.tokenizer = load_tokenizer(self.data.tokenizer_path)
+        model = build_model(self.recipe.model, self.tokenizer, self.recipe.seed, self.recipe.data.sequence_length)
+        model = model.double() if self.recipe.precision == "fp64" else model
+        self.model = accelerator.prepare_model(model)
+        self.optimizer = build_optimizer(self.model, self.recipe.optim, self.plan.betas)
+        pad = self.tokenizer.pad_token_id
+        self.task = LanguageModeling(self.tokenizer.eos_token_id if pad is None else pad)
+        self.reports = _Reports(self, folder.path) if folder is not None else None
+        self.skipped = 0
+
+    def _prepare(self) -> Prepared:
+        show = self.console.work if self.console is not None else lambda *_: None
+        data = self.recipe.data
+        prepared = _on_main(self.accelerator, lambda: prepare(data, self.recipe.eval.sets, show))
+        if self.console is not None:
+            self.console.end_work()
+        return prepared if prepared is not None else prepare(data, self.recipe.eval.sets, show)
+
+    def train(self, stop: Callable[[], bool]) -> int:
+        """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
+        start = Step(0, 0, 0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
+        self.emit(Reading("lifecycle", 0, 0, 0, 0.0, {"state": "running"}))
+        final = self.evaluate(start, full=False)
+        last = start
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        windows = Windows(self.data.train, self.recipe.seed, self.task.collate, rank, world_size)
+        for step in train(self.plan, self.model, self.optimizer, self.task, windows, self.accelerator, stop=stop):
+            if self.console is not None:
+                self.console.step(step, self.plan)
+            if step.logged:
+                self.skipped = step.skipped or 0
+                self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
+            if self.plan.due(self.recipe.eval.every, step.step, last.clock, step.clock):
+                final = self.evaluate(step, full=step.clock >= self.plan.total)
+            last = step
+        finished = last.clock >= self.plan.total
+        self.save(last, final, "finished" if finished else "preempted")
+        return 0 if finished else INTERRUPTED
+
+    def emit(self, reading: Reading) -> None:
+        if self.reports is not None:
+            self.reports.emit(reading)
+
+    def evaluate(self, step: Step, full: bool) -> Reading:
+        """Evaluate every set: its fixed part, or all of it."""
+        values: dict[str, float] = {}
+        for name, rows in self.data.sets.items():
+            numbers = range(len(rows)) if full else sample(len(rows), self.recipe.eval.rows)
+            micro = self.recipe.eval.micro_batch or self.recipe.batch.micro_max
+            sums = evaluate(self.model, self.task, rows, numbers, micro, self.accelerator)
+            if self.reports is not None:
+                values |= self.reports.measures(f"eval/{name}/" if name else "eval/", sums)
+        values["eval/full"] = int(full)
+        reading = Reading("eval", step.step, step.clock, step.tokens, step.seconds, values)
+        self.emit(reading)
+        return reading
+
+    def peak_memory_bytes(self) -> int:
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def save(self, last: Step, final: Reading, state: str) -> None:
+        """The model in Hugging Face form, its card, the page; then the status, so that it never promises too much."""
+        self.accelerator.wait_for_everyone()
+        if self.folder is None or self.reports is None or self.console is None:
+            return
+        path = self.folder.path
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+        reached = self.reached(last, final)
+        ended = "Trained to the end of its budget." if state == "finished" else "Stopped before the end of its budget."
+        card = model_card(self.loaded.name, self.label("model"), self.label("data"), str(path), ended, reached, self.plan)
+        write_text(path / "README.md", card)
+        self.emit(Reading("lifecycle", last.step, last.clock, last.tokens, last.seconds, {"state": state}))
+        why = None if state == "finished" else "SIGINT"
+        self.folder.status(state, why=why, step=last.step, clock=last.clock, of=self.plan.total, reached=reached)
+        self.reports.close(state)
+        self.console.last_page(f"{self.loaded.name} {state}", reached, path, _hints(path, self.loaded.name))
+
+    def reached(self, last: Step, final: Reading) -> dict[str, str]:
+        """What a person wants to know at the end, with units."""
+        values, counts = final.values, self.data.counts["sets"][""]
+        full = "all of validation" if values["eval/full"] else f"a fixed part of validation, step {final.step}"
+        speed = f"{short(last.tokens / last.seconds)} tokens/s" if last.seconds else "no step yet"
+        batches = " → ".join(str(batch) for batch in dict.fromkeys(phase.batch for phase in self.plan.phases))
+        unigram = counts["unigram_bits_per_byte"]
+        return {
+            "loss": f"{values['eval/loss']:.4f} nats/target ({full})",
+            "bits per byte": f"{values['eval/bits_per_byte']:.4f} (token frequencies alone: {unigram:.3f})",
+            "perplexity": f"{values['eval/perplexity']:.2f}",
+            "trained": f"{short(last.tokens)} tokens in {last.step:,} steps of {batches} sequences",
+            "time": f"{last.seconds:.0f} s of training, {speed}",
+            "skipped": f"{self.skipped} steps with gradients that were not finite",
+        }
+
+    def label(self, part: str) -> str:
+        """The preset's name of the model or the data, else what it was made from."""
+        named = [Path(origin).stem for key, origin in self.loaded.sources.items() if origin.startswith(f"{part}/")]
+        if named:
+            return named[0]
+        if part == "data":
+            return "own" if "data.files" in self.loaded.sources else "python_stdlib"
+        return Path(self.recipe.model.path).name if self.recipe.model.path else str(self.recipe.model.shape["model_type"])
+
+
+class _Reports:
+    """Where rank 0's readings go: records.jsonl first, then W&B and the console."""
+
+    def __init__(self, run: _Run, path: Path) -> None:
+        plan, recipe, self.console, self.path = run.plan, run.recipe, run.console, path
+        write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
+        self.records = JsonLines(path / "records.jsonl")
+        self.perplexity, self.bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
+        name = f"{run.label('model')}-{run.label('data')}-b{plan.largest_batch}-lr{recipe.optim.lr:g}-s{recipe.seed}"
+        self.wandb = WandbReporter(
+            folder=path,
+            mode=recipe.log.wandb,
+            project=recipe.log.project,
+            entity=recipe.log.entity,
+            group=recipe.log.group,
+            job_type=run.job,
+            name=name,
+            config={"recipe": recipe.to_dict(), "plan": _derived(plan), "machine": _machine(run.accelerator)},
+            run_id=f"{path.name}-{os.urandom(3).hex()}",
+            warn=run.console.warn,
+        )
+
+    def emit(self, reading: Reading) -> None:
+        self.wandb.log(self.records.write(reading))
+        if reading.event == "eval":
+            self.console.evaluation(reading)
+
+    def measures(self, prefix: str, sums: Sums) -> dict[str, float]:
+        """The metrics of one evaluation set."""
+        nll, targets, text_bytes = [sums.nll], [sums.targets], [sums.text_bytes]
+        return {
+            f"{prefix}loss": sums.nll / sums.targets,
+            f"{prefix}perplexity": self.perplexity.compute(predictions=nll, references=targets)["perplexity"],
+            f"{prefix}bits_per_byte": self.bits_per_byte.compute(predictions=nll, references=text_bytes)["bits_per_byte"],
+            f"{prefix}targets": sums.targets,
+            f"{prefix}seconds": round(sums.seconds, 3),
+        }
+
+    def close(self, state: str) -> None:
+        self.records.close()
+        self.wandb.finish(0 if state == "finished" else 1)
+        from hfbsz.report import html  # matplotlib: only here, at the end
+
+        html.write([self.path], None)
+
+
+def _derived(plan: Plan) -> dict[str, Any]:
+    return {key: value for key, value in plan.to_dict().items() if key != "recipe"}
+
+
+def _machine(accelerator: Accelerator) -> dict[str, Any]:
+    """Versions, device and commit: what a number may depend on."""
+    import transformers
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    device = accelerator.device
+    return {
+        "hfbsz": hfbsz.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+def _hints(path: Path, name: str) -> list[str]:
+    other = "small_batch_pretrain" if name != "small_batch_pretrain" else "large_batch"
+    return [
+        f"look at it           open {path}/report.html",
+        f"another batch        accelerate launch scripts/pretrain.py recipe={other}",
+        f"lay them over        python scripts/report.py {path} runs/{other}-*",
+        f"load the model       AutoModelForCausalLM.from_pretrained({str(path)!r})",
+    ]
+
+
+def _show_finished(console: Console, path: Path) -> None:
+    reached: Mapping[str, str] = read_status(path).get("reached", {})
+    hints = ["to train it again: another seed=…, or another output_dir=…", *_hints(path, path.name)]
+    console.last_page("this run is finished already", reached, path, hints)
