@@ -10,10 +10,8 @@ import time
 from collections.abc import Iterable, Sequence
 from types import FrameType
 
-from hfbsz.errors import TrainingError, UserError
+from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, TrainingError, UserError
 from hfbsz.recipe import Loaded, help_text, list_recipes, load
-
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
 class Interrupt:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # exit codes; 0: finished
+
 
 class UserError(Exception):
     """Input that cannot be used: every line says what is wrong, where, and what would be right."""

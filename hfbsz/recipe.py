@@ -34,6 +34,11 @@ def _ramp(text: object) -> object:
     return text
 
 
+def _off(word: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if word is False else word
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -107,7 +112,7 @@ class Eval(_Part):
 
 class Log(_Part):
     every: AmountField = Field(Amount(5, "steps"), description="interval between records of training")
-    wandb: Literal["auto", "online", "offline", "off"] = Field(
+    wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_off)] = Field(
         "auto", description="Weights & Biases; auto: online where logged in, else offline"
     )
     project: str = Field("hfbsz", description="W&B project")

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 
 import hfbsz
 from hfbsz import metrics
 from hfbsz.amounts import short
-from hfbsz.cli import INTERRUPTED
 from hfbsz.data.batches import Windows
 from hfbsz.data.rows import Prepared, prepare, sample
 from hfbsz.data.tokenizer import load_tokenizer
-from hfbsz.errors import UserError
+from hfbsz.errors import INTERRUPTED, UserError
 from hfbsz.folder import RunFolder, path_of, read_status, write_text
 from hfbsz.loop import Sums, evaluate, train
 from hfbsz.model import build_model, build_optimizer
@@ -39,6 +39,7 @@ _COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait this long for rank 0 to t
 
 def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
     """Train what a recipe asks for; returns the exit code. Raises UserError for what does not fit."""
+    transformers.utils.logging.disable_progress_bar()
     _set_threads(loaded.recipe)
     accelerator = _accelerator(loaded.recipe)
     console = Console() if accelerator.is_main_process else None
@@ -90,7 +91,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
         mixed_precision="bf16" if precision == "bf16" else "no",
         cpu=not torch.accelerator.is_available(),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT),
         ],
     )
@@ -249,7 +250,9 @@ class _Reports:
 
     def __init__(self, run: _Run, path: Path) -> None:
         plan, recipe, self.console, self.path = run.plan, run.recipe, run.console, path
+        machine = _machine(run.accelerator)
         write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
+        write_text(path / "machine.json", json.dumps(machine, indent=1))
         self.records = JsonLines(path / "records.jsonl")
         self.perplexity, self.bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
         name = f"{run.label('model')}-{run.label('data')}-b{plan.largest_batch}-lr{recipe.optim.lr:g}-s{recipe.seed}"
@@ -261,7 +264,7 @@ class _Reports:
             group=recipe.log.group,
             job_type=run.job,
             name=name,
-            config={"recipe": recipe.to_dict(), "plan": _derived(plan), "machine": _machine(run.accelerator)},
+            config={"recipe": recipe.to_dict(), "plan": _derived(plan), "machine": machine},
             run_id=f"{path.name}-{os.urandom(3).hex()}",
             warn=run.console.warn,
         )
@@ -287,7 +290,10 @@ class _Reports:
         self.wandb.finish(0 if state == "finished" else 1)
         from hfbsz.report import html  # matplotlib: only here, at the end
 
-        html.write([self.path], None)
+        try:
+            html.write([self.path], None)
+        except Exception as problem:  # the model and the records are safe: a picture must not fail their run
+            self.console.warn(f"no page was drawn ({problem}): python scripts/report.py {self.path} tries again")
 
 
 def _derived(plan: Plan) -> dict[str, Any]:
@@ -296,8 +302,6 @@ def _derived(plan: Plan) -> dict[str, Any]:
 
 def _machine(accelerator: Accelerator) -> dict[str, Any]:
     """Versions, device and commit: what a number may depend on."""
-    import transformers
-
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     device = accelerator.device
     return {

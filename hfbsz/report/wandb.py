@@ -50,13 +50,15 @@ class WandbReporter:
     ) -> None:
         self._warn = warn
         self._faults: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._waiting: queue.SimpleQueue[Row | int] = queue.SimpleQueue()  # rows, and at the end the exit code
+        self._waiting: queue.SimpleQueue[dict[str, Any] | int] = (
+            queue.SimpleQueue()
+        )  # rows, and at the end the exit code
         self._opened = threading.Event()
         self._on = mode != "off" and not (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled")
         if not self._on:
             return
-        what = {"dir": str(folder), "project": project, "entity": entity, "group": group, "job_type": job_type}
-        what |= {"name": name, "config": dict(config), "id": run_id}
+        what: dict[str, Any] = {"dir": str(folder), "id": run_id, "name": name, "config": dict(config)}
+        what |= {"project": project, "entity": entity, "group": group, "job_type": job_type}
         self._thread = threading.Thread(target=self._work, args=(mode, what), name="wandb", daemon=True)
         self._thread.start()
         if not self._opened.wait(2 * INIT_SECONDS + SLACK_SECONDS):
@@ -66,7 +68,7 @@ class WandbReporter:
     def log(self, flat: Row) -> None:
         """Sends one line of records.jsonl; returns at once."""
         if self._on:
-            self._waiting.put(dict(flat))
+            self._waiting.put(dict(flat))  # a copy, for the caller may change its own
             if self._waiting.qsize() > WAITING_ROWS:
                 self._give_up(f"it leaves more than {WAITING_ROWS} rows waiting")
         self._tell()
@@ -94,7 +96,7 @@ class WandbReporter:
             with suppress(psutil.Error):
                 if child.name() == "wandb-core":
                     child.kill()
-        self._thread.join(1)  # the thread now meets a closed connection and ends
+        self._thread.join(0.3)  # it now meets a closed connection and ends
 
     def _switch_off(self, reason: str) -> None:
         if self._on:
@@ -109,8 +111,12 @@ class WandbReporter:
             if run is None:
                 self._on = False
                 return
+            known: set[str] = set()
             while not isinstance(item := self._waiting.get(), int):
-                run.log(item)
+                for metric in item.keys() - known:
+                    _define(run, metric)
+                known |= item.keys()
+                run.log(item)  # without `step=`: W&B drops what goes back
             self._close(run, item)
         except Exception as fault:  # whatever fails in W&B, the run goes on
             self._switch_off(_line(fault))
@@ -157,12 +163,16 @@ def _logged_in(server: str) -> bool:
 def _init(what: dict[str, Any], **how: Any) -> "wandb.Run":
     import wandb
 
-    run = wandb.init(**what, **how, reinit="create_new", settings=_settings())
-    run.define_metric("*", step_metric=AXIS, step_sync=False)
-    for name in NOT_DRAWN:
+    return wandb.init(**what, **how, reinit="create_new", settings=_settings())
+
+
+def _define(run: "wandb.Run", name: str) -> None:
+    """Gives a metric its axis. By name: wandb 0.31 leaves the matching of globs such as `*` to the server."""
+    if name in NOT_DRAWN:
         run.define_metric(name, hidden=True)
-    run.define_metric("eval/loss", step_metric=AXIS, step_sync=False, summary="min,last")
-    return run
+    else:
+        is_eval_loss = name.startswith("eval/") and name.endswith("/loss")
+        run.define_metric(name, step_metric=AXIS, step_sync=False, summary="min,last" if is_eval_loss else None)
 
 
 def _settings() -> "wandb.Settings":
@@ -183,11 +193,11 @@ def _settings() -> "wandb.Settings":
 
 def _tear_down() -> None:
     """Ends W&B's service process here, for at Python's exit its faults print a traceback."""
-    import wandb
-
     with suppress(Exception, SystemExit):
+        import wandb
+
         wandb.teardown()
 
 
 def _line(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {fault}".splitlines()[0][:200]
+    return f"{type(fault).__name__}: {fault}".splitlines()[0].removesuffix(": ")[:200]

@@ -1,0 +1,36 @@
+"""Print the plan of a recipe for any number of processes, without torch, data or GPUs.
+
+    python scripts/plan.py recipe=large_batch [world_size=64] [rows=N] [format=text|json] [key.path=value …]
+
+rows: the training rows (an epoch), where they are known.
+"""
+
+import json
+import sys
+
+from hfbsz.cli import complain, read_words
+from hfbsz.errors import UserError
+from hfbsz.plan import Facts, explain, resolve
+
+
+def main(words: list[str]) -> int:
+    options = {"world_size": "1", "rows": "", "format": "text"}
+    options |= {key: value for key, _, value in (w.partition("=") for w in words) if key in options}
+    try:
+        loaded = read_words("python scripts/plan.py", [w for w in words if w.partition("=")[0] not in options])
+        if loaded is None:
+            return 0 if words else 2
+        for name in ("world_size", "rows"):
+            if options[name] and not (options[name].isdigit() and int(options[name]) > 0):
+                raise UserError(f"{name}: {options[name]!r} is not a whole number above 0")
+        if options["format"] not in ("text", "json"):
+            raise UserError(f"format: {options['format']!r} is neither text nor json")
+        plan = resolve(loaded.recipe, int(options["world_size"]), Facts(rows=int(options["rows"] or 0) or None))
+    except UserError as problem:
+        return complain(problem.lines)
+    print(json.dumps(plan.to_dict(), indent=1) if options["format"] == "json" else explain(plan))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

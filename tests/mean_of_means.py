@@ -1,0 +1,24 @@
+"""pretrain.py with a deliberate fault: every micro-batch's mean counts the same, however many targets it holds."""
+
+from hfbsz.cli import entry
+from hfbsz.data.batches import Windows
+from hfbsz.tasks.language_modeling import LanguageModeling
+
+window, loss_sum = Windows.window, LanguageModeling.loss_sum
+counts: dict[str, int] = {}
+
+
+def counting(self, planned):
+    batches = window(self, planned)
+    counts.update(targets=sum(batch.targets for batch in batches), passes=len(batches))
+    return batches
+
+
+def wrong(self, model, batch):
+    loss = loss_sum(self, model, batch)
+    return loss * counts["targets"] / (batch.targets * counts["passes"]) if model.training else loss
+
+
+if __name__ == "__main__":
+    Windows.window, LanguageModeling.loss_sum = counting, wrong
+    entry("pretrain")

@@ -1,0 +1,294 @@
+"""What W&B is told is what records.jsonl holds, and no fault of W&B stops or slows a run.
+
+wandb keeps state in a process, so every scenario is a process of its own, with its own home and on loopback only.
+"""
+
+import gzip
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from hfbsz.record import Reading
+
+KEY = "0123456789" * 4
+SCENARIO = """
+import json, os, signal, sys, time
+from pathlib import Path
+import psutil
+from hfbsz.report import wandb as report
+
+report.FINISH_SECONDS, report.SLACK_SECONDS = 3.0, 2.0
+report.WAITING_ROWS = 2_000
+told, slowest = [], 0.0
+
+def start(mode):
+    begin = time.monotonic()
+    reporter = report.WandbReporter(
+        folder=Path("run"), mode=mode, project="p", entity=None, group="g", job_type="pretrain", name="n",
+        config={"batch": {"size": "64 sequences"}, "plan": {"steps": 9}}, run_id="abcd1234", warn=told.append,
+    )
+    return reporter, time.monotonic() - begin
+
+def log(reporter, rows):
+    global slowest
+    for row in rows:
+        begin = time.monotonic()
+        reporter.log(row)
+        slowest = max(slowest, time.monotonic() - begin)
+
+def end(reporter, started):
+    begin = time.monotonic()
+    reporter.finish()
+    seconds = {"start": started, "log": slowest, "finish": time.monotonic() - begin}
+    print(json.dumps({"told": told, "imported": "wandb" in sys.modules, **seconds}))
+
+def core():
+    return next(child for child in psutil.Process().children() if child.name() == "wandb-core")
+
+rows = json.loads(Path("rows.json").read_text())
+"""
+PLAIN = 'reporter, started = start("{mode}"); log(reporter, rows); end(reporter, started)'
+
+
+@pytest.fixture(scope="module")
+def reader() -> ModuleType:
+    path = Path(__file__).parents[1] / "wandb_reader.py"
+    spec = importlib.util.spec_from_file_location("wandb_reader", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[dict[str, float | str]]:
+    """Lines as records.jsonl holds them, in every kind of event, with awkward floats."""
+    lines = [{"time": 1.7e9, **Reading("lifecycle", 0, 0, 0, 0.0, {"lifecycle/what": "started"}).flat()}]
+    for step in range(1, 50):
+        event, values = "step", {"train/loss": 10 / 3 / step, "batch/global": 8, "train/learning_rate": 1e-7 / step}
+        if step % 10 == 0:
+            event, values = "eval", {"eval/loss": 0.1 + abs(step - 20) / 7, "eval/code/loss": 1 / step}
+        reading = Reading(event, step, 8 * step, 2**40 + 1024 * step, step / 9, values)
+        lines.append({"time": 1.7e9 + step / 3, **reading.flat()})
+    lines[5] |= {"train/loss": math.nan, "train/grad_norm": math.inf}
+    (tmp_path / "rows.json").write_text(json.dumps(lines))
+    return lines
+
+
+def play(place: Path, body: str, seconds: float = 40, **env: str) -> dict[str, Any]:
+    """Runs a scenario in an environment that knows nothing of the user's W&B."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    clean |= {"HOME": str(place), "NETRC": str(place / "netrc"), "WANDB_ERROR_REPORTING": "false"}
+    clean |= {"PYTHONUNBUFFERED": "1", "NO_PROXY": "*", "no_proxy": "*"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCENARIO + body],
+        cwd=place, env=clean | env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    (line,) = done.stdout.splitlines()  # nothing of W&B on the console
+    return json.loads(line)
+
+
+def same(read: list[dict[str, Any]], rows: list[dict[str, float | str]]) -> bool:
+    """Equal to the last bit and NaN to NaN; W&B writes 1.0 as 1 and orders the keys of a row as it likes."""
+
+    def plain(row: dict[str, Any]) -> str:
+        return repr(sorted((name, v if isinstance(v, str) else float(v)) for name, v in row.items()))
+
+    return [plain(row) for row in read] == [plain(row) for row in rows]
+
+
+def the_folder(place: Path, pattern: str) -> Path:
+    (folder,) = (place / "run" / "wandb").glob(pattern)
+    return folder
+
+
+class FakeServer(ThreadingHTTPServer):
+    """As much of a W&B server as wandb-core asks for; keeps the history and the last config sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.history: list[dict[str, Any]] = []
+        self.config: dict[str, Any] = {}
+        self.broken = False
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FakeServer
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        self.reply()
+
+    def do_PUT(self) -> None:
+        self.reply()
+
+    def reply(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        answer: dict[str, Any] = {}
+        if self.path == "/graphql":
+            answer = {"data": self.query(json.loads(body))}
+        elif self.path.endswith("/file_stream") and not self.server.broken:
+            sent = json.loads(body).get("files", {}).get("wandb-history.jsonl", {"content": []})
+            self.server.history += [json.loads(line) for line in sent["content"]]
+        data = json.dumps(answer).encode()
+        self.send_response(500 if self.server.broken else 200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def query(self, asked: dict[str, Any]) -> dict[str, Any]:
+        variables = asked["variables"]
+        if asked["operationName"] == "UpsertBucket":
+            if variables["config"]:
+                self.server.config = json.loads(variables["config"])
+            project = {"id": "p1", "name": "p", "entity": {"id": "e1", "name": "team"}}
+            run = {"id": "r1", "name": variables["name"], "displayName": "n", "description": "", "config": "{}"}
+            run |= {"sweepName": None, "historyLineCount": 0, "project": project}
+            return {"upsertBucket": {"bucket": run, "inserted": True}}
+        if asked["operationName"] == "CreateRunFiles":
+            files = [{"name": name, "uploadUrl": f"{self.server.url}/upload/{name}"} for name in variables["files"]]
+            return {"createRunFiles": {"runID": "r1", "uploadHeaders": [], "files": files}}
+        return {}
+
+
+@contextmanager
+def fake_server() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+def test_offline_run_holds_every_key_and_value(tmp_path: Path, rows: list, reader: ModuleType) -> None:
+    seen = play(tmp_path, PLAIN.format(mode="auto"))
+    assert seen["told"] == []
+    run = reader.read_run(the_folder(tmp_path, "*run-*"))
+    assert same(run.history, rows)
+    assert (run.name, run.group, run.job_type) == ("n", "g", "pretrain")
+    assert (run.run_id, run.project, run.exit_code) == ("abcd1234", "p", 0)
+    assert run.config["batch"] == {"size": "64 sequences"} and run.config["plan"] == {"steps": 9}
+    assert run.metrics["train/loss"].step_metric == "train/num_input_tokens_seen"
+    assert run.metrics["train/sequences"].options.hidden
+    for name in ("eval/loss", "eval/code/loss"):
+        assert run.metrics[name].summary.min and run.metrics[name].summary.last
+
+
+def test_exit_code_and_the_callers_own_changes(tmp_path: Path, rows: list, reader: ModuleType) -> None:
+    body = 'reporter, _ = start("offline"); row = dict(rows[1]); reporter.log(row); row.clear(); reporter.finish(1)'
+    play(tmp_path, body + '; reporter.log(rows[2]); print("{}")', WANDB_API_KEY=KEY)
+    run = reader.read_run(the_folder(tmp_path, "*run-*"))
+    assert same(run.history, rows[1:2]) and run.exit_code == 1
+
+
+def test_online_where_logged_in(tmp_path: Path, rows: list) -> None:
+    with fake_server() as server:
+        (tmp_path / "netrc").write_text(f"machine 127.0.0.1:{server.server_port}\n login user\n password {KEY}\n")
+        (tmp_path / "netrc").chmod(0o600)
+        seen = play(tmp_path, PLAIN.format(mode="auto"), WANDB_BASE_URL=server.url)
+    assert seen["told"] == [] and seen["log"] < 0.5
+    sent = [{name: value for name, value in row.items() if name[0] != "_"} for row in server.history]
+    assert same(sent, rows)
+    metrics = server.config["_wandb"]["value"]["m"]
+    axis_of = {entry["1"]: metrics[entry["5"] - 1]["1"] for entry in metrics if "5" in entry}
+    assert axis_of["eval/loss"] == axis_of["train/loss"] == "train/num_input_tokens_seen"
+    assert KEY not in json.dumps(server.config)
+
+
+def test_server_that_is_down(tmp_path: Path, rows: list, reader: ModuleType) -> None:
+    with FakeServer() as closed:
+        url = closed.url
+    begin = time.monotonic()
+    seen = play(tmp_path, PLAIN.format(mode="online"), WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
+    assert time.monotonic() - begin < 25
+    (warning,) = seen["told"]
+    assert "offline" in warning and KEY not in warning
+    assert same(reader.read_run(the_folder(tmp_path, "offline-run-*")).history, rows)
+
+
+@pytest.mark.parametrize("key", [None, "short"])
+def test_online_without_a_usable_key_is_told_and_asks_nothing(
+    tmp_path: Path, rows: list, reader: ModuleType, key: str | None
+) -> None:
+    seen = play(tmp_path, PLAIN.format(mode="online"), **({"WANDB_API_KEY": key} if key else {}))
+    assert len(seen["told"]) == 1 and seen["start"] < 8
+    assert same(reader.read_run(the_folder(tmp_path, "*run-*")).history, rows)
+
+
+def test_server_that_fails_midway(tmp_path: Path, rows: list, reader: ModuleType) -> None:
+    body = """
+reporter, started = start("auto")
+log(reporter, rows[:20])
+Path("half").touch()
+while not Path("broken").exists(): time.sleep(0.02)
+log(reporter, rows[20:])
+end(reporter, started)
+"""
+    with fake_server() as server:
+
+        def break_midway() -> None:
+            while not (tmp_path / "half").exists():
+                time.sleep(0.02)
+            server.broken = True
+            (tmp_path / "broken").touch()
+
+        threading.Thread(target=break_midway, daemon=True).start()
+        seen = play(tmp_path, body, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    assert seen["log"] < 0.5 and seen["finish"] < 8
+    (warning,) = seen["told"]
+    assert "wandb sync" in warning
+    assert same(reader.read_run(the_folder(tmp_path, "run-*")).history, rows)
+
+
+@pytest.mark.parametrize("fate", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("rows_after", [30, 3_000])
+def test_service_that_dies_or_hangs_midway(tmp_path: Path, rows: list, fate: str, rows_after: int) -> None:
+    body = f"""
+reporter, started = start("offline")
+log(reporter, rows)
+time.sleep(0.5)
+core().send_signal(signal.{fate})
+time.sleep(0.2)
+log(reporter, (rows * {rows_after})[:{rows_after}])
+end(reporter, started)
+assert all(child.status() == "zombie" for child in psutil.Process().children())
+"""
+    seen = play(tmp_path, body)
+    assert seen["log"] < 0.5 and seen["finish"] < 8
+    (warning,) = seen["told"]
+    assert "records.jsonl" in warning
+
+
+@pytest.mark.parametrize(("mode", "env"), [("auto", {"WANDB_MODE": "disabled"}), ("off", {})])
+def test_off_writes_and_imports_nothing(tmp_path: Path, rows: list, mode: str, env: dict[str, str]) -> None:
+    seen = play(tmp_path, PLAIN.format(mode=mode), **env)
+    assert not seen["imported"] and seen["told"] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_environment_asks_for_offline(tmp_path: Path, rows: list) -> None:
+    seen = play(tmp_path, PLAIN.format(mode="auto"), WANDB_MODE="offline", WANDB_API_KEY=KEY)
+    assert seen["told"] == [] and the_folder(tmp_path, "*run-*").name.startswith("offline-run-")

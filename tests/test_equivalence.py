@@ -1,0 +1,61 @@
+"""One global batch gives one gradient and one trajectory, however it is split: through the real command line."""
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, records
+from safetensors.numpy import load_file
+
+SPLITS = {"4x2": (4, 1), "2x4": (2, 1), "1x8": (1, 1), "2 ranks of 4x1": (4, 2), "2 ranks of 2x2": (2, 2)}
+
+
+@pytest.fixture(scope="module")
+def train(hfbsz, ragged, tmp_path_factory):
+    def run(micro, processes=1, precision="fp64", script="pretrain.py"):
+        folder = tmp_path_factory.mktemp("run") / "run"
+        words = [TINY, f"data.files={ragged}", f"batch.micro_max={micro}", f"precision={precision}", f"output_dir={folder}"]
+        ended = hfbsz(script, *words, processes=processes)
+        assert ended.code == 0, ended.err
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(train):
+    return train(8)
+
+
+def deviation(one, other, steps=50) -> float:
+    """The largest relative difference of losses and gradient norms over the first steps."""
+    first, second = records(one, "step")[:steps], records(other, "step")[:steps]
+    assert len(first) == len(second) == steps
+    return max(
+        abs(a[name] - b[name]) / abs(b[name])
+        for a, b in zip(first, second, strict=True)
+        for name in ("train/loss", "train/grad_norm")
+    )
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_split_changes_nothing(train, whole, split):
+    """float64: 50 steps from initialisation to 1e-9."""
+    micro, processes = SPLITS[split]
+    folder = train(micro, processes)
+    step = records(folder, "step")[0]
+    assert (step["batch/micro"], step["batch/accumulation"]) == (micro, 8 // micro // processes)
+    assert deviation(folder, whole) < 1e-9
+    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, whole))
+    for name, weight in theirs.items():
+        assert np.linalg.norm(ours[name] - weight) <= 1e-9 * np.linalg.norm(weight)
+    ends = [records(path, "eval")[-1]["eval/loss"] for path in (folder, whole)]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-9)  # evaluated with other micro-batches and ranks
+
+
+def test_float32_holds_the_first_steps(train):
+    assert deviation(train(2, precision="fp32"), train(8, precision="fp32"), steps=10) < 1e-5
+
+
+def test_the_mean_of_means_is_told_apart(train, whole):
+    """The same run with each micro-batch's own mean, as loops commonly have it, must fail the test above."""
+    folder = train(2, script=str(ROOT / "tests" / "mean_of_means.py"))
+    assert deviation(folder, whole) > 1e-3

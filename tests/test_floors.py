@@ -1,0 +1,53 @@
+"""The house: a file imports only from lower floors, and heavy packages stay where they belong."""
+
+import ast
+import subprocess
+import sys
+
+from conftest import ROOT
+
+FLOORS = [
+    {"errors", "amounts", "record"},
+    {"scaling", "schedule"},
+    {"recipe"},
+    {"plan"},
+    {"data", "model"},
+    {"tasks"},
+    {"folder", "loop"},
+    {"metrics"},
+    {"report"},
+    {"run"},
+    {"cli", "experiment"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy"}
+ALLOWED = {"wandb": {"report"}, "omegaconf": {"recipe"}, "pydantic": {"recipe"}, "accelerate": {"loop", "run"}, "rich": {"report"}}
+REPORT_MAY_KNOW = {"record", "plan", "amounts", "errors"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_go_down():
+    for path in (ROOT / "hfbsz").rglob("*.py"):
+        part = path.relative_to(ROOT / "hfbsz").with_suffix("").parts[0]
+        if part == "__init__":
+            continue
+        for name in imports(path):
+            package, *rest = name.split(".")
+            if package == "hfbsz" and rest and rest[0] in FLOOR and rest[0] != part:
+                assert FLOOR[rest[0]] < FLOOR[part], f"{path} imports {name}"
+                assert part != "report" or rest[0] in REPORT_MAY_KNOW, f"{path} imports {name}"
+            assert FLOOR[part] > FLOOR["plan"] or package not in HEAVY, f"{path} imports {name}"
+            assert part in ALLOWED.get(package, {part}), f"{path} imports {name}"
+
+
+def test_a_plan_needs_none_of_the_heavy_packages():
+    code = "import sys, hfbsz.plan, hfbsz.cli; print([m for m in %r if m in sys.modules])" % sorted(HEAVY)
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == "[]"

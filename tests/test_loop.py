@@ -1,0 +1,194 @@
+"""The loop in this process: gradients, decisions, collectors, faults."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hfbsz.data.batches import Windows
+from hfbsz.data.rows import prepare, sample
+from hfbsz.data.tokenizer import load_tokenizer
+from hfbsz.errors import TrainingError
+from hfbsz.loop import evaluate, seed_of, train
+from hfbsz.model import build_model, build_optimizer
+from hfbsz.plan import resolve
+from hfbsz.recipe import load
+from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling
+
+
+class Bench:
+    """A run's parts without its folder and reports."""
+
+    def __init__(self, ragged, *words):
+        self.recipe = load(["recipe=tests/tiny.yaml", f"data.files={ragged}", *words]).recipe
+        self.data = prepare(self.recipe.data, {}, lambda *_: None)
+        self.plan = resolve(self.recipe, 1, self.data.facts)
+        self.accelerator = Accelerator(cpu=True)
+        tokenizer = load_tokenizer(self.data.tokenizer_path)
+        self.model = build_model(self.recipe.model, tokenizer, self.recipe.seed, self.recipe.data.sequence_length)
+        self.optimizer = build_optimizer(self.model, self.recipe.optim, self.plan.betas)
+        self.task = LanguageModeling(tokenizer.eos_token_id)
+        self.windows = Windows(self.data.train, self.recipe.seed, self.task.collate, 0, 1)
+
+    def steps(self, **given):
+        return train(self.plan, self.model, self.optimizer, self.task, self.windows, self.accelerator, **given)
+
+
+class Gradients:
+    """Keeps the whole gradient of each measured step, before clipping."""
+
+    def before_window(self, model, planned):
+        self.model, self.passes = model, 0
+
+    def after_micro(self, index, batch):
+        self.passes += 1
+
+    def after_window(self):
+        self.whole = torch.cat([weight.grad.flatten().double() for weight in self.model.parameters()])
+        return {"test/passes": self.passes}
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch, cache):
+    from conftest import ROOT
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HFBSZ_CACHE", str(cache))
+
+
+def first_gradient(ragged, micro):
+    bench, collector = Bench(ragged, f"batch.micro_max={micro}"), Gradients()
+    step = next(bench.steps(collectors=[collector]))
+    assert step.collected == {"test/passes": 8 // micro}
+    return collector.whole, step
+
+
+def test_a_gradient_is_the_same_in_every_split_and_is_that_of_the_mean(ragged):
+    """Whole gradient, float32, ragged rows: 1e-6 relative L2; and equal to one plain backward of the mean."""
+    whole, step = first_gradient(ragged, 8)
+    for micro in (4, 2, 1):
+        assert torch.linalg.norm(first_gradient(ragged, micro)[0] - whole) < 1e-6 * torch.linalg.norm(whole)
+    bench = Bench(ragged)
+    (batch,) = bench.windows.window(bench.plan.step(0))
+    logits = bench.model(**batch.inputs).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED)
+    loss.backward()
+    plain = torch.cat([weight.grad.flatten().double() for weight in bench.model.parameters()])
+    assert torch.linalg.norm(plain - whole) < 1e-6 * torch.linalg.norm(whole)
+    assert step.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert step.grad_norm == pytest.approx(torch.linalg.norm(whole).item(), rel=1e-5)
+
+
+def test_collectors_are_called_on_logged_steps_alone(ragged):
+    class Counting(Gradients):
+        calls = 0
+
+        def after_window(self):
+            Counting.calls += 1
+            return {}
+
+    logged = [step.logged for step in Bench(ragged, "log.every=7steps").steps(collectors=[Counting()])]
+    assert Counting.calls == sum(logged) == 50 // 7 + 1
+
+
+def test_unlogged_steps_carry_no_numbers_and_the_loss_is_the_mean_since_the_last(ragged):
+    every = list(Bench(ragged, "log.every=1steps").steps())
+    fifth = list(Bench(ragged, "log.every=5steps").steps())
+    assert [step.loss is None for step in fifth[:5]] == [True] * 4 + [False]
+    mean = sum(step.loss * step.targets for step in every[:5]) / sum(step.targets for step in every[:5])
+    assert fifth[4].loss == pytest.approx(mean, rel=1e-6)
+    assert fifth[-1].grad_norm == pytest.approx(every[-1].grad_norm, rel=1e-4)
+    assert every[-1].tokens == sum(step.step_tokens for step in every) == sum(step.targets for step in every)
+
+
+def test_decisions_change_the_batch_between_two_steps(ragged):
+    bench, decisions = Bench(ragged), []
+    batches = []
+    for step in bench.steps(decisions=decisions):
+        batches.append(step.global_batch)
+        if step.clock == 80:
+            decisions.append((80, 16))
+    assert batches[9:12] == [8, 16, 16] and sum(batches) >= bench.plan.total
+
+
+def test_a_stop_ends_after_the_step(ragged):
+    bench = Bench(ragged)
+    seen = []
+    for step in bench.steps(stop=lambda: len(seen) == 3):
+        seen.append(step)
+    assert [step.step for step in seen] == [1, 2, 3]
+
+
+def poisoned(bench, bad):
+    """The loss of these steps is not a number."""
+    plain, clocks = bench.task.loss_sum, []
+    window = bench.windows.window
+
+    def remember(planned):
+        clocks.append(planned.clock // 8)
+        return window(planned)
+
+    bench.windows.window = remember
+    bench.task.loss_sum = lambda model, batch: plain(model, batch) * (math.nan if clocks[-1] in bad else 1)
+
+
+def test_a_non_finite_step_changes_no_weight_and_is_counted(ragged):
+    bench = Bench(ragged)
+    poisoned(bench, {3})
+    before, seen = None, []
+    for step in bench.steps():
+        weights = torch.cat([weight.detach().flatten().clone() for weight in bench.model.parameters()])
+        if step.step == 4:
+            assert torch.equal(weights, before)
+            moments = bench.optimizer.state[next(bench.model.parameters())]
+            assert moments["step"].item() == 3 and torch.isfinite(moments["exp_avg"]).all()
+        before = weights
+        seen.append(step)
+    assert [step.skipped for step in seen][2:6] == [0, 1, 1, 1] and seen[3].clock == 32
+    assert math.isnan(seen[3].loss) and math.isfinite(seen[-1].loss)
+
+
+def test_steps_failing_in_a_row_end_the_run_with_their_rows(ragged):
+    bench = Bench(ragged, "optim.nonfinite_limit=3")
+    poisoned(bench, {5, 7, 8, 9, 10})
+    with pytest.raises(TrainingError) as caught:
+        list(bench.steps())
+    rows = bench.windows.row_numbers(56, 80).tolist()
+    assert "3 steps in a row" in str(caught.value) and ", ".join(map(str, rows[:5])) in str(caught.value)
+
+
+def test_a_window_without_targets_is_refused(ragged):
+    bench = Bench(ragged)
+    plain = bench.task.collate
+    bench.windows.collate = lambda rows: plain([None] * len(rows))
+    with pytest.raises(TrainingError, match="holds no targets"):
+        next(bench.steps())
+
+
+def test_an_evaluation_does_not_depend_on_its_batch(ragged):
+    bench = Bench(ragged)
+    rows = bench.data.sets[""]
+    sums = [evaluate(bench.model, bench.task, rows, range(len(rows)), micro, bench.accelerator) for micro in (1, 4, 16)]
+    assert len({one.targets for one in sums}) == len({one.text_bytes for one in sums}) == 1
+    assert max(one.nll for one in sums) / min(one.nll for one in sums) < 1 + 1e-6
+    assert list(sample(10, 4)) == [0, 2, 5, 7] and len(sample(3, 10)) == 3
+
+
+def test_every_micro_batch_has_a_seed_of_its_own():
+    seeds = {seed_of(seed, clock, rank, micro) for seed in (0, 1) for clock in (0, 8) for rank in (0, 1) for micro in (0, 1)}
+    assert len(seeds) == 16 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_weight_decay_skips_norms_and_biases_as_the_trainer_does(ragged):
+    from transformers import Trainer
+
+    bench = Bench(ragged, "model=tiny_gpt2")
+    own = {name for name, _ in bench.model.named_parameters()}  # a tied head is named once
+    names = own & set(Trainer.get_decay_parameter_names(None, bench.model))
+    decayed = {id(weight) for weight in bench.optimizer.param_groups[0]["params"]}
+    assert {name for name, weight in bench.model.named_parameters() if id(weight) in decayed} == names
+    next(bench.steps())
+    planned = bench.plan.step(0)
+    assert [g["weight_decay"] for g in bench.optimizer.param_groups] == [planned.weight_decay, 0.0]
+    assert {g["lr"] for g in bench.optimizer.param_groups} == {planned.learning_rate}

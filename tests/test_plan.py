@@ -1,0 +1,191 @@
+import math
+
+import pytest
+
+from hfbsz.amounts import Amount
+from hfbsz.errors import UserError
+from hfbsz.plan import Facts, check_environment, explain, from_dict, resolve
+from hfbsz.recipe import load
+
+RAMPS = {
+    "fixed": ["batch.size=64seq"],
+    "staged": ["batch.ramp=0:8 30%:32 200ktok:64"],
+    "falling": ["batch.ramp=0:64 50%:16"],
+    "doubling": ["batch.start=8seq", "batch.size=64seq", "batch.ramp=doubling:75%"],
+    "linear": ["batch.ramp=linear:8,64,50%"],
+    "linear fields": ["batch.start=8seq", "batch.size=64seq", "batch.ramp=linear:50%"],
+    "held": ["batch.start=8seq", "batch.size=64seq", "batch.ramp=doubling:75%", "batch.lr=held"],
+}
+SEESAW = ["batch.start=8seq", "batch.size=64seq", "batch.ramp=seesaw:2"]
+
+
+def plan(*words, world=1, rows=25_000):
+    return resolve(load(["duration=500ktok", "scaling.reference=1024tok", *words]).recipe, world, Facts(rows=rows))
+
+
+def refused(*words, **given):
+    with pytest.raises(UserError) as caught:
+        plan(*words, **given)
+    return caught.value.lines
+
+
+@pytest.mark.parametrize("world", [1, 8, 64, 1024])
+def test_2048_sequences_on_many_processes(world):
+    planned = plan("batch.size=2048seq", "duration=1Btok", world=world).step(0)
+    assert planned.micro_batch * planned.accumulation * world == planned.global_batch == 2048
+
+
+def test_2048_sequences_on_7_processes_names_the_nearest():
+    (line,) = refused("batch.size=2048seq", world=7)
+    assert "2044 or 2051" in line
+
+
+@pytest.mark.parametrize("ramp", [*RAMPS, "seesaw"])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_walk_sums_to_the_budget_and_less_than_one_batch(ramp, world):
+    made = plan(*RAMPS.get(ramp, SEESAW), world=world)
+    walked = list(made.walk())
+    assert walked[0].clock == 0 and walked[-1].next_clock >= made.total > walked[-1].clock
+    assert all(a.next_clock == b.clock for a, b in zip(walked, walked[1:], strict=False))
+    assert len(walked) == made.steps
+    for step in walked:
+        assert step.global_batch == step.micro_batch * step.accumulation * world
+        assert step == made.step(step.clock)
+
+
+@pytest.mark.parametrize("ramp", RAMPS)
+@pytest.mark.parametrize("shape", ["cosine", "wsd", "linear"])
+def test_the_end_of_the_schedule_under_every_ramp(ramp, shape):
+    """rate ÷ rule multiplier of the last batch = floor × reference rate."""
+    made = plan(*RAMPS[ramp], f"schedule.shape={shape}", "schedule.floor=0.1", "optim.lr=3e-3")
+    last = list(made.walk())[-1]
+    ratio = made.phases[0].batch / 8 if ramp == "held" else last.ratio
+    assert last.learning_rate / math.sqrt(ratio) == pytest.approx(0.1 * 3e-3)
+
+
+def test_seesaw_keeps_rate_times_root_batch_and_ends_at_the_root_of_the_floor():
+    made = plan(*SEESAW, "schedule.floor=0.12", "optim.lr=3e-3")
+    assert [phase.batch for phase in made.phases] == [8, 16, 32, 64]
+    walked = [s for s in made.walk() if s.clock > made.shape.warmup]
+    assert walked[-1].learning_rate == pytest.approx(3e-3 * math.sqrt(0.125))
+    inside = [s for s in walked if made.batch_at(s.next_clock) == s.global_batch]
+    assert {round(s.learning_rate * math.sqrt(s.global_batch), 9) for s in inside} == {round(3e-3 * math.sqrt(8), 9)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "cut", "saved"),
+    [("quarter_cosine", 2, 0.220), ("quarter_cosine", 1.1, 0.338), ("cosine", 2, 0.378), ("cosine", 1.1, 0.479)],
+)
+def test_seesaw_saves_the_published_steps(shape, cut, saved):
+    made = plan(
+        "batch.start=1024seq", "batch.size=1Bseq", f"batch.ramp=seesaw:{cut}", "duration=100Mseq", "schedule.floor=0",
+        "schedule.warmup=0seq", f"schedule.shape={shape}", "batch.micro_max=1", rows=None,
+    )  # fmt: skip
+    assert 1 - made.steps / (made.total / 1024) == pytest.approx(saved, abs=5e-4)
+
+
+def test_a_step_takes_its_batch_before_and_its_rate_after():
+    made = plan("batch.ramp=0:8 100seq:16", "schedule.shape=linear", "schedule.warmup=0seq", "schedule.floor=0", "scaling.rule=none")
+    assert made.step(96).global_batch == 8 and made.step(104).global_batch == 16
+    assert made.step(0).learning_rate == pytest.approx(3e-3 * (1 - 8 / made.total))
+
+
+def test_decisions_override_the_ramp_from_their_clock_on():
+    made = plan("batch.size=8seq")
+    assert [made.step(clock, [(80, 16), (160, 32)]).global_batch for clock in (72, 80, 160)] == [8, 16, 32]
+    assert made.step(80, [(80, 16)]).learning_rate > made.step(72).learning_rate * 1.3
+
+
+def test_rate_and_weight_decay_follow_the_ramp_or_are_held():
+    follow, held = plan(*RAMPS["doubling"]), plan(*RAMPS["held"])
+    late = follow.phases[-1].clock
+    assert follow.step(late).learning_rate / held.step(late).learning_rate == pytest.approx(math.sqrt(8))
+    assert follow.step(late).weight_decay == pytest.approx(0.1 * 8 / math.sqrt(8))
+    assert held.step(late).weight_decay == pytest.approx(0.1 * 8)
+    assert plan(*RAMPS["doubling"], "scaling.weight_decay=keep").step(late).weight_decay == 0.1
+
+
+def test_beta2_takes_the_mean_ratio_once():
+    made = plan(*RAMPS["doubling"], "scaling.beta2=half_life", "optim.betas=[0.9,0.999]")
+    walked = list(made.walk())
+    mean = sum(s.ratio * s.global_batch for s in walked) / sum(s.global_batch for s in walked)
+    (betas,) = {step.betas for step in walked}
+    assert betas == pytest.approx((0.9, 0.999**mean))
+
+
+def test_one_micro_batch_serves_every_phase():
+    assert plan(*RAMPS["doubling"], "batch.micro_max=6").micro_batch == 4
+    made = plan("batch.ramp=0:22 50%:44", "batch.micro_max=8")
+    assert made.micro_batch == 2 and "22→24, 44→48" in made.warnings[0]
+
+
+def test_steps_epochs_and_tokens_are_one_clock():
+    assert plan("batch.size=8seq", "duration=300steps").steps == 300
+    assert plan(*RAMPS["doubling"], "duration=300steps").steps == 300
+    assert plan("batch.size=8seq", "duration=2epochs", rows=1000).total == 2000
+    assert plan("batch.size=8192tok", "duration=128ktok").step(0).global_batch == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["batch.size=100tok"], "128 tokens (1 sequences)"),
+        (["batch.ramp=0:8 50%:16 20%:32"], "thresholds must rise"),
+        (["batch.ramp=0:8 50%:16", "batch.size=32seq"], "not the largest batch of the ramp"),
+        (["batch.size=8seq", "optim.betas=[0.99,0.95]"], "β1²"),
+        (["batch.size=8seq", "schedule.warmup=90%", "schedule.shape=wsd"], "shorten them"),
+        (["batch.size=8seq", "duration=10%"], "is no length"),
+        (["batch.size=8seq", "batch.start=4seq"], "needs a ramp"),
+        (["batch.size=64seq", "batch.ramp=doubling:75%"], "needs a first batch"),
+        ([*SEESAW, "scaling.rule=none"], "scaling.rule=sqrt"),
+        ([*SEESAW, "schedule.shape=constant"], "decaying schedule.shape"),
+        (["batch.size=0seq"], "not a whole number above 0"),
+        (["batch.size=3steps"], "is no batch"),
+        ([], "say how many"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(words, message):
+    lines = refused(*words)
+    assert len(lines) == 1 and message in lines[0]
+
+
+def test_a_corpus_below_one_batch_is_refused_and_epochs_are_told():
+    assert "fewer than one batch" in refused("batch.size=64seq", rows=63)[0]
+    assert any("overfitting" in warning for warning in plan("batch.size=64seq", rows=1000).warnings)
+    with pytest.raises(UserError, match="rows=N"):
+        plan("batch.size=8seq", "duration=2epochs", rows=None)
+
+
+def test_the_launchers_accumulation_must_be_the_plans():
+    made, ramp = plan("batch.size=64seq"), plan(*RAMPS["doubling"])
+    name = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+    check_environment(made, {}), check_environment(made, {name: "1"}), check_environment(made, {name: "8"})
+    for wrong in (made, {name: "4"}), (ramp, {name: "8"}):
+        with pytest.raises(UserError, match="contradicts the plan"):
+            check_environment(*wrong)
+
+
+def test_intervals():
+    made = plan("batch.size=8seq")
+    by_share = [s.next_clock for n, s in enumerate(made.walk(), 1) if made.due(Amount.parse("25%"), n, s.clock, s.next_clock)]
+    assert len(by_share) == 4 and by_share[-1] >= made.total
+    by_steps = [n for n, s in enumerate(made.walk(), 1) if made.due(Amount.parse("100 steps"), n, s.clock, s.next_clock)]
+    assert by_steps[:2] == [100, 200] and by_steps[-1] == made.steps
+    assert not made.due(Amount.parse("0%"), 1, 0, 8)
+
+
+def test_ragged_rows_are_converted_by_their_mean_and_marked():
+    recipe = load(["data.pack=false", "batch.size=1024tok", "duration=32ktok"]).recipe
+    made = resolve(recipe, 1, Facts(rows=9000, tokens_per_row=31.7))
+    assert made.step(0).global_batch == round(1024 / 31.7) and "≈" in explain(made)
+
+
+def test_a_plan_comes_back_from_its_json():
+    made = plan(*RAMPS["doubling"], world=4)
+    assert from_dict(made.to_dict()) == made
+
+
+def test_explain_shows_the_equation_the_rule_and_its_source():
+    text = explain(plan(*RAMPS["doubling"], world=4))
+    for part in ("micro 2 × accumulation 8 × processes 4 = 64 sequences", "Malladi et al. 2022", "κ = 1 → 8", "Wang & Aitchison"):
+        assert part in text

@@ -1,0 +1,96 @@
+import pytest
+from conftest import ROOT
+
+from hfbsz.errors import UserError
+from hfbsz.recipe import Recipe, fields, from_mapping, help_text, list_recipes, load, read_yaml, write_yaml
+
+
+def refused(*words):
+    with pytest.raises(UserError) as caught:
+        load(words)
+    return caught.value.lines
+
+
+def test_later_wins_and_every_value_knows_its_source():
+    loaded = load(["recipe=large_batch", "optim.lr=1e-3", "model=tiny_gpt2"])
+    assert loaded.recipe.optim.lr == 1e-3 and loaded.sources["optim.lr"] == "command line"
+    assert loaded.recipe.model.shape["model_type"] == "gpt2" and "hidden_size" not in loaded.recipe.model.shape
+    assert loaded.sources["model.shape.n_embd"] == "model/tiny_gpt2.yaml"
+    assert loaded.sources["batch.ramp"] == "large_batch.yaml"
+    assert loaded.sources["schedule.shape"] == "small_batch_pretrain.yaml"  # its base
+    assert "seed" not in loaded.sources
+    shown = help_text(loaded)
+    assert all(f"  {name}=" in shown for name, _ in fields())
+    assert "optim.lr=0.001   (float; command line)" in shown and "seed=0   (int; default)" in shown
+
+
+def test_all_errors_come_at_once_one_line_each():
+    lines = refused("batch.sze=8seq", "optim.lr=-1", "seed=x", "model=tinny", "recipe=larg_batch", "batch.ramp=8:linear")
+    assert len(lines) == 6
+    text = "\n".join(lines)
+    for part in ("did you mean 'batch.size'", "optim.lr", "seed", "did you mean 'tiny'", "did you mean 'large_batch'", "is not a ramp"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("batch=8", "its fields are batch.size"),
+        ("modl=tiny", "did you mean 'model'"),
+        ("batch.size=64", "write a number and a unit"),
+        ("batch.size=-8seq", "negative"),
+        ("optim.betas=[0.9,1.5]", "optim.betas: Input should be less than 1"),
+        ("schedule.shape=cosin", "'cosine'"),
+        ("large_batch", "is not key=value"),
+        ("recipe=nowhere/x.yaml", "no such file"),
+        ("optim.lr=[1", "cannot read"),
+    ],
+)
+def test_a_mistake_names_itself_and_what_would_be_right(word, message):
+    (line,) = refused(word)
+    assert message in line
+
+
+def test_a_file_that_is_no_recipe(tmp_path):
+    for text, message in (("- a\n- b", "a recipe is a mapping"), ("a: [", "not valid YAML"), ("batch: {sizee: 3}", "did you mean 'batch.size'")):
+        path = tmp_path / "x.yaml"
+        path.write_text(text)
+        (line,) = refused(f"recipe={path}")
+        assert message in line
+    path.write_text(f"base: {path}")
+    assert "leads back" in refused(f"recipe={path}")[0]
+
+
+def test_recipes_are_frozen_and_come_back_from_yaml(tmp_path):
+    recipe = load(["recipe=large_batch"]).recipe
+    with pytest.raises(Exception, match="frozen"):
+        recipe.seed = 1
+    write_yaml(recipe.to_dict(), tmp_path / "recipe.yaml")
+    assert from_mapping(read_yaml(tmp_path / "recipe.yaml")) == recipe == load([f"recipe={tmp_path}/recipe.yaml"]).recipe
+
+
+def test_the_digest_follows_the_mathematics_alone():
+    def digest(*words):
+        return load(["recipe=large_batch", *words]).recipe.digest()
+
+    same = ["batch.micro_max=2", "log.every=1steps", "eval.rows=3", "output_dir=x", "threads=1", "log.wandb=off"]
+    assert {digest(word) for word in same} == {digest()}
+    assert len({digest(word) for word in ("seed=1", "optim.lr=1e-3", "batch.size=32seq", "duration=1Mtok")} | {digest()}) == 5
+
+
+def test_units_in_files_and_on_the_command_line_are_one(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("duration: 1.2M tokens\nbatch: {size: 64 sequences}\noptim: {lr: 3e-3}")
+    assert load([f"recipe={path}"]).recipe == load(["duration=1.2Mtok", "batch.size=64seq", "optim.lr=0.003"]).recipe
+
+
+def test_every_recipe_loads_and_says_what_it_shows():
+    assert {"large_batch", "small_batch_pretrain", "large_batch_unscaled", "ramp_doubling", "seesaw", "grow_not_decay", "debug"} <= {
+        name for name, _ in list_recipes()
+    }
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        head = path.read_text().splitlines()[:3]
+        assert all(line.startswith("# ") for line in head), path
+        assert f"accelerate launch scripts/pretrain.py recipe={path.stem}" in head[1]
+        assert "Expect: " in head[2]
+        assert load([f"recipe={path.stem}"]).recipe != Recipe()
