@@ -41,7 +41,9 @@ class RunFolder:
         except Timeout:
             holder = read_status(self.path)
             who = f" (process {holder['pid']} on {holder['host']})" if "pid" in holder else ""
-            raise UserError(f"{self.path}: another run is at work in this folder{who}: wait, or choose output_dir=…") from None
+            raise UserError(
+                f"{self.path}: another run is at work in this folder{who}: wait, or choose output_dir=…"
+            ) from None
         except OSError as problem:
             raise UserError(f"{self.path}: cannot be written: {problem.strerror}: choose output_dir=…") from None
         try:

@@ -96,7 +96,14 @@ class _State:
     """What the loop carries from step to step, on the device where reading it would cost a synchronisation."""
 
     def __init__(
-        self, plan: Plan, model: Any, optimizer: Any, task: Task, windows: Windows, accelerator: Any, agreement: Agreement
+        self,
+        plan: Plan,
+        model: Any,
+        optimizer: Any,
+        task: Task,
+        windows: Windows,
+        accelerator: Any,
+        agreement: Agreement,
     ) -> None:
         self.plan, self.model, self.optimizer, self.task = plan, model, optimizer, task
         self.windows, self.accelerator, self.agreement = windows, accelerator, agreement
@@ -145,7 +152,14 @@ class _State:
         self.streak = (self.streak + found) * found
 
     def finish(
-        self, planned: PlannedStep, step: int, targets: int, tokens: int, logged: bool, collected: Mapping, started: float
+        self,
+        planned: PlannedStep,
+        step: int,
+        targets: int,
+        tokens: int,
+        logged: bool,
+        collected: Mapping,
+        started: float,
     ) -> Step:
         """The Step of what was done; only a logged one waits for the device."""
         self.tokens += tokens
@@ -187,8 +201,8 @@ class _State:
         if streak >= limit:
             raise TrainingError(
                 f"{int(streak)} steps in a row had gradients that are not finite (loss sum {loss:g}): "
-                f"{self.rows_of(self.recent[0], self.recent[-1])}: lower optim.lr, lengthen schedule.warmup, or look at "
-                "these rows"
+                f"{self.rows_of(self.recent[0], self.recent[-1])}: lower optim.lr, lengthen schedule.warmup, or look "
+                "at these rows"
             )
         return {"loss": loss, "grad_norm": norm, "skipped": int(skipped)}
 
@@ -210,9 +224,7 @@ class Sums:
 
 
 @torch.no_grad()
-def evaluate(
-    model: Any, task: Task, rows: Rows, numbers: Sequence[int], micro_batch: int, accelerator: Any
-) -> Sums:
+def evaluate(model: Any, task: Task, rows: Rows, numbers: Sequence[int], micro_batch: int, accelerator: Any) -> Sums:
     """ΣNLL and Σtargets over the rows `numbers`, the same for every micro-batch and world size up to rounding."""
     started = time.perf_counter()
     model = accelerator.unwrap_model(model, keep_torch_compile=True)

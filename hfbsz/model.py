@@ -17,7 +17,9 @@ def build_model(wanted: Model, tokenizer: Any, seed: int, sequence_length: int) 
     from transformers import AutoModelForCausalLM
 
     if (wanted.path is None) == (wanted.shape is None):
-        raise UserError("model: name a preset (model=tiny), a folder or Hub id (model.path=…) or a model.shape, one of them")
+        raise UserError(
+            "model: name a preset (model=tiny), a folder or Hub id (model.path=…) or a model.shape, one of them"
+        )
     torch.manual_seed(seed)
     if wanted.path is not None:
         try:
@@ -40,7 +42,9 @@ def _config(shape: dict[str, Any], tokenizer: Any) -> Any:
 
     kind = shape.pop("model_type", None)
     if kind not in CONFIG_MAPPING:
-        raise UserError(f"model.shape.model_type: {kind!r} is no transformers model{did_you_mean(str(kind), CONFIG_MAPPING)}")
+        raise UserError(
+            f"model.shape.model_type: {kind!r} is no transformers model{did_you_mean(str(kind), CONFIG_MAPPING)}"
+        )
     known = AutoConfig.for_model(kind)
     for name in shape:
         if not hasattr(known, name):

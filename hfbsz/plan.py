@@ -9,6 +9,7 @@ its budget by less than one batch.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from hfbsz import schedule
@@ -140,7 +141,10 @@ class Plan:
             "accumulation": [phase.batch // (self.micro_batch * self.world_size) for phase in self.phases],
             "reference_sequences": self.reference,
             "ratio": {"first": first.ratio, "largest": peak.ratio, "mean": self.mean_ratio},
-            "learning_rate": {"first_batch": self._peak_rate(self.phases[0].batch), "largest_batch": self._peak_rate(largest.batch)},
+            "learning_rate": {
+                "first_batch": self._peak_rate(self.phases[0].batch),
+                "largest_batch": self._peak_rate(largest.batch),
+            },
             "weight_decay": {"first_batch": first.weight_decay, "largest_batch": peak.weight_decay},
             "betas": list(self.betas),
             "eps": self.recipe.optim.eps,
@@ -234,13 +238,17 @@ class _Resolver:
             self.errors.append("batch.start: a first batch needs a ramp to the size: batch.ramp=doubling:75%")
         if named:
             if size is not None and size != max(named):
-                self.errors.append(f"batch.size: {size} is not the largest batch of the ramp, {max(named)}: leave it out")
+                self.errors.append(
+                    f"batch.size: {size} is not the largest batch of the ramp, {max(named)}: leave it out"
+                )
             if start is not None and start != named[0]:
                 self.errors.append(f"batch.start: {start} is not the first batch of the ramp, {named[0]}: leave it out")
             return named[0], named[-1] if ramp and ramp.ends else max(named)
         if size is None:
             if batch.size is None:
-                self.errors.append("batch.size: say how many sequences or tokens an optimizer step takes, such as 64seq")
+                self.errors.append(
+                    "batch.size: say how many sequences or tokens an optimizer step takes, such as 64seq"
+                )
             return 1, 1
         if ramp and start is None and batch.start is None:
             self.errors.append(f"batch.start: the ramp '{batch.ramp}' needs a first batch, such as 8seq")
@@ -258,7 +266,9 @@ class _Resolver:
             value = round(value)  # ragged rows: tokens mean ≈ tokens ÷ mean length
         if value < 1 or value != int(value):
             low, row = max(1, math.floor(value)), self.tokens_per_row
-            near = " or ".join(f"{n * row:g} tokens ({n} sequences)" for n in dict.fromkeys((low, math.ceil(value) or 1)))
+            near = " or ".join(
+                f"{n * row:g} tokens ({n} sequences)" for n in dict.fromkeys((low, math.ceil(value) or 1))
+            )
             self.errors.append(f"{name}: '{amount}' is {value:g} sequences, not a whole number above 0: take {near}")
             return None
         return int(value)
@@ -281,8 +291,8 @@ class _Resolver:
             step = limit * self.world
             better = ", ".join(f"{batch}→{max(step, round(batch / step) * step)}" for batch in explicit)
             self.warnings.append(
-                f"micro-batch {micro} is below half of batch.micro_max={limit}, because it must divide every batch of a "
-                f"process; sizes that allow {limit}: {better} sequences"
+                f"micro-batch {micro} is below half of batch.micro_max={limit}, because it must divide every batch of "
+                f"a process; sizes that allow {limit}: {better} sequences"
             )
         return micro
 
@@ -320,8 +330,8 @@ class _Resolver:
         shape = schedule.Shape(wanted.shape, total, warmup, wanted.floor, decay, cut)
         if cut and (wanted.shape == "constant" or self.recipe.scaling.rule != "sqrt" or self.recipe.batch.lr == "held"):
             self.errors.append(
-                "batch.ramp: seesaw trades the decay of the rate for a larger batch: it needs a decaying schedule.shape, "
-                "scaling.rule=sqrt and batch.lr=follow"
+                "batch.ramp: seesaw trades the decay of the rate for a larger batch: it needs a decaying "
+                "schedule.shape, scaling.rule=sqrt and batch.lr=follow"
             )
         thresholds = self.thresholds(ramp, start, size, micro * self.world, shape) if not self.errors else []
         self.check_rising(thresholds)
@@ -346,7 +356,9 @@ class _Resolver:
         else:
             span = self.amount("batch.ramp", ramp.span, shape.total) or 0.0
             if span > shape.total:
-                self.errors.append(f"batch.ramp: '{self.recipe.batch.ramp}' is longer than the run, {shape.total} sequences")
+                self.errors.append(
+                    f"batch.ramp: '{self.recipe.batch.ramp}' is longer than the run, {shape.total} sequences"
+                )
             linear = ramp.kind == "linear"
             raw = schedule.linear(start, size, span, granule) if linear else schedule.doubling(start, size, span)
         rounded: list[tuple[float, int]] = []
@@ -358,7 +370,7 @@ class _Resolver:
 
     def check_rising(self, thresholds: Sequence[tuple[float, int]]) -> None:
         clocks = [at for at, _ in thresholds]
-        if any(later <= earlier for earlier, later in zip(clocks, clocks[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(clocks)):
             shown = ", ".join(f"{at:g}" for at in clocks)
             self.errors.append(f"batch.ramp: thresholds must rise, these are at {shown} sequences")
 
@@ -453,13 +465,19 @@ def explain(plan: Plan) -> str:
 
 
 def _phase_table(plan: Plan) -> list[str]:
-    lines = ["            from clock (seq)   share   batch (seq)   accumulation     steps      rate   before warmup and decay"]
+    heads = ("from clock (seq)", "share", "batch (seq)", "accumulation", "steps", "rate before warmup and decay")
+    lines = ["   ".join(["         ", *heads])]
     for phase in plan.phases:
-        accumulation = phase.batch // (plan.micro_batch * plan.world_size)
-        lines.append(
-            f"            {phase.clock:>16,}   {phase.clock / plan.total:>4.0%}   {phase.batch:>11,}   {accumulation:>12,}"
-            f"   {phase.steps:>7,}   {plan._peak_rate(phase.batch):>7.3g}"
+        cells = (
+            f"{phase.clock:,}",
+            f"{phase.clock / plan.total:.0%}",
+            f"{phase.batch:,}",
+            f"{phase.batch // (plan.micro_batch * plan.world_size):,}",
+            f"{phase.steps:,}",
+            f"{plan._peak_rate(phase.batch):.3g}",
         )
+        aligned = [f"{cell:>{len(head)}}" for cell, head in zip(cells, heads, strict=True)]
+        lines.append("   ".join(["         ", *aligned]))
     return lines
 
 

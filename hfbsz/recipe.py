@@ -53,7 +53,7 @@ class Model(_Part):
 class Data(_Part):
     files: str | list[str] = Field(
         "{stdlib}/**/*.py",
-        description="globs of UTF-8 text files (a file is a document) or .jsonl (a line is one); {stdlib}: Python's own source",
+        description="globs of UTF-8 text (a file is a document) or .jsonl (a line is one); {stdlib}: Python's source",
     )
     exclude: list[str] = Field([], description="names of folders that are left out")
     text: str = Field("text", description="the column of .jsonl lines that holds the text")
@@ -61,7 +61,9 @@ class Data(_Part):
     vocab_size: int = Field(2048, ge=258, description="entries of a tokenizer trained here")
     sequence_length: int = Field(128, ge=1, description="input tokens of a row")
     pack: bool = Field(True, description="fill rows across documents; false: a row holds one document, ragged")
-    validation: AmountField = Field(Amount(5, "%"), description="share of the documents held out by a hash of their name")
+    validation: AmountField = Field(
+        Amount(5, "%"), description="share of the documents held out by a hash of their name"
+    )
     validation_files: str | list[str] | None = Field(None, description="globs of other files to validate on instead")
 
 
@@ -121,13 +123,18 @@ class Log(_Part):
 
 
 class Recipe(_Part):
-    task: Literal["language_modeling"] = Field("language_modeling", description="what a row is and what its loss counts")
+    task: Literal["language_modeling"] = Field(
+        "language_modeling", description="what a row is and what its loss counts"
+    )
     model: Model = Field(Model(), description="preset of recipes/model, or fields")
     precision: Literal["auto", "fp32", "bf16", "fp64"] = Field(
-        "auto", description="auto: bf16 autocast over float32 weights where the device has it, else fp32; fp64: for tests"
+        "auto",
+        description="auto: bf16 autocast over float32 weights where the device has it, else fp32; fp64: for tests",
     )
     data: Data = Field(Data(), description="preset of recipes/data, or fields")
-    duration: AmountField = Field(Amount(1, "epochs"), description="training budget (tokens, sequences, steps or epochs)")
+    duration: AmountField = Field(
+        Amount(1, "epochs"), description="training budget (tokens, sequences, steps or epochs)"
+    )
     batch: Batch = Batch()
     optim: Optim = Optim()
     scaling: Scaling = Scaling()
@@ -288,7 +295,9 @@ def _pairs(words: Sequence[str], errors: list[str]) -> list[tuple[str, Any]]:
             errors.append(f"{word!r} is not key=value")
             continue
         try:
-            value = text if key in ("recipe", *PRESETS) else OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]))
+            value = (
+                text if key in ("recipe", *PRESETS) else OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]))
+            )
             pairs.append((key, value["v"] if isinstance(value, dict) else value))
         except Exception as problem:  # whatever the YAML reader makes of a user's text
             errors.append(f"{key}: cannot read {text!r}: {str(problem).splitlines()[0]}")
@@ -336,7 +345,11 @@ def _put(values: dict, key: str, value: Any, source: str, sources: dict, errors:
     free = ("model.shape", "eval.sets")  # mappings whose keys are the user's
     if key not in known and not key.startswith(tuple(f"{name}." for name in free)):
         inside = [name for name in known if name.startswith(f"{key}.")]
-        hint = f"; its fields are {', '.join(inside)}" if inside else did_you_mean(key, {*known, *(name.split(".")[0] for name in known)})
+        hint = (
+            f"; its fields are {', '.join(inside)}"
+            if inside
+            else did_you_mean(key, {*known, *(name.split(".")[0] for name in known)})
+        )
         errors.append(f"{key}: no such field ({source}){hint}")
         return
     *parents, last = key.split(".")

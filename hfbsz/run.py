@@ -145,7 +145,7 @@ class _Run:
         self.optimizer = build_optimizer(self.model, self.recipe.optim, self.plan.betas)
         pad = self.tokenizer.pad_token_id
         self.task = LanguageModeling(self.tokenizer.eos_token_id if pad is None else pad)
-        self.reports = _Reports(self, folder.path) if folder is not None else None
+        self.reports = _Reports(self, folder.path, console) if folder is not None and console is not None else None
         self.skipped = 0
 
     def _prepare(self) -> Prepared:
@@ -211,7 +211,9 @@ class _Run:
         self.tokenizer.save_pretrained(path)
         reached = self.reached(last, final)
         ended = "Trained to the end of its budget." if state == "finished" else "Stopped before the end of its budget."
-        card = model_card(self.loaded.name, self.label("model"), self.label("data"), str(path), ended, reached, self.plan)
+        card = model_card(
+            self.loaded.name, self.label("model"), self.label("data"), str(path), ended, reached, self.plan
+        )
         write_text(path / "README.md", card)
         self.emit(Reading("lifecycle", last.step, last.clock, last.tokens, last.seconds, {"state": state}))
         why = None if state == "finished" else "SIGINT"
@@ -242,14 +244,16 @@ class _Run:
             return named[0]
         if part == "data":
             return "own" if "data.files" in self.loaded.sources else "python_stdlib"
-        return Path(self.recipe.model.path).name if self.recipe.model.path else str(self.recipe.model.shape["model_type"])
+        return (
+            Path(self.recipe.model.path).name if self.recipe.model.path else str(self.recipe.model.shape["model_type"])
+        )
 
 
 class _Reports:
     """Where rank 0's readings go: records.jsonl first, then W&B and the console."""
 
-    def __init__(self, run: _Run, path: Path) -> None:
-        plan, recipe, self.console, self.path = run.plan, run.recipe, run.console, path
+    def __init__(self, run: _Run, path: Path, console: Console) -> None:
+        plan, recipe, self.console, self.path = run.plan, run.recipe, console, path
         machine = _machine(run.accelerator)
         write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
         write_text(path / "machine.json", json.dumps(machine, indent=1))
@@ -266,7 +270,7 @@ class _Reports:
             name=name,
             config={"recipe": recipe.to_dict(), "plan": _derived(plan), "machine": machine},
             run_id=f"{path.name}-{os.urandom(3).hex()}",
-            warn=run.console.warn,
+            warn=console.warn,
         )
 
     def emit(self, reading: Reading) -> None:
@@ -280,7 +284,9 @@ class _Reports:
         return {
             f"{prefix}loss": sums.nll / sums.targets,
             f"{prefix}perplexity": self.perplexity.compute(predictions=nll, references=targets)["perplexity"],
-            f"{prefix}bits_per_byte": self.bits_per_byte.compute(predictions=nll, references=text_bytes)["bits_per_byte"],
+            f"{prefix}bits_per_byte": self.bits_per_byte.compute(predictions=nll, references=text_bytes)[
+                "bits_per_byte"
+            ],
             f"{prefix}targets": sums.targets,
             f"{prefix}seconds": round(sums.seconds, 3),
         }

@@ -1,8 +1,9 @@
 """Run the product of lists of values and lay the results side by side.
 
-    python scripts/compare.py recipe=small_batch_pretrain,large_batch seed=0,1,2 [jobs=1] [launch=accelerate|python] [out=FILE.json]
+    python scripts/compare.py recipe=small_batch_pretrain,large_batch seed=0,1,2 [key.path=a,b …]
 
-Every combination is an ordinary run of scripts/pretrain.py; finished ones are not repeated.
+Every combination is an ordinary run of scripts/pretrain.py; finished ones are not repeated. Options: jobs=N runs at a
+time (1), launch=accelerate|python (accelerate), out=FILE.json for the table.
 """
 
 import json

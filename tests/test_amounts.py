@@ -40,4 +40,10 @@ def test_conversion_to_sequences():
 
 
 def test_short_counts():
-    assert [short(n) for n in (950, 9_500, 12_400, 1_200_000, 3_070_000_000)] == ["950", "9,500", "12.4k", "1.2M", "3.07B"]
+    assert [short(n) for n in (950, 9_500, 12_400, 1_200_000, 3_070_000_000)] == [
+        "950",
+        "9,500",
+        "12.4k",
+        "1.2M",
+        "3.07B",
+    ]

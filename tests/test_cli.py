@@ -53,7 +53,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(hfbsz, words, tmp_path, wrong, 
 
 def test_an_indivisible_batch_on_two_processes_speaks_once(hfbsz, words):
     ended = hfbsz("pretrain.py", *words, "batch.size=7seq", processes=2)
-    assert ended.code != 0 and [line for line in lines_of_launch(ended) if "take 6 or 8" in line] == lines_of_launch(ended)
+    assert ended.code != 0 and [line for line in lines_of_launch(ended) if "take 6 or 8" in line] == lines_of_launch(
+        ended
+    )
 
 
 def lines_of_launch(ended):
@@ -108,7 +110,9 @@ def test_an_unfinished_attempt_is_kept_aside(tmp_path):
 
 def test_sigint_ends_at_the_next_step_with_a_saved_model(words, tmp_path, environment):
     command = [sys.executable, "scripts/pretrain.py", *words, "duration=100000seq"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     run = tmp_path / "run"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not ((run / "records.jsonl").exists() and len(records(run, "step")) > 5):
@@ -151,5 +155,7 @@ def test_plan_prints_text_and_json(hfbsz):
 def test_a_threads_choice_reaches_torch(hfbsz, words, tmp_path):
     assert hfbsz("pretrain.py", *words, "duration=8seq").code == 0  # through the launcher, which sets OMP_NUM_THREADS=1
     command = "import json, sys; print(json.load(open(sys.argv[1]))['threads'])"
-    told = subprocess.run([sys.executable, "-c", command, tmp_path / "run" / "machine.json"], capture_output=True, text=True)
+    told = subprocess.run(
+        [sys.executable, "-c", command, tmp_path / "run" / "machine.json"], capture_output=True, text=True
+    )
     assert int(told.stdout) == len(os.sched_getaffinity(0))

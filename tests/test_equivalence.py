@@ -12,7 +12,13 @@ SPLITS = {"4x2": (4, 1), "2x4": (2, 1), "1x8": (1, 1), "2 ranks of 4x1": (4, 2),
 def train(hfbsz, ragged, tmp_path_factory):
     def run(micro, processes=1, precision="fp64", script="pretrain.py"):
         folder = tmp_path_factory.mktemp("run") / "run"
-        words = [TINY, f"data.files={ragged}", f"batch.micro_max={micro}", f"precision={precision}", f"output_dir={folder}"]
+        words = [
+            TINY,
+            f"data.files={ragged}",
+            f"batch.micro_max={micro}",
+            f"precision={precision}",
+            f"output_dir={folder}",
+        ]
         ended = hfbsz(script, *words, processes=processes)
         assert ended.code == 0, ended.err
         return folder

@@ -21,7 +21,13 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy"}
-ALLOWED = {"wandb": {"report"}, "omegaconf": {"recipe"}, "pydantic": {"recipe"}, "accelerate": {"loop", "run"}, "rich": {"report"}}
+ALLOWED = {
+    "wandb": {"report"},
+    "omegaconf": {"recipe"},
+    "pydantic": {"recipe"},
+    "accelerate": {"loop", "run"},
+    "rich": {"report"},
+}
 REPORT_MAY_KNOW = {"record", "plan", "amounts", "errors"}
 
 
@@ -49,5 +55,5 @@ def test_imports_go_down():
 
 
 def test_a_plan_needs_none_of_the_heavy_packages():
-    code = "import sys, hfbsz.plan, hfbsz.cli; print([m for m in %r if m in sys.modules])" % sorted(HEAVY)
+    code = f"import sys, hfbsz.plan, hfbsz.cli; print([m for m in {sorted(HEAVY)} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == "[]"

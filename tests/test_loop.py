@@ -176,7 +176,9 @@ def test_an_evaluation_does_not_depend_on_its_batch(ragged):
 
 
 def test_every_micro_batch_has_a_seed_of_its_own():
-    seeds = {seed_of(seed, clock, rank, micro) for seed in (0, 1) for clock in (0, 8) for rank in (0, 1) for micro in (0, 1)}
+    seeds = {
+        seed_of(seed, clock, rank, micro) for seed in (0, 1) for clock in (0, 8) for rank in (0, 1) for micro in (0, 1)
+    }
     assert len(seeds) == 16 and all(0 <= seed < 2**63 for seed in seeds)
 
 

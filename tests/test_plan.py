@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_a_walk_sums_to_the_budget_and_less_than_one_batch(ramp, world):
     made = plan(*RAMPS.get(ramp, SEESAW), world=world)
     walked = list(made.walk())
     assert walked[0].clock == 0 and walked[-1].next_clock >= made.total > walked[-1].clock
-    assert all(a.next_clock == b.clock for a, b in zip(walked, walked[1:], strict=False))
+    assert all(a.next_clock == b.clock for a, b in pairwise(walked))
     assert len(walked) == made.steps
     for step in walked:
         assert step.global_batch == step.micro_batch * step.accumulation * world
@@ -85,7 +86,13 @@ def test_seesaw_saves_the_published_steps(shape, cut, saved):
 
 
 def test_a_step_takes_its_batch_before_and_its_rate_after():
-    made = plan("batch.ramp=0:8 100seq:16", "schedule.shape=linear", "schedule.warmup=0seq", "schedule.floor=0", "scaling.rule=none")
+    made = plan(
+        "batch.ramp=0:8 100seq:16",
+        "schedule.shape=linear",
+        "schedule.warmup=0seq",
+        "schedule.floor=0",
+        "scaling.rule=none",
+    )
     assert made.step(96).global_batch == 8 and made.step(104).global_batch == 16
     assert made.step(0).learning_rate == pytest.approx(3e-3 * (1 - 8 / made.total))
 
@@ -167,9 +174,13 @@ def test_the_launchers_accumulation_must_be_the_plans():
 
 def test_intervals():
     made = plan("batch.size=8seq")
-    by_share = [s.next_clock for n, s in enumerate(made.walk(), 1) if made.due(Amount.parse("25%"), n, s.clock, s.next_clock)]
+    by_share = [
+        s.next_clock for n, s in enumerate(made.walk(), 1) if made.due(Amount.parse("25%"), n, s.clock, s.next_clock)
+    ]
     assert len(by_share) == 4 and by_share[-1] >= made.total
-    by_steps = [n for n, s in enumerate(made.walk(), 1) if made.due(Amount.parse("100 steps"), n, s.clock, s.next_clock)]
+    by_steps = [
+        n for n, s in enumerate(made.walk(), 1) if made.due(Amount.parse("100 steps"), n, s.clock, s.next_clock)
+    ]
     assert by_steps[:2] == [100, 200] and by_steps[-1] == made.steps
     assert not made.due(Amount.parse("0%"), 1, 0, 8)
 
@@ -187,5 +198,10 @@ def test_a_plan_comes_back_from_its_json():
 
 def test_explain_shows_the_equation_the_rule_and_its_source():
     text = explain(plan(*RAMPS["doubling"], world=4))
-    for part in ("micro 2 × accumulation 8 × processes 4 = 64 sequences", "Malladi et al. 2022", "κ = 1 → 8", "Wang & Aitchison"):
+    for part in (
+        "micro 2 × accumulation 8 × processes 4 = 64 sequences",
+        "Malladi et al. 2022",
+        "κ = 1 → 8",
+        "Wang & Aitchison",
+    ):
         assert part in text

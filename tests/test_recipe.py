@@ -25,10 +25,19 @@ def test_later_wins_and_every_value_knows_its_source():
 
 
 def test_all_errors_come_at_once_one_line_each():
-    lines = refused("batch.sze=8seq", "optim.lr=-1", "seed=x", "model=tinny", "recipe=larg_batch", "batch.ramp=8:linear")
+    lines = refused(
+        "batch.sze=8seq", "optim.lr=-1", "seed=x", "model=tinny", "recipe=larg_batch", "batch.ramp=8:linear"
+    )
     assert len(lines) == 6
     text = "\n".join(lines)
-    for part in ("did you mean 'batch.size'", "optim.lr", "seed", "did you mean 'tiny'", "did you mean 'large_batch'", "is not a ramp"):
+    for part in (
+        "did you mean 'batch.size'",
+        "optim.lr",
+        "seed",
+        "did you mean 'tiny'",
+        "did you mean 'large_batch'",
+        "is not a ramp",
+    ):
         assert part in text
 
 
@@ -52,7 +61,11 @@ def test_a_mistake_names_itself_and_what_would_be_right(word, message):
 
 
 def test_a_file_that_is_no_recipe(tmp_path):
-    for text, message in (("- a\n- b", "a recipe is a mapping"), ("a: [", "not valid YAML"), ("batch: {sizee: 3}", "did you mean 'batch.size'")):
+    for text, message in (
+        ("- a\n- b", "a recipe is a mapping"),
+        ("a: [", "not valid YAML"),
+        ("batch: {sizee: 3}", "did you mean 'batch.size'"),
+    ):
         path = tmp_path / "x.yaml"
         path.write_text(text)
         (line,) = refused(f"recipe={path}")
@@ -66,7 +79,9 @@ def test_recipes_are_frozen_and_come_back_from_yaml(tmp_path):
     with pytest.raises(Exception, match="frozen"):
         recipe.seed = 1
     write_yaml(recipe.to_dict(), tmp_path / "recipe.yaml")
-    assert from_mapping(read_yaml(tmp_path / "recipe.yaml")) == recipe == load([f"recipe={tmp_path}/recipe.yaml"]).recipe
+    assert (
+        from_mapping(read_yaml(tmp_path / "recipe.yaml")) == recipe == load([f"recipe={tmp_path}/recipe.yaml"]).recipe
+    )
 
 
 def test_the_digest_follows_the_mathematics_alone():
@@ -75,7 +90,10 @@ def test_the_digest_follows_the_mathematics_alone():
 
     same = ["batch.micro_max=2", "log.every=1steps", "eval.rows=3", "output_dir=x", "threads=1", "log.wandb=off"]
     assert {digest(word) for word in same} == {digest()}
-    assert len({digest(word) for word in ("seed=1", "optim.lr=1e-3", "batch.size=32seq", "duration=1Mtok")} | {digest()}) == 5
+    assert (
+        len({digest(word) for word in ("seed=1", "optim.lr=1e-3", "batch.size=32seq", "duration=1Mtok")} | {digest()})
+        == 5
+    )
 
 
 def test_units_in_files_and_on_the_command_line_are_one(tmp_path):
@@ -85,9 +103,15 @@ def test_units_in_files_and_on_the_command_line_are_one(tmp_path):
 
 
 def test_every_recipe_loads_and_says_what_it_shows():
-    assert {"large_batch", "small_batch_pretrain", "large_batch_unscaled", "ramp_doubling", "seesaw", "grow_not_decay", "debug"} <= {
-        name for name, _ in list_recipes()
-    }
+    assert {
+        "large_batch",
+        "small_batch_pretrain",
+        "large_batch_unscaled",
+        "ramp_doubling",
+        "seesaw",
+        "grow_not_decay",
+        "debug",
+    } <= {name for name, _ in list_recipes()}
     for path in (ROOT / "recipes").glob("*.yaml"):
         head = path.read_text().splitlines()[:3]
         assert all(line.startswith("# ") for line in head), path

@@ -58,7 +58,9 @@ def test_linear_rises_and_falls():
     assert linear(32, 8, 300, 8)[-1] == (300, 8)
 
 
-@pytest.mark.parametrize("text", ["8", "5:16", "0:8 x:16", "0:8 10seq", "linear:8,64", "linear:8,9,10,5%", "seesaw:1", "doubling:", "x:3"])
+@pytest.mark.parametrize(
+    "text", ["8", "5:16", "0:8 x:16", "0:8 10seq", "linear:8,64", "linear:8,9,10,5%", "seesaw:1", "doubling:", "x:3"]
+)
 def test_what_is_no_ramp(text):
     with pytest.raises(ValueError, match="is not a ramp"):
         Ramp.parse(text)

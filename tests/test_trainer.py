@@ -10,7 +10,6 @@ from hfbsz.data.batches import Windows
 from hfbsz.data.rows import prepare
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.model import build_model
-from hfbsz.plan import resolve
 from hfbsz.recipe import load
 from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling
 
@@ -20,7 +19,6 @@ SAME = ["schedule.shape=constant", "schedule.warmup=0seq", "batch.micro_max=4", 
 def trainer_losses(recipe, folder):
     """The Trainer on the rows that our plan takes, one after another, in 2 × 4 sequences."""
     data = prepare(recipe.data, {}, lambda *_: None)
-    plan = resolve(recipe, 1, data.facts)
     tokenizer = load_tokenizer(data.tokenizer_path)
     windows = Windows(data.train, recipe.seed, LanguageModeling(tokenizer.eos_token_id).collate, 0, 1)
     numbers = windows.row_numbers(0, 50 * 8)

@@ -25,8 +25,11 @@ Collate = Callable[[Sequence[np.ndarray | None]], Batch]  # None stands for a ro
 
 
 class Windows:
-    """The micro-batches of every step, for one rank. Step rows are [clock, clock + global_batch) of the order, dealt out
-    micro-batch by micro-batch, so that a step trains on the same rows on any number of ranks."""
+    """The micro-batches of every step, for one rank.
+
+    A step takes rows [clock, clock + global_batch) of the order, dealt out micro-batch by micro-batch, so that it
+    trains on the same rows on any number of ranks.
+    """
 
     def __init__(self, rows: Rows, seed: int, collate: Collate, rank: int, world_size: int) -> None:
         self.rows, self.order, self.collate = rows, Order(len(rows), seed), collate

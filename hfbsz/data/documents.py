@@ -105,7 +105,8 @@ def is_held_out(name: str, share: float) -> bool:
 def split_tail(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
     """Training documents and the held-out tail, `share` of all characters, cut at a line's end where there is one."""
     held = round(share * sum(len(document.text) for document in documents))
-    train, tail = list(documents), []
+    train = list(documents)
+    tail: list[Document] = []
     while held > 0 and train:
         last = train.pop()
         if len(last.text) > held:

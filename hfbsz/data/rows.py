@@ -140,7 +140,9 @@ def _build(data: Data, files: dict[str, list[SourceFile]], entry: Path, progress
         meta: dict[str, Any] = {"sets": {}}
         sizes = {name: sum(file.path.stat().st_size for file in found) for name, found in files.items()}
         writer = _Writer(data, tokenizer, digest, progress)
-        meta["train"], frequencies = writer.write(split.train(), temporary / "train.arrow", sizes["train"], tail=not data.pack)
+        meta["train"], frequencies = writer.write(
+            split.train(), temporary / "train.arrow", sizes["train"], tail=not data.pack
+        )
         sources = {"": split.validation} | {
             name: (lambda found=found: read_documents(found, data.text))
             for name, found in files.items()
@@ -230,9 +232,14 @@ class _Writer:
     def __init__(self, data: Data, tokenizer: Any, digest: Any, progress: Progress) -> None:
         self.data, self.tokenizer, self.digest, self.progress = data, tokenizer, digest, progress
 
-    def write(self, documents: Iterable[Document], path: Path, size: int, tail: bool) -> tuple[dict[str, Any], np.ndarray]:
-        """Write rows; returns counts, and how often each token came. `size` (bytes of the files) is what progress is measured against; `tail`
-        keeps the last, shorter row of a packed set."""
+    def write(
+        self, documents: Iterable[Document], path: Path, size: int, tail: bool
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Write rows; returns counts, and how often each token came.
+
+        `size` (bytes of the files) is what progress is measured against; `tail` keeps the last, shorter row of a packed
+        set.
+        """
         from datasets import Features, List, Value
         from datasets.arrow_writer import ArrowWriter
 

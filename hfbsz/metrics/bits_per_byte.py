@@ -13,7 +13,9 @@ class BitsPerByte(evaluate.Metric):
         return evaluate.MetricInfo(
             description="ΣNLL ÷ ln 2 ÷ Σbytes",
             citation="",
-            features=datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}),
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+            ),
         )
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:

@@ -13,7 +13,9 @@ class Perplexity(evaluate.Metric):
         return evaluate.MetricInfo(
             description="exp(ΣNLL ÷ Σtargets)",
             citation="",
-            features=datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}),
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
+            ),
         )
 
     def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:

@@ -1,13 +1,14 @@
-"""One self-contained HTML page about a run, or about several laid over each other; needs no network to be read.
+"""One self-contained HTML page about a run, or about several laid over each other; it needs no network to be read.
 
-`read_run` reads a run's folder, `render` makes the page, `write` does both and saves it.
+`read_run` reads a run's folder, `render` makes the page, `write` does both and saves it. The words stand in
+`page.html.jinja`, the numbers and the pictures are made here.
 """
 
 import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,12 @@ from hfbsz.plan import explain, from_dict
 from hfbsz.record import unit
 
 TOKENS, STEPS, SECONDS = "train/num_input_tokens_seen", "train/global_step", "train/seconds"
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008, what shows on both grounds
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1, 1.5), (6, 2, 1, 2))
-DENSE = 150  # points of a curve beyond which their means are drawn
-INK, CARD = "#0a0b0c", "#fefdfc"  # stand for the page's own colours, light or dark
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008, without the palest
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.2, 1.5), (7, 2, 1.2, 2))  # for runs beyond the palette
+DENSE = 150  # points of a curve; of more, means over stretches are drawn
+INK, CARD = "#0a0b0c", "#fefdfc"  # stand for the page's own colours, which are light or dark
 _LOOK = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "hfbsz",
     "font.family": "sans-serif",
     "font.sans-serif": ["Segoe UI", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 10.5,
@@ -43,31 +43,22 @@ _LOOK = {
     "grid.alpha": 0.12,
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK),
 }
-_LOSS_CAPTIONS = {
-    TOKENS: "Tokens are what a run is paid for in data and compute, so curves of different batch sizes compare "
-    "fairly here: the lower one learned more from the same tokens.",
-    STEPS: "Optimizer steps follow one after another: a curve that ends further left reached its loss in fewer "
-    "of them, the serial time that a larger batch can save.",
-    SECONDS: "Training time, evaluation excluded, is what this hardware makes of it: the lower curve at a given time "
-    "is ahead here.",
-}
+_LOSSES = ("train/loss", "eval/loss")
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-Curve = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
 class RunData:
     """What a run's folder says; what is missing from it is empty."""
 
-    name: str
     folder: Path
     records: tuple[Mapping[str, Any], ...]
     plan: Mapping[str, Any]
     status: Mapping[str, Any]
     recipe: str  # YAML text
 
-    def series(self, metric: str, axis: str, full: bool | None = None) -> Curve:
+    def series(self, metric: str, axis: str, full: bool | None = None) -> tuple[Array, Array]:
         """A metric over an axis; `full`: only evaluations of the whole set, or only of its fixed part."""
         found = [
             (record[axis], record[metric])
@@ -83,76 +74,39 @@ class RunData:
         values = [record.get(metric) for record in self.records]
         return [value for value in values if _is_number(value) and math.isfinite(value)]
 
-
-@dataclass(frozen=True)
-class Summary:
-    """What the page says of a run in words and numbers; None: not known."""
-
-    name: str
-    colour: str
-    dashes: tuple[float, ...]
-    state: str
-    why: str
-    evaluation: Mapping[str, Any]  # the last one
-    full: bool  # it took the whole validation set, not its fixed part
-    tokens: float | None
-    steps: float | None
-    planned_steps: int | None
-    seconds: float | None
-    speed: float | None  # tokens/s
-    memory: float | None  # B
-    batch: str
-    rate: float | None
-    split: str
-    explanation: str
-    recipe: str
-
-    @property
-    def rank(self) -> tuple[bool, bool, float]:
-        """Sorts by validation loss: whole sets first, for a fixed part is easier or harder by chance."""
-        loss = self.evaluation.get("eval/loss", math.nan)
-        return math.isnan(loss), not self.full, loss
-
-
-@dataclass(frozen=True)
-class Picture:
-    title: str
-    caption: str
-    svg: Markup
+    def largest(self, metric: str) -> float | None:
+        return max(self.values(metric), default=None)
 
 
 def read_run(folder: Path) -> RunData:
     """Read the folder of a run; raises UserError where it is none."""
-    path = folder / "records.jsonl"
-    if not path.is_file():
+    if not (folder / "records.jsonl").is_file():
         raise UserError(f"{folder}: no records.jsonl: not the folder of a run")
-    recipe = folder / "recipe.yaml"
-    return RunData(
-        name=folder.resolve().name,
-        folder=folder.resolve(),
-        records=_records(path.read_text(encoding="utf-8", errors="replace")),
-        plan=_mapping((folder / "plan.json").read_text() if (folder / "plan.json").is_file() else ""),
-        status=_mapping((folder / "status.json").read_text() if (folder / "status.json").is_file() else ""),
-        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+    records, plan, status, recipe = (
+        path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        for path in (folder / name for name in ("records.jsonl", "plan.json", "status.json", "recipe.yaml"))
     )
+    return RunData(folder.resolve(), _records(records), _mapping(plan), _mapping(status), recipe)
 
 
 def render(runs: Sequence[RunData]) -> str:
     """The page of one run or several, as HTML."""
-    folder = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(number=_number, count=_count, duration=_duration, memory=_memory)
-    summaries = [_summary(run, name, place) for place, (run, name) in enumerate(zip(runs, _names(runs), strict=True))]
-    with matplotlib.rc_context(_LOOK):
-        pictures = list(_pictures(runs))
+    views = [_view(run, name, place) for place, (run, name) in enumerate(zip(runs, _names(runs), strict=True))]
     return environment.get_template("page.html.jinja").render(
-        runs=summaries,
-        ranking=sorted(summaries, key=lambda run: run.rank),
-        most_steps=max((run.steps or 0 for run in summaries), default=0),
-        cautions=_cautions(runs, summaries),
-        pictures=pictures,
+        runs=views,
+        # whole sets first: a fixed part is easier or harder by chance
+        ranking=sorted(views, key=lambda view: (math.isnan(view["loss"]), not view["full"], view["loss"])),
+        data_hashes={(run.plan.get("facts") or {}).get("data_hash") for run in runs},
+        pictures=_pictures(runs),
+        cut=_loss_range(runs)[2],
     )
 
 
@@ -183,14 +137,13 @@ def _records(text: str) -> tuple[Mapping[str, Any], ...]:
     """The lines that can be read: a crash cuts one, and what a resumed run did again replaces what it did before."""
     records: list[Mapping[str, Any]] = []
     last = -math.inf
-    for record in map(_mapping, text.splitlines()):
+    for record in filter(None, map(_mapping, text.splitlines())):
         step = record.get(STEPS)
         if record.get("event") == "step" and _is_number(step):
             if step <= last:
                 records = [earlier for earlier in records if earlier.get(STEPS, -1) < step]
             last = step
-        if record:
-            records.append(record)
+        records.append(record)
     return tuple(records)
 
 
@@ -202,47 +155,48 @@ def _mapping(text: str) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _names(runs: Sequence[RunData]) -> list[str]:
     """As much of the end of each folder's path as tells the runs apart."""
-    names = [run.name for run in runs]
-    deepest = max((len(run.folder.parts) for run in runs), default=0)
-    for depth in range(2, deepest + 1):
-        if len(set(names)) == len(names):
-            break
+    depth = 1
+    while True:
         names = ["/".join(run.folder.parts[-depth:]) for run in runs]
-    return names
+        if len(set(names)) == len(names) or depth > max(len(run.folder.parts) for run in runs):
+            return names
+        depth += 1
 
 
-def _summary(run: RunData, name: str, place: int) -> Summary:
+def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
+    """What the page says of a run in words and numbers; None: not known."""
     plan = run.plan
     evaluations = [record for record in run.records if _is_number(record.get("eval/loss"))]
     last = max(evaluations, key=lambda record: (record.get(STEPS, 0), record.get("eval/full", 0)), default={})
-    tokens, steps, seconds = (max(run.values(axis), default=None) for axis in (TOKENS, STEPS, SECONDS))
-    batches = [phase["batch"] for phase in plan.get("phases", ())] or run.values("batch/global")
-    splits = [plan.get("micro_batch"), _range(plan.get("accumulation", ())), plan.get("world_size")]
-    colour, dashes = _style(place)
-    return Summary(
-        name, colour, dashes,
-        state=str(run.status.get("state", "unknown")),
-        why=str(run.status.get("why") or ""),
-        evaluation=last,
-        full=bool(last.get("eval/full")),
-        tokens=tokens,
-        steps=steps,
-        planned_steps=plan.get("steps"),
-        seconds=seconds,
-        speed=tokens / seconds if tokens and seconds else None,
-        memory=max(run.values("perf/peak_memory_bytes"), default=None),
-        batch=_range(batches),
-        rate=max(run.values("train/learning_rate"), default=None),
-        split=" × ".join(map(str, splits)) if all(splits) else "–",
-        explanation=_explanation(plan),
-        recipe=run.recipe,
-    )  # fmt: skip
+    tokens, steps, seconds = (run.largest(axis) for axis in (TOKENS, STEPS, SECONDS))
+    split = (plan.get("micro_batch"), _range(plan.get("accumulation", ())), plan.get("world_size"))
+    return {
+        "name": name,
+        "colour": _style(place)[0],
+        "dashes": " ".join(map(str, _style(place)[1])),
+        "state": run.status.get("state", "unknown"),
+        "why": run.status.get("why"),
+        "loss": last.get("eval/loss", math.nan),
+        "full": bool(last.get("eval/full")),
+        "evaluation": last,
+        "tokens": tokens,
+        "steps": steps,
+        "planned_steps": plan.get("steps"),
+        "seconds": seconds,
+        "speed": tokens / seconds if tokens and seconds else None,
+        "memory": run.largest("perf/peak_memory_bytes"),
+        "batch": _range([phase["batch"] for phase in plan.get("phases", ())] or run.values("batch/global")),
+        "rate": run.largest("train/learning_rate"),
+        "split": " × ".join(map(str, split)) if all(split) else "–",
+        "explanation": _explanation(plan),
+        "recipe": run.recipe,
+    }
 
 
 def _explanation(plan: Mapping[str, Any]) -> str:
@@ -254,17 +208,156 @@ def _explanation(plan: Mapping[str, Any]) -> str:
         return f"plan.json does not fit this version of hfbsz: {problem}"
 
 
-def _cautions(runs: Sequence[RunData], summaries: Sequence[Summary]) -> list[str]:
-    """What stands against comparing the final losses of these runs."""
-    cautions = []
-    seen = [run.tokens for run in summaries if run.tokens]
-    if len(seen) > 1 and max(seen) > 1.05 * min(seen):
-        cautions.append(
-            f"The runs saw from {short(min(seen))} to {short(max(seen))} tokens: compare them in the picture over "
-            "tokens, where the curves stand above the same number."
-        )
-    if len({(run.plan.get("facts") or {}).get("data_hash") for run in runs}) > 1:
-        cautions.append("The runs used different data: their losses are not of the same text.")
-    if len({run.full for run in summaries if run.evaluation}) > 1:
-        cautions.append("Losses marked “part” are of the fixed part of the validation set, the others of all of it.")
-    return cautions
+def _pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
+    """Inline SVG by name; what no run has measured is left out."""
+    loss = f"loss ({unit('eval/loss')})"
+    wanted = {
+        "tokens": (TOKENS, _LOSSES, loss),
+        "steps": (STEPS, _LOSSES, loss),
+        "time": (SECONDS, _LOSSES, loss),
+        "speed": (TOKENS, ("perf/tokens_per_second",), f"speed ({unit('perf/tokens_per_second')})"),
+        "batch": (TOKENS, ("batch/global",), f"global batch ({unit('batch/global')})"),
+        "rate": (TOKENS, ("train/learning_rate",), "learning rate (per step)"),
+        "accumulation": (TOKENS, ("batch/accumulation",), f"accumulation ({unit('batch/accumulation')} per step)"),
+    }
+    sets = {metric for run in runs for record in run.records for metric in record if re.match("eval/.+/loss", metric)}
+    wanted |= {metric.split("/", 1)[1].rpartition("/")[0]: (TOKENS, (metric,), loss) for metric in sorted(sets)}
+    pictures = {}
+    for name, (axis, metrics, label) in wanted.items():
+        if any(run.values(metric) for run in runs for metric in metrics):
+            with matplotlib.rc_context({**_LOOK, "svg.hashsalt": name}):
+                pictures[name] = _picture(runs, axis, metrics, label)
+    return pictures
+
+
+def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: str) -> Markup:
+    figure = Figure(figsize=(4.8, 3.1), layout="constrained")
+    axes = figure.add_subplot()
+    xlabel, scale = _axis(runs, axis)
+    for place, run in enumerate(runs):
+        for metric in metrics:
+            _draw(axes, run, place, axis, scale, metric)
+    axes.set(xlabel=xlabel, ylabel=label)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=axis == STEPS))
+    axes.xaxis.set_major_formatter(_tick)
+    if metrics == _LOSSES:
+        axes.set_ylim(*_loss_range(runs)[:2])
+    elif metrics[0] in ("batch/global", "batch/accumulation"):
+        values = [value for run in runs for value in run.values(metrics[0])]
+        axes.set_yscale("log", base=2)
+        axes.set_ylim(2 ** (math.floor(math.log2(min(values))) - 0.3), 2 ** (math.ceil(math.log2(max(values))) + 0.3))
+        axes.yaxis.set_major_locator(LogLocator(base=2))
+        axes.yaxis.set_major_formatter(_tick)
+    elif not metrics[0].startswith("eval/"):
+        axes.set_ylim(bottom=0)
+    if metrics[0] == "perf/tokens_per_second":
+        axes.yaxis.set_major_formatter(_tick)
+    return _svg(figure, f"{label} over {xlabel}")
+
+
+def _axis(runs: Sequence[RunData], axis: str) -> tuple[str, float]:
+    """The label of a horizontal axis and what its values are divided by."""
+    if axis != SECONDS:
+        return ("tokens seen (tokens)", 1) if axis == TOKENS else ("optimizer steps (steps)", 1)
+    longest = max((run.largest(SECONDS) or 0 for run in runs), default=0)
+    name, scale = ("h", 3600) if longest > 3 * 3600 else ("min", 60) if longest > 180 else ("s", 1)
+    return f"training time ({name})", scale
+
+
+def _draw(axes: Axes, run: RunData, place: int, axis: str, scale: float, metric: str) -> None:
+    """One run's curve: evaluations as marks, what is set for a step as steps, what fluctuates as means."""
+    colour, dashes = _style(place)
+    line: dict[str, Any] = {"color": colour, "linestyle": (0, dashes) if dashes else "-"}
+    if metric.startswith("eval/"):
+        for full, mark in ((False, "o"), (True, "D")):
+            x, y = run.series(metric, axis, full)
+            face = CARD if full else colour
+            axes.plot(x / scale, y, marker=mark, markersize=6 if full else 4, markerfacecolor=face, zorder=3, **line)
+        return
+    x, y = run.series(metric, axis)
+    if metric.startswith("batch/") or metric == "train/learning_rate":
+        kept = np.unique(np.linspace(0, max(len(x) - 1, 0), min(len(x), 4 * DENSE)).astype(int))
+        x, y = np.r_[0, x[kept]], np.r_[y[kept[:1]], y[kept]]  # from the start: a step's number holds until its end
+        axes.plot(x / scale, y, drawstyle="steps-pre", **line)
+        return
+    x, y = _means(x, y)
+    mark = "." if len(x) == 1 else ""
+    axes.plot(x / scale, y, marker=mark, alpha=0.45 if metric == "train/loss" else 1, **line)
+
+
+def _means(x: Array, y: Array) -> tuple[Array, Array]:
+    """A dense curve as its means over equal numbers of points."""
+    parts = np.array_split(np.arange(len(x)), min(len(x), DENSE)) if len(x) else []
+    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
+
+
+def _loss_range(runs: Sequence[RunData]) -> tuple[float | None, float | None, float | None]:
+    """(bottom, top) of the loss axes, and top where curves pass it.
+
+    The fall of the first steps would flatten all that follows: the axis ends at the 95 % quantile of the training loss
+    after the first 5 % of a run, or at the highest validation loss there.
+    """
+    every, tops = [], []
+    for run in runs:
+        for metric in _LOSSES:
+            x, y = _means(*run.series(metric, TOKENS))
+            x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+            late = y[x > 0.05 * (run.largest(TOKENS) or 0)]
+            every += y.tolist()
+            tops += [np.quantile(late, 0.95 if metric == "train/loss" else 1)] if late.size else []
+    if not tops:
+        return None, None, None
+    bottom, top = min(every), float(max(tops))
+    margin = 0.05 * (top - bottom) or 0.1
+    return bottom - margin, top + margin, top + margin if max(every) > top + margin else None
+
+
+def _svg(figure: Figure, label: str) -> Markup:
+    """The figure as an SVG element that takes its width, and ink and ground, from the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = buffer.getvalue()
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text[text.index("<svg") :], count=2)
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # the same in every figure, and nothing refers to them
+    text = text.replace(INK, "currentColor").replace(CARD, "var(--card)")
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+
+
+def _style(place: int) -> tuple[str, tuple[float, ...]]:
+    return PALETTE[place % len(PALETTE)], DASHES[place // len(PALETTE) % len(DASHES)]
+
+
+def _range(values: Sequence[float]) -> str:
+    """`8 → 64`: the first of some values and the largest."""
+    ends = dict.fromkeys((values[0], max(values))) if values else {}
+    return " → ".join(f"{value:,.0f}" for value in ends) or "–"
+
+
+def _tick(value: float, _: object = None) -> str:
+    if 1000 <= abs(value) < 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:g}" if abs(value) < 1000 else short(value)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None or math.isnan(value) else format(value, form)
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else short(value)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = whole // 60, whole // 3600
+    return f"{minutes} min {whole % 60:02d} s" if whole < 3600 else f"{hours} h {minutes % 60:02d} min"
+
+
+def _memory(value: float | None) -> str:
+    return "–" if value is None else f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"

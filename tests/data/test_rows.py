@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_packed_rows_predict_every_token_once(tmp_path):
     data = made(files=write(tmp_path, 40), validation="20%")
     rows = [data.train[i].tolist() for i in range(len(data.train))]
     assert {len(row) for row in rows} == {17}
-    assert all(a[-1] == b[0] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a[-1] == b[0] for a, b in pairwise(rows))
     tokenizer = load_tokenizer(data.tokenizer_path)
     text = tokenizer.decode(rows[0][:1] + [token for row in rows for token in row[1:]])
     assert text.count("<|endoftext|>") >= data.counts["train"]["documents"] - 1
@@ -116,14 +117,14 @@ def test_no_disk_space_for_the_cache(tmp_path):
     pattern, small = write(tmp_path, 30, 20_000), tmp_path / "small"
     small.mkdir()
     script = (
-        "from hfbsz.data.rows import prepare, _check_space; import hfbsz.data.rows as rows; from hfbsz.recipe import Data\n"
+        "import hfbsz.data.rows as rows\nfrom hfbsz.recipe import Data\n"
         "import sys\n"
         "if sys.argv[1] == 'unchecked': rows._check_space = lambda *_: None\n"
-        f"try: prepare(Data(files={pattern!r}, vocab_size=300), {{}}, lambda *_: None)\n"
+        f"try: rows.prepare(Data(files={pattern!r}, vocab_size=300), {{}}, lambda *_: None)\n"
         "except rows.UserError as problem: print(problem)\n"
         f"import os; print([name for name in os.listdir({str(small)!r}) if not name.endswith('.lock')])\n"
     )
-    command = f"mount -t tmpfs -o size=200k none {small} && HFBSZ_CACHE={small} {sys.executable} -c \"$0\" $1"
+    command = f'mount -t tmpfs -o size=200k none {small} && HFBSZ_CACHE={small} {sys.executable} -c "$0" $1'
     for mode in ("checked", "unchecked"):  # told beforehand; and where the disk fills up while writing
         done = subprocess.run(["unshare", "-rm", "sh", "-c", command, script, mode], capture_output=True, text=True)
         if "unshare" in done.stderr or "mount" in done.stderr:
@@ -134,7 +135,9 @@ def test_no_disk_space_for_the_cache(tmp_path):
 
 def test_a_step_takes_the_same_rows_on_any_number_of_ranks(tmp_path):
     data = made(files=write(tmp_path, 60))
-    recipe = load(["batch.ramp=0:4 40%:8 70%:16", "duration=300seq", "data.sequence_length=16", "batch.micro_max=2"]).recipe
+    recipe = load(
+        ["batch.ramp=0:4 40%:8 70%:16", "duration=300seq", "data.sequence_length=16", "batch.micro_max=2"]
+    ).recipe
     seen = []
     for world in (1, 2, 4):
         made_plan = resolve(recipe, world, data.facts)
@@ -153,7 +156,8 @@ def test_an_evaluation_counts_every_row_once_and_gives_ranks_equal_passes(tmp_pa
     rows, numbers = made(files=write(tmp_path, 40)).train, range(11)
     for micro, world in ((1, 1), (4, 1), (3, 2), (8, 4)):
         shares = [
-            list(evaluation_batches(rows, numbers, micro, LanguageModeling(0).collate, rank, world)) for rank in range(world)
+            list(evaluation_batches(rows, numbers, micro, LanguageModeling(0).collate, rank, world))
+            for rank in range(world)
         ]
         assert len({len(share) for share in shares}) == 1
         counted = sum(int((batch.labels != IGNORED).sum()) for share in shares for batch in share)
