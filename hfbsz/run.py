@@ -244,9 +244,8 @@ class _Run:
             return named[0]
         if part == "data":
             return "own" if "data.files" in self.loaded.sources else "python_stdlib"
-        return (
-            Path(self.recipe.model.path).name if self.recipe.model.path else str(self.recipe.model.shape["model_type"])
-        )
+        path, shape = self.recipe.model.path, self.recipe.model.shape or {}
+        return Path(path).name if path else str(shape["model_type"])
 
 
 class _Reports:

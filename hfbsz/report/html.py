@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 import matplotlib
@@ -31,7 +31,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # 
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.2, 1.5), (7, 2, 1.2, 2))  # for runs beyond the palette
 DENSE = 150  # points of a curve; of more, means over stretches are drawn
 INK, CARD = "#0a0b0c", "#fefdfc"  # stand for the page's own colours, which are light or dark
-_LOOK = {
+_LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["Segoe UI", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -104,7 +104,7 @@ def render(runs: Sequence[RunData]) -> str:
         runs=views,
         # whole sets first: a fixed part is easier or harder by chance
         ranking=sorted(views, key=lambda view: (math.isnan(view["loss"]), not view["full"], view["loss"])),
-        data_hashes={(run.plan.get("facts") or {}).get("data_hash") for run in runs},
+        data_hashes={(run.plan.get("facts") or {}).get("data_hash") for run in runs} - {None},
         pictures=_pictures(runs),
         cut=_loss_range(runs)[2],
     )
@@ -155,7 +155,7 @@ def _mapping(text: str) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -175,7 +175,9 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
     evaluations = [record for record in run.records if _is_number(record.get("eval/loss"))]
     last = max(evaluations, key=lambda record: (record.get(STEPS, 0), record.get("eval/full", 0)), default={})
     tokens, steps, seconds = (run.largest(axis) for axis in (TOKENS, STEPS, SECONDS))
-    split = (plan.get("micro_batch"), _range(plan.get("accumulation", ())), plan.get("world_size"))
+    accumulation = _range(plan.get("accumulation", ()))
+    accumulation = f"({accumulation})" if "→" in accumulation else accumulation
+    split = (plan.get("micro_batch"), accumulation, plan.get("world_size"))
     return {
         "name": name,
         "colour": _style(place)[0],
@@ -217,11 +219,11 @@ def _pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
         "time": (SECONDS, _LOSSES, loss),
         "speed": (TOKENS, ("perf/tokens_per_second",), f"speed ({unit('perf/tokens_per_second')})"),
         "batch": (TOKENS, ("batch/global",), f"global batch ({unit('batch/global')})"),
-        "rate": (TOKENS, ("train/learning_rate",), "learning rate (per step)"),
+        "rate": (TOKENS, ("train/learning_rate",), "learning rate (no unit)"),
         "accumulation": (TOKENS, ("batch/accumulation",), f"accumulation ({unit('batch/accumulation')} per step)"),
     }
     sets = {metric for run in runs for record in run.records for metric in record if re.match("eval/.+/loss", metric)}
-    wanted |= {metric.split("/", 1)[1].rpartition("/")[0]: (TOKENS, (metric,), loss) for metric in sorted(sets)}
+    wanted |= {metric.removesuffix("/loss"): (TOKENS, (metric,), loss) for metric in sorted(sets)}
     pictures = {}
     for name, (axis, metrics, label) in wanted.items():
         if any(run.values(metric) for run in runs for metric in metrics):
@@ -259,7 +261,7 @@ def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: 
 def _axis(runs: Sequence[RunData], axis: str) -> tuple[str, float]:
     """The label of a horizontal axis and what its values are divided by."""
     if axis != SECONDS:
-        return ("tokens seen (tokens)", 1) if axis == TOKENS else ("optimizer steps (steps)", 1)
+        return ("tokens seen", 1) if axis == TOKENS else ("optimizer steps", 1)
     longest = max((run.largest(SECONDS) or 0 for run in runs), default=0)
     name, scale = ("h", 3600) if longest > 3 * 3600 else ("min", 60) if longest > 180 else ("s", 1)
     return f"training time ({name})", scale
@@ -316,7 +318,9 @@ def _loss_range(runs: Sequence[RunData]) -> tuple[float | None, float | None, fl
 def _svg(figure: Figure, label: str) -> Markup:
     """The figure as an SVG element that takes its width, and ink and ground, from the page."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    )
     text = buffer.getvalue()
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text[text.index("<svg") :], count=2)
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
