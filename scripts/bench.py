@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+MANY = ["recipe=small_batch_pretrain", "batch.size=2048seq", "world_size=1024"]
 STARTUP = {  # name: (command, limit in seconds)
     "import hfbsz": (["-c", "import hfbsz"], 0.1),
-    "plan.py for 1,024 processes": ([HERE / "plan.py", "recipe=large_batch", "batch.size=8192seq", "batch.start=1024seq", "world_size=1024"], 1.0),
+    "plan.py for 1,024 processes": ([HERE / "plan.py", *MANY], 1.0),
     "pretrain.py --help": ([HERE / "pretrain.py", "recipe=large_batch", "--help"], 1.0),
 }
 

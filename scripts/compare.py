@@ -3,7 +3,8 @@
     python scripts/compare.py recipe=small_batch_pretrain,large_batch seed=0,1,2 [key.path=a,b …]
 
 Every combination is an ordinary run of scripts/pretrain.py; finished ones are not repeated. Options: jobs=N runs at a
-time (1), launch=accelerate|python (accelerate), out=FILE.json for the table.
+time (1), launch=accelerate|python (accelerate), out=FILE.json for the table,
+picture=FILE.png for loss over steps.
 """
 
 import json
@@ -16,7 +17,7 @@ from hfbsz.experiment import Arm, arms, launcher, run_all, table
 
 
 def main(words: list[str]) -> int:
-    options = {"jobs": "1", "launch": "accelerate", "out": ""}
+    options = {"jobs": "1", "launch": "accelerate", "out": "", "picture": ""}
     options |= {key: value for key, _, value in (w.partition("=") for w in words) if key in options}
     rest = [word for word in words if word.partition("=")[0] not in options]
     if not any(word.startswith("recipe=") for word in rest):
@@ -45,6 +46,10 @@ def main(words: list[str]) -> int:
         print(f"{row['choices']:<{width}}  {row['runs']:>4}  " + "  ".join(cells))
     if options["out"]:
         Path(options["out"]).write_text(json.dumps(rows, indent=1))
+    if options["picture"] and any(row["runs"] for row in rows):
+        from hfbsz.report.picture import draw  # matplotlib, only where it is wanted
+
+        draw(rows, Path(options["picture"]))
     return 0 if all(row["runs"] for row in rows) else 1
 
 

@@ -278,8 +278,10 @@ def _draw(axes: Axes, run: RunData, place: int, axis: str, scale: float, metric:
             axes.plot(x / scale, y, marker=mark, markersize=6 if full else 4, markerfacecolor=face, zorder=3, **line)
         return
     x, y = run.series(metric, axis)
+    if not len(x):
+        return
     if metric.startswith("batch/") or metric == "train/learning_rate":
-        kept = np.unique(np.linspace(0, max(len(x) - 1, 0), min(len(x), 4 * DENSE)).astype(int))
+        kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), 4 * DENSE)).astype(int))
         x, y = np.r_[0, x[kept]], np.r_[y[kept[:1]], y[kept]]  # from the start: a step's number holds until its end
         axes.plot(x / scale, y, drawstyle="steps-pre", **line)
         return

@@ -228,6 +228,13 @@ def test_run_that_has_just_begun(tmp_path: Path, count: int) -> None:
     assert "Optimizer steps 5 steps of 459 planned" in text if count else "Nothing has been measured yet" in text
 
 
+def test_empty_run_beside_a_measured_one(run: Path, tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "empty", plan_of(), [], state="running"), run)
+    rows = page.split("<tbody>")[1].split("<tr")[1:]
+    assert page.count("<figure ") == len(FIGURES)
+    assert "best" in rows[0] and "empty" in rows[1]
+
+
 def test_run_without_plan_status_and_recipe(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "bare", plan_of(), records_of(plan_of())[:9])
     for name in ("plan.json", "status.json", "recipe.yaml"):

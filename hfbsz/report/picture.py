@@ -1,0 +1,30 @@
+"""One picture of an experiment: validation loss against optimizer steps, a dot for every seed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe & Ito 2008
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write an SVG or PNG from the rows of `experiment.table`; rows without a finished run are left out."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    shown = [row for row in rows if row["runs"]]
+    for number, row in enumerate(shown):
+        colour, name = _COLOURS[number % len(_COLOURS)], str(row["choices"]).replace("recipe=", "")
+        axes.plot([row["steps"]] * row["runs"], row["losses"], "o", color=colour, alpha=0.45, markersize=5)
+        axes.plot([row["steps"]], [row["loss"]], "_", color=colour, markersize=18, markeredgewidth=2, label=name)
+    axes.set_xscale("log")
+    ticks = sorted({row["steps"] for row in shown})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("optimizer steps for the same tokens (log scale)")
+    axes.set_ylabel("validation loss (nats/target)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, title="bar: mean, dots: seeds", alignment="left")
+    figure.savefig(path, dpi=160, facecolor="white")
