@@ -27,15 +27,21 @@ def test_the_offline_run_is_records_jsonl(hfbsz, ragged, tmp_path, processes):
     for theirs, ours in zip(logged.history, written, strict=True):
         theirs = {name: value for name, value in theirs.items() if not name.startswith("_")}
         assert theirs.keys() == ours.keys()
-        assert all(theirs[name] == value or math.isclose(theirs[name], value, rel_tol=0) for name, value in ours.items())
-    assert (logged.group, logged.job_type) == ("a test", "pretrain") and logged.name.startswith("llama-own-b8-lr0.003-s0")
+        assert all(
+            theirs[name] == value or math.isclose(theirs[name], value, rel_tol=0) for name, value in ours.items()
+        )
+    assert (logged.group, logged.job_type) == ("a test", "pretrain") and logged.name.startswith(
+        "llama-own-b8-lr0.003-s0"
+    )
     assert logged.config["plan"]["steps"] == 50 and logged.config["recipe"]["optim"]["lr"] == 0.003
 
 
 def test_a_server_that_is_down_costs_a_warning(hfbsz, ragged, tmp_path):
     run = tmp_path / "run"
     env = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
-    ended = hfbsz("pretrain.py", TINY, f"data.files={ragged}", f"output_dir={run}", "log.wandb=online", plain=True, env=env)
+    ended = hfbsz(
+        "pretrain.py", TINY, f"data.files={ragged}", f"output_dir={run}", "log.wandb=online", plain=True, env=env
+    )
     assert ended.code == 0 and read_status(run)["state"] == "finished"
     assert ended.out.count("warning: ") == 1 and "Traceback" not in ended.err
     assert len(lines(run)) == 55

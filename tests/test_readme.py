@@ -1,0 +1,93 @@
+"""The README's commands do what it says."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, records
+
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+
+
+def test_the_main_job_ends_with_a_model_that_loads_and_generates(hfbsz, environment, tmp_path):
+    """`accelerate launch scripts/pretrain.py recipe=large_batch` itself, as the README has it, in a folder of its own."""
+    command = COMMANDS[0].split(" && ")[-1].strip()
+    assert command == "accelerate launch scripts/pretrain.py recipe=large_batch"
+    words = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *shlex.split(command)[2:],
+        f"output_dir={tmp_path}/run",
+    ]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    ends, meta = records(tmp_path / "run", "eval"), json.loads((tmp_path / "run" / "status.json").read_text())
+    unigram = float(re.search(r"token frequencies alone: ([\d.]+)", meta["reached"]["bits per byte"])[1])
+    assert ends[0]["eval/bits_per_byte"] > unigram > ends[-1]["eval/bits_per_byte"] * 1.3
+    machine = json.loads((tmp_path / "run" / "machine.json").read_text())
+    assert machine["threads"] == len(os.sched_getaffinity(0))  # all cores, though the launcher sets OMP_NUM_THREADS=1
+    evaluating = sum(record["eval/seconds"] for record in ends[1:-1])
+    assert evaluating < 0.1 * ends[-1]["train/seconds"]
+    assert {"report.html", "README.md", "plan.json", "recipe.yaml"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (kind.from_pretrained(tmp_path / "run") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    inputs = tokenizer("def main(", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**inputs, max_new_tokens=20, pad_token_id=tokenizer.pad_token_id)[0])
+    assert text.startswith("def main(") and len(text) > 12
+    drawn = hfbsz("report.py", tmp_path / "run", f"out={tmp_path}/page.html", plain=True)
+    assert drawn.code == 0 and (tmp_path / "page.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python scripts/p")])
+def test_the_light_commands(command, environment):
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout
+
+
+def test_every_other_command_names_what_exists():
+    from hfbsz.recipe import load
+
+    for command in COMMANDS:
+        words = shlex.split(command.split(" && ")[-1])
+        assert all((ROOT / word).exists() for word in words if word.startswith(("scripts/", "accelerate_configs/")))
+        fields = [word for word in words if "=" in word and not word.startswith(("out=", "picture=", "world_size="))]
+        if "scripts/pretrain.py" in words:
+            load(fields)
+
+
+def test_the_tree_names_every_file():
+    tree = TEXT[TEXT.index("## The house") :]
+    for path in [
+        *(ROOT / "hfbsz").glob("*.py"),
+        *(ROOT / "scripts").glob("*.py"),
+        *(ROOT / "accelerate_configs").iterdir(),
+    ]:
+        if path.name != "__init__.py":
+            assert path.name in tree or path.stem in tree, path.name
+    for folder in (path for path in (ROOT / "hfbsz").iterdir() if path.is_dir() and path.name[0] != "_"):
+        assert f"{folder.name}/" in tree
+
+
+def test_a_small_comparison_runs_skips_and_draws(hfbsz, ragged, tmp_path):
+    words = ["recipe=tests/tiny.yaml", f"data.files={ragged}", "duration=24seq", "seed=0,1", f"out={tmp_path}/t.json"]
+    words += ["launch=python", f"picture={tmp_path}/t.png", "jobs=2", "optim.lr=1.234e-3"]
+    first, second = (hfbsz("compare.py", *words, plain=True) for _ in range(2))
+    assert first.code == 0 and first.out.count(": finished (") == 2, first.out + first.err
+    assert second.code == 0 and second.out.count(": finished earlier (") == 2
+    (row,) = json.loads((tmp_path / "t.json").read_text())
+    assert row["runs"] == len(row["losses"]) == 2 and row["steps"] == 3 and row["loss_sd"] > 0
+    assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
+    for folder in re.findall(r"\((runs/tiny-\w+)\)", first.out):
+        subprocess.run(["rm", "-rf", ROOT / folder, ROOT / f"{folder}.log"], check=True)
