@@ -1,6 +1,7 @@
 """What a user gets for input that cannot be used: one line each, exit code 2, nothing lost."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -149,3 +150,16 @@ def test_plan_prints_text_and_json(hfbsz):
     assert "processes 8" in hfbsz("plan.py", "recipe=large_batch", "world_size=8", plain=True).out
     for wrong in ("world_size=0", "format=xml", "rows=many"):
         assert hfbsz("plan.py", "recipe=large_batch", wrong, plain=True).code == 2
+
+
+def test_gpt2_and_further_evaluation_sets(hfbsz, words, tmp_path, ragged):
+    other = tmp_path / "other.txt"
+    other.write_text("A text of another kind: prose, in which no line of source code stands. " * 40)
+    ended = hfbsz("pretrain.py", *words, "model=tiny_gpt2", f"eval.sets.prose={other}", "duration=24seq", plain=True)
+    assert ended.code == 0, ended.err
+    last = records(tmp_path / "run", "eval")[-1]
+    for prefix in ("eval/", "eval/prose/"):
+        loss = last[f"{prefix}loss"]
+        assert last[f"{prefix}perplexity"] == pytest.approx(math.exp(loss))
+        assert 0 < last[f"{prefix}bits_per_byte"] < 20 and last[f"{prefix}targets"] > 0
+    assert last["eval/prose/loss"] != last["eval/loss"] and "prose loss" in ended.out

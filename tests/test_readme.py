@@ -16,7 +16,7 @@ COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").spli
 
 
 def test_the_main_job_ends_with_a_model_that_loads_and_generates(hfbsz, environment, tmp_path):
-    """`accelerate launch scripts/pretrain.py recipe=large_batch` itself, as the README has it, in a folder of its own."""
+    """The README's command itself, in a folder of its own."""
     command = COMMANDS[0].split(" && ")[-1].strip()
     assert command == "accelerate launch scripts/pretrain.py recipe=large_batch"
     words = [

@@ -1,4 +1,4 @@
-"""A whole run and Weights & Biases: one run, the keys and values of records.jsonl, and no fault that reaches training."""
+"""A whole run and Weights & Biases: one run, the keys and values of records.jsonl, no fault that reaches training."""
 
 import json
 import math
