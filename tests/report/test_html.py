@@ -14,7 +14,7 @@ import pytest
 from hfbsz.errors import UserError
 from hfbsz.plan import Facts, Plan, resolve
 from hfbsz.recipe import load, write_yaml
-from hfbsz.report import html
+from hfbsz.report import figures, html, runs
 
 WORDS = [
     "batch.size=64seq",
@@ -59,7 +59,7 @@ def records_of(plan: Plan, loss: float = 4.1142, **changes: Any) -> list[dict[st
             full = planned.next_clock >= plan.total
             value = loss if full else record["train/loss"] + 0.1
             evaluation = {"eval/loss": value, "eval/perplexity": math.exp(value), "eval/bits_per_byte": value / 1.8389}
-            axes = {name: value for name, value in record.items() if name in (html.TOKENS, html.STEPS, html.SECONDS)}
+            axes = {name: value for name, value in record.items() if name in (runs.TOKENS, runs.STEPS, runs.SECONDS)}
             records.append({**axes, **evaluation, "event": "eval", "time": 0, "eval/full": int(full)})
     return records
 
@@ -74,7 +74,7 @@ def make_run(folder: Path, plan: Plan, records: list[dict[str, Any]], state: str
 
 
 def page_of(*folders: Path) -> str:
-    return html.render([html.read_run(folder) for folder in folders])
+    return html.render([runs.read_run(folder) for folder in folders])
 
 
 def text_of(page: str) -> str:
@@ -138,7 +138,7 @@ def test_every_figure_has_labelled_axes_and_a_caption(run: Path) -> None:
 
 
 def test_axis_is_cut_above_the_first_fall_and_says_so(run: Path) -> None:
-    top = html._loss_range([html.read_run(run)])[2]
+    top = figures.loss_range([runs.read_run(run)])[2]
     assert top is not None and 4.5 < top < 6.5
     assert f"The axis is cut at {top:.2f} nats/target" in page_of(run)
 
@@ -151,7 +151,7 @@ def test_flat_losses_are_not_cut(tmp_path: Path) -> None:
 
 def test_rising_validation_loss_stays_in_sight(tmp_path: Path) -> None:
     plan = plan_of()
-    top = html._loss_range([html.read_run(make_run(tmp_path / "overfit", plan, records_of(plan, loss=9.0)))])[1]
+    top = figures.loss_range([runs.read_run(make_run(tmp_path / "overfit", plan, records_of(plan, loss=9.0)))])[1]
     assert top is not None and top > 9
 
 
@@ -168,14 +168,14 @@ def test_several_runs_are_ranked_and_share_one_legend(tmp_path: Path) -> None:
     assert ["best" in row for row in rows] == [True, False, False]
     assert "+0.6000" in rows[2] and "25 %" in text_of(rows[2])
     for place, folder in enumerate(folders):
-        assert folder.name in legend and html.PALETTE[place] in legend
-        assert all(html.PALETTE[place] in figure.split("</svg>")[0] for figure in page.split("<figure ")[1:])
+        assert folder.name in legend and figures.PALETTE[place] in legend
+        assert all(figures.PALETTE[place] in figure.split("</svg>")[0] for figure in page.split("<figure ")[1:])
     assert page.count('<ul class="legend') == 1
     assert page.count("The plan, explained") == 3
 
 
 def test_more_runs_than_colours_differ_in_line_style() -> None:
-    styles = {html._style(place) for place in range(24)}
+    styles = {figures.style(place) for place in range(24)}
     assert len(styles) == 24
 
 
@@ -215,7 +215,7 @@ def test_resumed_run_shows_each_step_once(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "resumed", plan, first + records_of(plan)[20:])
     with (folder / "records.jsonl").open("a") as file:
         file.write('{"event": "step", "train/glob')
-    steps = html.read_run(folder).series("train/loss", html.STEPS)[0]
+    steps = runs.read_run(folder).series("train/loss", runs.STEPS)[0]
     assert (steps[1:] > steps[:-1]).all()
     assert len(steps) == sum(record["event"] == "step" for record in records_of(plan))
 
