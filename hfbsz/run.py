@@ -233,7 +233,7 @@ class _Run:
             "bits per byte": f"{values['eval/bits_per_byte']:.4f} (token frequencies alone: {unigram:.3f})",
             "perplexity": f"{values['eval/perplexity']:.2f}",
             "trained": f"{short(last.tokens)} tokens in {last.step:,} steps of {batches} sequences",
-            "time": f"{last.seconds:.0f} s of training, {speed}",
+            "time": f"{last.seconds:.3g} s of training, {speed}",
             "skipped": f"{self.skipped} steps with gradients that were not finite",
         }
 
