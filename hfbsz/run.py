@@ -43,16 +43,20 @@ def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
     _set_threads(loaded.recipe)
     accelerator = _accelerator(loaded.recipe)
     console = Console() if accelerator.is_main_process else None
-    folder = _on_main(accelerator, lambda: RunFolder(loaded))
-    if _shared(accelerator, folder is not None and folder.finished):
-        if console is not None:
-            _show_finished(console, path_of(loaded))
-        return 0
+    folder, session = None, None
     try:
-        return _Run(loaded, job, accelerator, console, folder).train(stop)
+        folder = _on_main(accelerator, lambda: RunFolder(loaded))
+        if _shared(accelerator, folder is not None and folder.finished):
+            if console is not None:
+                _show_finished(console, path_of(loaded))
+            return 0
+        session = _Run(loaded, job, accelerator, console, folder)
+        return session.train(stop)
     except BaseException as problem:
         if folder is not None:
             folder.status("failed", why=str(problem) or type(problem).__name__)
+        if session is not None:
+            session.close("failed")
         raise
     finally:
         if console is not None:
@@ -146,6 +150,7 @@ class _Run:
         pad = self.tokenizer.pad_token_id
         self.task = LanguageModeling(self.tokenizer.eos_token_id if pad is None else pad)
         self.reports = _Reports(self, folder.path, console) if folder is not None and console is not None else None
+        self.last = Step(0, 0, 0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)  # before the first
         self.skipped = 0
 
     def _prepare(self) -> Prepared:
@@ -158,10 +163,8 @@ class _Run:
 
     def train(self, stop: Callable[[], bool]) -> int:
         """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
-        start = Step(0, 0, 0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
-        self.emit(Reading("lifecycle", 0, 0, 0, 0.0, {"state": "running"}))
-        final = self.evaluate(start, full=False)
-        last = start
+        self.lifecycle("running")
+        final = self.evaluate(self.last, full=False)
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         windows = Windows(self.data.train, self.recipe.seed, self.task.collate, rank, world_size)
         for step in train(self.plan, self.model, self.optimizer, self.task, windows, self.accelerator, stop=stop):
@@ -170,16 +173,26 @@ class _Run:
             if step.logged:
                 self.skipped = step.skipped or 0
                 self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
-            if self.plan.due(self.recipe.eval.every, step.step, last.clock, step.clock):
+            if self.plan.due(self.recipe.eval.every, step.step, self.last.clock, step.clock):
                 final = self.evaluate(step, full=step.clock >= self.plan.total)
-            last = step
-        finished = last.clock >= self.plan.total
-        self.save(last, final, "finished" if finished else "preempted")
+            self.last = step
+        finished = self.last.clock >= self.plan.total
+        self.save(self.last, final, "finished" if finished else "preempted")
         return 0 if finished else INTERRUPTED
 
     def emit(self, reading: Reading) -> None:
         if self.reports is not None:
             self.reports.emit(reading)
+
+    def lifecycle(self, state: str) -> None:
+        last = self.last
+        self.emit(Reading("lifecycle", last.step, last.clock, last.tokens, last.seconds, {"state": state}))
+
+    def close(self, state: str) -> None:
+        """The last record, the end of the W&B run, and the page: also of a run that failed."""
+        self.lifecycle(state)
+        if self.reports is not None:
+            self.reports.close(state)
 
     def evaluate(self, step: Step, full: bool) -> Reading:
         """Evaluate every set: its fixed part, or all of it."""
@@ -203,7 +216,7 @@ class _Run:
     def save(self, last: Step, final: Reading, state: str) -> None:
         """The model in Hugging Face form, its card, the page; then the status, so that it never promises too much."""
         self.accelerator.wait_for_everyone()
-        if self.folder is None or self.reports is None or self.console is None:
+        if self.folder is None or self.console is None:
             return
         path = self.folder.path
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -215,10 +228,9 @@ class _Run:
             self.loaded.name, self.label("model"), self.label("data"), str(path), ended, reached, self.plan
         )
         write_text(path / "README.md", card)
-        self.emit(Reading("lifecycle", last.step, last.clock, last.tokens, last.seconds, {"state": state}))
         why = None if state == "finished" else "SIGINT"
         self.folder.status(state, why=why, step=last.step, clock=last.clock, of=self.plan.total, reached=reached)
-        self.reports.close(state)
+        self.close(state)
         self.console.last_page(f"{self.loaded.name} {state}", reached, path, _hints(path, self.loaded.name))
 
     def reached(self, last: Step, final: Reading) -> dict[str, str]:
