@@ -1,5 +1,6 @@
 """Amounts with a unit: `1.2M tokens`, `512 sequences`, `300 steps`, `2 epochs`, `1%` and their short forms."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ class Amount:
                 "such as '1.2M tokens', '64 sequences', '300 steps', '2 epochs' or '5%'"
             )
         value = float(match[1]) * _FACTORS[match[2]]
+        if not math.isfinite(value):
+            raise ValueError(f"{text!r} is too large for an amount")
         if value < 0:
             raise ValueError(f"{text!r} is negative; an amount is 0 or more")
         return cls(value, _UNIT_OF[match[3]])

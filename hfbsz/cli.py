@@ -6,11 +6,10 @@ Exit codes: 0 finished, 1 failed, 2 input that cannot be used, 130 ended by SIGI
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 
-from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, TrainingError, UserError
+from hfbsz.errors import INTERRUPTED, MISUSED, UserError, complain, rank
 from hfbsz.recipe import Loaded, help_text, list_recipes, load
 
 
@@ -24,7 +23,7 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if _rank() == 0:
+        if rank() == 0:
             os.write(2, b"\nSIGINT: ending after this step with a saved model (once more: at once)\n")
 
     def __call__(self) -> bool:
@@ -41,39 +40,28 @@ def _entry(job: str, words: Sequence[str]) -> int:
     try:
         loaded = read_words(f"accelerate launch scripts/{job}.py", words)
         if loaded is None:
-            return 0 if words else MISUSED
+            return 0 if asks_for_help(words) else MISUSED
         from hfbsz.run import run  # torch and all that hangs on it, only once the recipe is right
 
         return run(loaded, job, interrupt)
-    except TrainingError as problem:
-        return complain(problem.lines, FAILED)
     except UserError as problem:
         return complain(problem.lines)
     except KeyboardInterrupt:
         return complain(["interrupted"], INTERRUPTED)
 
 
+def asks_for_help(words: Sequence[str]) -> bool:
+    return bool({"--help", "-h"} & set(words))
+
+
 def read_words(command: str, words: Sequence[str]) -> Loaded | None:
     """The recipe that the words ask for; None where they ask for help, or for nothing, and were answered."""
-    asked = {"--help", "-h"} & set(words)
+    asked = asks_for_help(words)
     loaded = load([word for word in words if word not in ("--help", "-h")])
-    if not asked and any(word.startswith("recipe=") for word in words):
+    if not asked and any(word.lstrip("-").startswith("recipe=") for word in words):
         return loaded
-    if _rank() == 0:
+    if rank() == 0:
         print(f"usage: {command} recipe=NAME [model=PRESET] [data=PRESET] [key.path=value …]\n\nrecipes:")
         print("\n".join(f"  {name:<24} {line}" for name, line in list_recipes()))
         print(f"\nfields:\n{help_text(loaded)}" if asked else "\n--help lists every field")
     return None
-
-
-def complain(lines: Iterable[str], code: int = MISUSED) -> int:
-    """Say what is wrong, on rank 0 alone, and return the exit code."""
-    if _rank() == 0:
-        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr, flush=True)
-    else:
-        time.sleep(2)  # the launcher ends all ranks once one has left: rank 0 speaks first
-    return code
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))

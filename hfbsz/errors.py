@@ -1,5 +1,8 @@
 """The one way in which hfbsz says that something given to it is wrong."""
 
+import os
+import sys
+import time
 from collections.abc import Iterable
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # exit codes; 0: finished
@@ -23,3 +26,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def complain(lines: Iterable[str], code: int = MISUSED) -> int:
+    """Say what is wrong, on rank 0 alone, and return the exit code."""
+    if rank() == 0:
+        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr, flush=True)
+    else:
+        time.sleep(2)  # the launcher ends all ranks once one has left: rank 0 speaks first
+    return code
+
+
+def rank() -> int:
+    """This process's rank, known before torch is."""
+    return int(os.environ.get("RANK", "0"))

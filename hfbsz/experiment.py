@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfbsz.folder import path_of, read_status
+from hfbsz.errors import UserError
+from hfbsz.folder import cpu_cores, path_of, read_status
 from hfbsz.recipe import Loaded, load
 
 
@@ -62,13 +62,22 @@ def split_values(text: str) -> list[str]:
     return values
 
 
+def refuse_shared_folders(wanted: Sequence[Arm]) -> None:
+    """Raise UserError where two arms would be one run: their choices differ only in what does not decide the result."""
+    owner: dict[Path, Arm] = {}
+    for arm in wanted:
+        other = owner.setdefault(arm.folder.resolve(), arm)
+        if other is not arm:
+            names = " and ".join(f"'{' '.join(one.choices)}'" for one in (other, arm))
+            raise UserError(f"{names} are one run ({arm.folder}): leave one out, and no output_dir= in a comparison")
+
+
 def run_all(
     wanted: Sequence[Arm], script: Path, jobs: int, launch: Sequence[str], report: Callable[[Arm, str], None]
 ) -> None:
     """Run what is not finished, `jobs` at a time; `report` hears of every arm's end. A run's output goes to
     `<folder>.log`."""
-    cores = len(os.sched_getaffinity(0))
-    threads = [f"threads={max(1, cores // jobs)}"] if jobs > 1 else []
+    threads = [f"threads={max(1, cpu_cores() // jobs)}"] if jobs > 1 else []
 
     def one(arm: Arm) -> None:
         if read_status(arm.folder).get("state") == "finished":

@@ -15,6 +15,11 @@ from hfbsz.recipe import Loaded, from_mapping, read_yaml, write_yaml
 STATES = ("running", "finished", "preempted", "failed")
 
 
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def path_of(loaded: Loaded) -> Path:
     """Where a recipe's run lies."""
     return Path(loaded.recipe.output_dir or f"runs/{loaded.name}-{loaded.recipe.digest()}")
@@ -62,7 +67,8 @@ class RunFolder:
         if not (self.path / "recipe.yaml").is_file():
             raise UserError(f"{self.path}: not empty, and not the folder of a run: choose another output_dir")
         earlier = from_mapping(read_yaml(self.path / "recipe.yaml"))
-        if earlier.digest() != loaded.recipe.digest():
+        trained = (self.path / "records.jsonl").is_file()  # a start that failed before that holds nothing to lose
+        if trained and earlier.digest() != loaded.recipe.digest():
             changed = _difference(earlier.to_dict(), loaded.recipe.to_dict())
             raise UserError(f"{self.path}: holds a run of another recipe ({changed}): choose another output_dir")
         if read_status(self.path).get("state") == "finished":

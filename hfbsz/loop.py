@@ -85,7 +85,9 @@ def train(
         if stopping:
             return
         if targets == 0:
-            raise TrainingError(f"the step at clock {clock} holds no targets: {state.rows_of(planned, planned)}")
+            raise TrainingError(
+                f"the step at clock {clock} holds no targets: {state.rows_of(planned.clock, planned.next_clock)}"
+            )
         step, clock = step + 1, planned.next_clock
         logged = plan.due(plan.recipe.log.every, step, planned.clock, clock)
         collected = state.update(planned, batches, targets, collectors if logged else ())
@@ -112,8 +114,9 @@ class _State:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)  # this rank's sum since the last log
         self.skipped = torch.zeros((), device=self.device)
         self.streak = torch.zeros((), device=self.device)  # non-finite steps in a row
+        self.worst = torch.zeros((), device=self.device)  # the longest streak, and the clock that ended it
+        self.worst_clock = torch.zeros((), dtype=torch.int64, device=self.device)
         self.norm = torch.zeros((), device=self.device)
-        self.recent: list[PlannedStep] = []  # as many as may make a streak
         self.tokens = 0
         self.seconds = 0.0
         self.since_log = [0, 0, 0, 0.0]  # targets, tokens, steps, seconds
@@ -136,11 +139,10 @@ class _State:
             for collector in collectors:
                 collector.after_micro(index, batch)
         collected = {name: value for collector in collectors for name, value in collector.after_window().items()}
-        self._apply()
-        self.recent = [*self.recent, planned][-self.plan.recipe.optim.nonfinite_limit :]
+        self._apply(planned)
         return collected
 
-    def _apply(self) -> None:
+    def _apply(self, planned: PlannedStep) -> None:
         """Clip, and step unless the gradient is not finite: fused AdamW reads `found_inf` on the device."""
         clip = self.plan.recipe.optim.clip
         self.norm = torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
@@ -150,6 +152,8 @@ class _State:
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped += found
         self.streak = (self.streak + found) * found
+        self.worst_clock = torch.where(self.streak > self.worst, planned.next_clock, self.worst_clock)
+        self.worst = torch.maximum(self.worst, self.streak)
 
     def finish(
         self,
@@ -195,22 +199,24 @@ class _State:
     def _read(self, targets: int) -> dict[str, Any]:
         """Bring the device's sums to the host, and end the run where steps failed in a row."""
         total = self.accelerator.reduce(self.loss, reduction="sum") if self.agreement.world_size > 1 else self.loss
-        loss, norm, skipped, streak = (float(value) for value in (total, self.norm, self.skipped, self.streak))
+        loss, norm, skipped, worst = (float(value) for value in (total, self.norm, self.skipped, self.worst))
         self.loss = torch.zeros_like(self.loss)
         limit = self.plan.recipe.optim.nonfinite_limit
-        if streak >= limit:
+        if worst >= limit:
+            end = int(self.worst_clock)
+            start = max(0, end - int(worst) * self.plan.batch_at(end - 1))
             raise TrainingError(
-                f"{int(streak)} steps in a row had gradients that are not finite (loss sum {loss:g}): "
-                f"{self.rows_of(self.recent[0], self.recent[-1])}: lower optim.lr, lengthen schedule.warmup, or look "
+                f"{int(worst)} steps in a row had gradients that are not finite (loss sum {loss:g}): "
+                f"{self.rows_of(start, end)}: lower optim.lr, lengthen schedule.warmup, or look "
                 "at these rows"
             )
         return {"loss": loss, "grad_norm": norm, "skipped": int(skipped)}
 
-    def rows_of(self, first: PlannedStep, last: PlannedStep) -> str:
-        """The rows of steps, for a person to look at."""
-        numbers = self.windows.row_numbers(first.clock, last.next_clock).tolist()
+    def rows_of(self, start: int, end: int) -> str:
+        """The rows between two clocks, for a person to look at."""
+        numbers = self.windows.row_numbers(start, end).tolist()
         shown = ", ".join(map(str, numbers[:16])) + (", …" if len(numbers) > 16 else "")
-        return f"clock {first.clock} to {last.next_clock}, training rows {shown}"
+        return f"clock {start} to {end}, training rows {shown}"
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,10 @@ def _config(shape: dict[str, Any], tokenizer: Any) -> Any:
         if not hasattr(known, name):
             raise UserError(f"model.shape.{name}: {kind} has no such field{did_you_mean(name, vars(known))}")
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, "use_cache": True, **shape})
+    try:
+        return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **shape})
+    except Exception as problem:  # each configuration class raises its own kinds
+        raise UserError(f"model.shape: {' '.join(str(problem).split())}") from None
 
 
 def _check_fit(config: Any, tokenizer: Any, sequence_length: int) -> None:

@@ -197,7 +197,7 @@ class _Resolver:
         micro = self.micro_batch(explicit)
         total = self.length(ramp, start, size, micro)
         shape, thresholds = self.ramp_and_shape(ramp, start, size, micro, total)
-        reference = self.amount("scaling.reference", self.recipe.scaling.reference, total) or float(start)
+        reference = self.reference(start)
         self.check_epochs(total, size)
         self.refuse_if_any()
         phases = _realise(thresholds, total)
@@ -250,6 +250,8 @@ class _Resolver:
                     "batch.size: say how many sequences or tokens an optimizer step takes, such as 64seq"
                 )
             return 1, 1
+        if ramp and start is not None and start > size and ramp.kind in ("doubling", "seesaw"):
+            self.errors.append(f"batch.start: {start} is above batch.size, {size}: a {ramp.kind} ramp only grows")
         if ramp and start is None and batch.start is None:
             self.errors.append(f"batch.start: the ramp '{batch.ramp}' needs a first batch, such as 8seq")
         return (start or size), size
@@ -296,6 +298,16 @@ class _Resolver:
             )
         return micro
 
+    def reference(self, start: int) -> float:
+        """The reference batch in sequences; a fraction of one is fine, as it is only compared with."""
+        amount = self.recipe.scaling.reference
+        if amount is None:
+            return float(start)
+        if amount.unit not in ("sequences", "tokens") or amount.value <= 0:
+            self.errors.append(f"scaling.reference: '{amount}' is no batch: write sequences or tokens, such as 1024tok")
+            return float(start)
+        return amount.sequences(tokens_per_row=self.tokens_per_row)
+
     def length(self, ramp: schedule.Ramp | None, start: int, size: int, micro: int) -> int:
         """The budget in sequences. Steps under a ramp: the smallest budget whose walk takes that many."""
         duration = self.recipe.duration
@@ -306,8 +318,9 @@ class _Resolver:
             while high - low > 1:
                 middle = (low + high) // 2
                 thresholds = self.ramp_and_shape(ramp, start, size, micro, middle)[1]
-                self.refuse_if_any()
-                enough = sum(phase.steps for phase in _realise(thresholds, middle)) >= wanted
+                taken = sum(phase.steps for phase in _realise(thresholds, middle)) if thresholds else 0
+                enough = taken >= wanted and not self.errors
+                self.errors.clear()  # a trial that is too short for its parts is only not enough
                 low, high = (low, middle) if enough else (middle, high)
             total: float | None = high
         else:

@@ -109,7 +109,9 @@ class Eval(_Part):
     every: AmountField = Field(Amount(10, "%"), description="interval between evaluations on a fixed part")
     rows: int = Field(128, ge=1, description="validation rows of that fixed part (the end takes all)")
     micro_batch: int | None = Field(None, ge=1, description="rows of one evaluation pass; null: batch.micro_max")
-    sets: dict[str, str | list[str]] = Field({}, description="further evaluation sets: name: globs")
+    sets: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], str | list[str]] = Field(
+        {}, description="further evaluation sets: name: globs"
+    )
 
 
 class Log(_Part):

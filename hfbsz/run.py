@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -21,8 +22,8 @@ from hfbsz.amounts import short
 from hfbsz.data.batches import Windows
 from hfbsz.data.rows import Prepared, prepare, sample
 from hfbsz.data.tokenizer import load_tokenizer
-from hfbsz.errors import INTERRUPTED, UserError
-from hfbsz.folder import RunFolder, path_of, read_status, write_text
+from hfbsz.errors import FAILED, INTERRUPTED, TrainingError, UserError, complain
+from hfbsz.folder import RunFolder, cpu_cores, path_of, read_status, write_text
 from hfbsz.loop import Sums, evaluate, train
 from hfbsz.model import build_model, build_optimizer
 from hfbsz.plan import Plan, check_environment, resolve
@@ -52,11 +53,14 @@ def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
             return 0
         session = _Run(loaded, job, accelerator, console, folder)
         return session.train(stop)
+    except TrainingError as problem:  # raised on every rank alike: the others wait until rank 0 has told and saved all
+        if console is not None:
+            complain(problem.lines)
+        _fail(folder, session, problem)
+        accelerator.wait_for_everyone()
+        return FAILED
     except BaseException as problem:
-        if folder is not None:
-            folder.status("failed", why=str(problem) or type(problem).__name__)
-        if session is not None:
-            session.close("failed")
+        _fail(folder, session, problem)
         raise
     finally:
         if console is not None:
@@ -66,12 +70,20 @@ def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
         accelerator.end_training()
 
 
+def _fail(folder: RunFolder | None, session: "_Run | None", problem: BaseException) -> None:
+    """Mark a run as failed, unless it had ended before."""
+    if folder is not None and read_status(folder.path).get("state") not in ("finished", "preempted"):
+        folder.status("failed", why=str(problem) or type(problem).__name__)
+        if session is not None:
+            session.close("failed")
+
+
 def _set_threads(recipe: Recipe) -> None:
     """CPU threads: what the user chose, else cores ÷ local processes (accelerate's launcher sets OMP_NUM_THREADS=1)."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     chosen = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
     launched = chosen == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ
-    available = max(1, len(os.sched_getaffinity(0)) // local)
+    available = max(1, cpu_cores() // local)
     torch.set_num_threads(recipe.threads or (chosen if chosen and not launched else available))
 
 
@@ -79,7 +91,7 @@ def precision_of(recipe: Recipe) -> str:
     """fp32, bf16 or fp64 on this device."""
     if recipe.precision != "auto":
         return recipe.precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
@@ -93,7 +105,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
-        cpu=not torch.accelerator.is_available(),
+        cpu=not torch.cuda.is_available(),
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT),
@@ -211,14 +223,16 @@ class _Run:
     def peak_memory_bytes(self) -> int:
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def save(self, last: Step, final: Reading, state: str) -> None:
         """The model in Hugging Face form, its card, the page; then the status, so that it never promises too much."""
-        self.accelerator.wait_for_everyone()
-        if self.folder is None or self.console is None:
-            return
-        path = self.folder.path
+        if self.folder is not None and self.console is not None:
+            self._save(self.folder, self.console, last, final, state)
+        self.accelerator.wait_for_everyone()  # a launcher ends all ranks once one has left
+
+    def _save(self, folder: RunFolder, console: Console, last: Step, final: Reading, state: str) -> None:
+        path = folder.path
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
@@ -229,9 +243,9 @@ class _Run:
         )
         write_text(path / "README.md", card)
         why = None if state == "finished" else "SIGINT"
-        self.folder.status(state, why=why, step=last.step, clock=last.clock, of=self.plan.total, reached=reached)
+        folder.status(state, why=why, step=last.step, clock=last.clock, of=self.plan.total, reached=reached)
         self.close(state)
-        self.console.last_page(f"{self.loaded.name} {state}", reached, path, _hints(path, self.loaded.name))
+        console.last_page(f"{self.loaded.name} {state}", reached, path, _hints(path, self.loaded.name))
 
     def reached(self, last: Step, final: Reading) -> dict[str, str]:
         """What a person wants to know at the end, with units."""

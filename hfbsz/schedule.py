@@ -99,6 +99,8 @@ def _point(word: str) -> tuple[Amount, float]:
     threshold, colon, batch = word.partition(":")
     if not colon:
         raise ValueError(f"{word!r} has no ':'")
+    if not float(batch).is_integer():
+        raise ValueError(f"{batch!r} is no whole number of sequences")
     return (Amount(0, "sequences") if threshold == "0" else Amount.parse(threshold)), float(batch)
 
 

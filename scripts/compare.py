@@ -11,9 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from hfbsz.cli import complain
-from hfbsz.errors import UserError
-from hfbsz.experiment import Arm, arms, launcher, run_all, table
+from hfbsz.errors import UserError, complain
+from hfbsz.experiment import Arm, arms, launcher, refuse_shared_folders, run_all, table
 
 
 def main(words: list[str]) -> int:
@@ -27,6 +26,7 @@ def main(words: list[str]) -> int:
         return complain(["jobs= is a whole number above 0, launch= is accelerate or python"])
     try:
         wanted = list(arms(rest))
+        refuse_shared_folders(wanted)
     except UserError as problem:
         return complain(problem.lines)
     done = 0

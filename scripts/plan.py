@@ -8,8 +8,8 @@ rows: the training rows (an epoch), where they are known.
 import json
 import sys
 
-from hfbsz.cli import complain, read_words
-from hfbsz.errors import UserError
+from hfbsz.cli import asks_for_help, read_words
+from hfbsz.errors import UserError, complain
 from hfbsz.plan import Facts, explain, resolve
 
 
@@ -19,7 +19,7 @@ def main(words: list[str]) -> int:
     try:
         loaded = read_words("python scripts/plan.py", [w for w in words if w.partition("=")[0] not in options])
         if loaded is None:
-            return 0 if words else 2
+            return 0 if asks_for_help(words) else 2
         for name in ("world_size", "rows"):
             if options[name] and not (options[name].isdigit() and int(options[name]) > 0):
                 raise UserError(f"{name}: {options[name]!r} is not a whole number above 0")

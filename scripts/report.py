@@ -8,8 +8,7 @@ RUN: the folder of a run. out: the page (default: RUN/report.html for one run, .
 import sys
 from pathlib import Path
 
-from hfbsz.cli import complain
-from hfbsz.errors import UserError
+from hfbsz.errors import UserError, complain
 
 
 def main(words: list[str]) -> int:

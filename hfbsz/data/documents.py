@@ -81,7 +81,7 @@ def _read_text(path: Path) -> str:
 
 
 def _json_lines(file: SourceFile, column: str) -> Iterator[Document]:
-    for number, line in enumerate(_read_text(file.path).splitlines(), 1):
+    for number, line in enumerate(_read_text(file.path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -93,8 +93,8 @@ def _json_lines(file: SourceFile, column: str) -> Iterator[Document]:
             known = [key for key, value in record.items() if isinstance(value, str)] if isinstance(record, dict) else []
             there = f"; its text columns are {', '.join(known)}" if known else ""
             raise UserError(f"{file.path}:{number}: no text in column {column!r} (data.text){there}")
-        if text.strip():
-            yield Document(f"{file.name}:{number}", text)
+        if text.strip():  # JSON can hold halves of surrogate pairs, which are no text
+            yield Document(f"{file.name}:{number}", text.encode("utf-8", "replace").decode())
 
 
 def is_held_out(name: str, share: float) -> bool:

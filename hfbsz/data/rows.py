@@ -34,6 +34,7 @@ from hfbsz.recipe import Data
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, of all)
 
+_TRAIN = "train/"  # no evaluation set can have this name
 _VERSION = 1  # of the cache's form
 _TOKENIZER_TEXT = 200_000_000  # characters that train a tokenizer at most
 _DOCUMENTS_AT_ONCE = 256
@@ -83,13 +84,15 @@ def prepare(data: Data, sets: dict[str, str | list[str]], progress: Progress) ->
 
     Raises UserError for files that are missing, empty or no text, and for a full disk; the cache then stays as it was.
     """
-    files = {"train": find_files(data.files, data.exclude)}
+    files = {_TRAIN: find_files(data.files, data.exclude)}
     if data.validation_files is not None:
         files[""] = find_files(data.validation_files, data.exclude)
     files |= {name: find_files(patterns) for name, patterns in sets.items()}
     stamps = {name: [file.stamp() for file in found] for name, found in files.items()}
     fields = data.model_dump(mode="json", exclude={"files", "validation_files"})
-    key = hashlib.sha256(json.dumps([_VERSION, fields, stamps], sort_keys=True).encode()).hexdigest()[:16]
+    own = find_files(f"{data.tokenizer}/*.json") if data.tokenizer and Path(data.tokenizer).is_dir() else []
+    made_by = [hashlib.sha256(file.path.read_bytes()).hexdigest() for file in own]
+    key = hashlib.sha256(json.dumps([_VERSION, fields, stamps, made_by], sort_keys=True).encode()).hexdigest()[:16]
     entry = cache_folder() / key
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -141,16 +144,16 @@ def _build(data: Data, files: dict[str, list[SourceFile]], entry: Path, progress
         sizes = {name: sum(file.path.stat().st_size for file in found) for name, found in files.items()}
         writer = _Writer(data, tokenizer, digest, progress)
         meta["train"], frequencies = writer.write(
-            split.train(), temporary / "train.arrow", sizes["train"], tail=not data.pack
+            split.train(), temporary / "train.arrow", sizes[_TRAIN], tail=not data.pack
         )
         sources = {"": split.validation} | {
             name: (lambda found=found: read_documents(found, data.text))
             for name, found in files.items()
-            if name not in ("train", "")
+            if name not in (_TRAIN, "")
         }
         for number, (name, documents) in enumerate(sources.items()):
             path = temporary / f"eval-{number}.arrow"
-            counts, seen = writer.write(documents(), path, sizes.get(name, sizes["train"]), tail=True)
+            counts, seen = writer.write(documents(), path, sizes.get(name, sizes[_TRAIN]), tail=True)
             counts["unigram_bits_per_byte"] = _unigram_bits(frequencies, seen) / max(1, counts["bytes"])
             meta["sets"][name] = counts
         _refuse_empty(data, meta)
@@ -209,7 +212,7 @@ class _Split:
             self.notes.append(f"{len(first)} documents only: validation is the last {data.validation} of the text")
 
     def _all(self) -> Iterator[Document]:
-        return read_documents(self.files["train"], self.data.text)
+        return read_documents(self.files[_TRAIN], self.data.text)
 
     def train(self) -> Iterator[Document]:
         if self.few is not None:
