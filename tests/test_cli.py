@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def lines_of(ended):
         ("model.shape.hiden_size=3", "did you mean 'hidden_size'"),
         ("model.path=nowhere", "cannot be loaded"),
         ("data.tokenizer=nowhere", "cannot be loaded"),
+        ("model.shape.hidden_size=33", "model.shape"),
         ("data.sequence_length=512", "beyond the model's window"),
     ],
 )
@@ -129,6 +131,39 @@ def test_sigint_ends_at_the_next_step_with_a_saved_model(words, tmp_path, enviro
     assert AutoModelForCausalLM.from_pretrained(run).num_parameters() > 0
 
 
+def test_a_start_that_failed_leaves_room_for_the_corrected_one(hfbsz, words):
+    assert hfbsz("pretrain.py", *words, "batch.size=4096seq", plain=True).code == 2
+    assert hfbsz("pretrain.py", *words, "duration=8seq", plain=True).code == 0
+
+
+def test_arms_that_are_one_run_are_refused(hfbsz, words):
+    ended = hfbsz("compare.py", *words[:2], "batch.micro_max=2,4", plain=True)
+    assert ended.code == 2 and "are one run" in lines_of(ended)[0]
+
+
+def test_sigint_to_rank_0_alone_stops_both_ranks_and_saves(words, tmp_path, environment):
+    config = "accelerate_configs/cpu_2proc.yaml"
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        config,
+        "scripts/pretrain.py",
+        *words,
+    ]
+    process = subprocess.Popen([*command, "duration=100000seq"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    run = tmp_path / "run"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not ((run / "records.jsonl").exists() and len(records(run, "step")) > 5):
+        time.sleep(0.1)
+    os.kill(read_status(run)["pid"], signal.SIGINT)
+    process.wait(timeout=60)
+    status = read_status(run)
+    assert (status["state"], status["why"]) == ("preempted", "SIGINT") and (run / "report.html").is_file()
+    assert (run / "model.safetensors").is_file()
+
+
 def test_a_diverging_run_fails_and_says_what_to_do(hfbsz, words, tmp_path):
     ended = hfbsz("pretrain.py", *words, "optim.lr=1e30", "optim.clip=null", "schedule.warmup=0seq", plain=True)
     assert ended.code == 1 and "lower optim.lr" in lines_of(ended)[0] and "training rows" in lines_of(ended)[0]
@@ -141,6 +176,7 @@ def test_without_a_recipe_the_recipes_are_listed(hfbsz):
     for script in ("pretrain.py", "plan.py"):
         ended = hfbsz(script, plain=True)
         assert ended.code == 2 and "large_batch " in ended.out and "The main job" in ended.out
+    assert hfbsz("pretrain.py", "seed=1", plain=True).code == 2
     shown = hfbsz("pretrain.py", "recipe=large_batch", "--help", plain=True)
     assert shown.code == 0 and "optim.lr=" in shown.out and "small_batch_pretrain.yaml" in shown.out
 

@@ -158,6 +158,13 @@ def test_steps_failing_in_a_row_end_the_run_with_their_rows(ragged):
     assert "3 steps in a row" in str(caught.value) and ", ".join(map(str, rows[:5])) in str(caught.value)
 
 
+def test_a_streak_between_two_records_is_not_missed(ragged):
+    bench = Bench(ragged, "optim.nonfinite_limit=3", "log.every=20steps")
+    poisoned(bench, {8, 9, 10})
+    with pytest.raises(TrainingError, match="clock 64 to 88"):
+        list(bench.steps())
+
+
 def test_a_window_without_targets_is_refused(ragged):
     bench = Bench(ragged)
     plain = bench.task.collate

@@ -129,6 +129,9 @@ def test_one_micro_batch_serves_every_phase():
 def test_steps_epochs_and_tokens_are_one_clock():
     assert plan("batch.size=8seq", "duration=300steps").steps == 300
     assert plan(*RAMPS["doubling"], "duration=300steps").steps == 300
+    assert plan("batch.size=8seq", "duration=300steps", "schedule.warmup=200steps").steps == 300
+    wsd = ["schedule.shape=wsd", "schedule.warmup=10steps", "schedule.decay=50steps"]
+    assert plan("batch.size=8seq", "duration=100steps", *wsd).steps == 100
     assert plan("batch.size=8seq", "duration=2epochs", rows=1000).total == 2000
     assert plan("batch.size=8192tok", "duration=128ktok").step(0).global_batch == 64
 
@@ -146,6 +149,8 @@ def test_steps_epochs_and_tokens_are_one_clock():
         (["batch.size=64seq", "batch.ramp=doubling:75%"], "needs a first batch"),
         ([*SEESAW, "scaling.rule=none"], "scaling.rule=sqrt"),
         ([*SEESAW, "schedule.shape=constant"], "decaying schedule.shape"),
+        (["batch.start=64seq", "batch.size=8seq", "batch.ramp=doubling:75%"], "only grows"),
+        (["batch.size=8seq", "scaling.reference=0tok"], "scaling.reference"),
         (["batch.size=0seq"], "not a whole number above 0"),
         (["batch.size=3steps"], "is no batch"),
         ([], "say how many"),

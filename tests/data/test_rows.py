@@ -86,6 +86,22 @@ def test_the_second_time_comes_from_the_cache_and_new_text_does_not(tmp_path):
     assert len([path for path in cache_folder().iterdir() if path.is_dir()]) == 2
 
 
+def test_json_lines_end_at_newlines_alone_and_half_surrogates_are_no_text(tmp_path):
+    lines = [json.dumps({"text": f"one\u2028two\x85three {number} " * 5}, ensure_ascii=False) for number in range(30)]
+    (tmp_path / "x.jsonl").write_text("\n".join([*lines, '{"text": "half \\ud83d of a pair"}']))
+    counts = made(files=str(tmp_path / "x.jsonl"), validation="20%").counts
+    assert counts["train"]["documents"] + counts["sets"][""]["documents"] == 31
+
+
+def test_no_name_of_an_evaluation_set_touches_the_training_rows(tmp_path):
+    pattern = write(tmp_path, 30)
+    (tmp_path / "other.md").write_text("another text. " * 50)
+    data = Data(files=pattern, vocab_size=300, sequence_length=16)
+    prepared = prepare(data, {"train": str(tmp_path / "other.md")}, lambda *_: None)
+    assert set(prepared.sets) == {"", "train"} and prepared.counts["sets"]["train"]["documents"] == 1
+    assert len(prepared.train) == len(prepare(data, {}, lambda *_: None).train)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
