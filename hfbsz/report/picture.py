@@ -16,10 +16,15 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     shown = [row for row in rows if row["runs"]]
     for number, row in enumerate(shown):
         colour, name = _COLOURS[number % len(_COLOURS)], str(row["choices"]).replace("recipe=", "")
-        axes.plot([row["steps"]] * row["runs"], row["losses"], "o", color=colour, alpha=0.45, markersize=5)
-        axes.plot([row["steps"]], [row["loss"]], "_", color=colour, markersize=18, markeredgewidth=2, label=name)
+        before = sum(other["steps"] == row["steps"] for other in shown[:number])
+        at = row["steps"] * 1.05**before  # arms of equal steps side by side
+        axes.plot([at] * row["runs"], row["losses"], "o", color=colour, alpha=0.45, markersize=5)
+        axes.plot([at], [row["loss"]], "_", color=colour, markersize=18, markeredgewidth=2, label=name)
     axes.set_xscale("log")
-    ticks = sorted({row["steps"] for row in shown})
+    ticks: list[int] = []
+    for steps in sorted({row["steps"] for row in shown}):
+        if not ticks or steps > 1.15 * ticks[-1]:  # labels that would overlap are left out
+            ticks.append(steps)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("optimizer steps for the same tokens (log scale)")
