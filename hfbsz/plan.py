@@ -80,6 +80,10 @@ class Plan:
     def largest_batch(self) -> int:
         return max(phase.batch for phase in self.phases)
 
+    def accumulation(self, batch: int) -> int:
+        """Forward passes of one device that make up a global batch."""
+        return batch // (self.micro_batch * self.world_size)
+
     def batch_at(self, clock: int, decisions: Decisions = ()) -> int:
         """The global batch of the step that starts at `clock`."""
         decided = [batch for since, batch in decisions if since <= clock]
@@ -100,7 +104,7 @@ class Plan:
             next_clock=clock + batch,
             global_batch=batch,
             micro_batch=self.micro_batch,
-            accumulation=batch // (self.micro_batch * self.world_size),
+            accumulation=self.accumulation(batch),
             ratio=ratio,
             learning_rate=optim.lr * multiplier * self.shape.factor(clock + batch),
             weight_decay=optim.weight_decay if keep else weight_decay_at(optim.weight_decay, ratio, multiplier),
@@ -138,7 +142,7 @@ class Plan:
             "tokens_per_row": self.tokens_per_row,
             "epochs": self.total / self.facts.rows if self.facts.rows else None,
             "micro_batch": self.micro_batch,
-            "accumulation": [phase.batch // (self.micro_batch * self.world_size) for phase in self.phases],
+            "accumulation": [self.accumulation(phase.batch) for phase in self.phases],
             "reference_sequences": self.reference,
             "ratio": {"first": first.ratio, "largest": peak.ratio, "mean": self.mean_ratio},
             "learning_rate": {
@@ -430,7 +434,7 @@ def _realise(thresholds: Sequence[tuple[float, int]], total: int) -> tuple[Phase
 def check_environment(plan: Plan, environment: Mapping[str, str]) -> None:
     """Raise UserError where the launcher's environment contradicts the plan."""
     name = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-    planned = sorted({phase.batch // (plan.micro_batch * plan.world_size) for phase in plan.phases})
+    planned = sorted({plan.accumulation(phase.batch) for phase in plan.phases})
     given = environment.get(name, "1")
     if given != "1" and [given] != [str(value) for value in planned]:
         raise UserError(
@@ -485,7 +489,7 @@ def _phase_table(plan: Plan) -> list[str]:
             f"{phase.clock:,}",
             f"{phase.clock / plan.total:.0%}",
             f"{phase.batch:,}",
-            f"{phase.batch // (plan.micro_batch * plan.world_size):,}",
+            f"{plan.accumulation(phase.batch):,}",
             f"{phase.steps:,}",
             f"{plan._peak_rate(phase.batch):.3g}",
         )

@@ -31,7 +31,6 @@ METRICS: dict[str, tuple[str, str]] = {
     "eval/full": ("", "1 where the whole set was evaluated, 0 for its fixed part"),
 }
 CLOCK = ("train/num_input_tokens_seen", "train/sequences", "train/global_step", "train/seconds")
-EVENTS = ("step", "eval", "measure", "lifecycle")
 
 
 @dataclass(frozen=True)
