@@ -18,7 +18,7 @@ import torch.distributed as dist
 from hfbsz.data.batches import Batch, Windows, evaluation_batches
 from hfbsz.data.rows import Rows
 from hfbsz.errors import TrainingError
-from hfbsz.model import set_rates
+from hfbsz.optimizers import Optimizers
 from hfbsz.plan import Decisions, Plan, PlannedStep
 from hfbsz.record import Step
 from hfbsz.tasks import Task
@@ -59,7 +59,7 @@ def seed_of(seed: int, clock: int, rank: int, micro: int) -> int:
 def train(
     plan: Plan,
     model: Any,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     task: Task,
     windows: Windows,
     accelerator: Any,
@@ -126,7 +126,7 @@ class _State:
     ) -> Mapping[str, float]:
         """One optimizer step over this rank's micro-batches of a window."""
         self.model.train()
-        set_rates(self.optimizer, planned)
+        self.optimizer.set(planned)
         for collector in collectors:
             collector.before_window(self.model, planned)
         for index, batch in enumerate(batches):
@@ -143,13 +143,11 @@ class _State:
         return collected
 
     def _apply(self, planned: PlannedStep) -> None:
-        """Clip, and step unless the gradient is not finite: fused AdamW reads `found_inf` on the device."""
+        """Clip, and step unless the gradient is not finite."""
         clip = self.plan.recipe.optim.clip
         self.norm = torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
         found = (~torch.isfinite(self.norm)).float()
-        self.optimizer.found_inf = found
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(found)
         self.skipped += found
         self.streak = (self.streak + found) * found
         self.worst_clock = torch.where(self.streak > self.worst, planned.next_clock, self.worst_clock)

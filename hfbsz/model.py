@@ -1,12 +1,11 @@
-"""Model and optimizer of a run."""
+"""The model of a run."""
 
 from typing import Any
 
 import torch
 
 from hfbsz.errors import UserError, did_you_mean
-from hfbsz.plan import PlannedStep
-from hfbsz.recipe import Model, Optim
+from hfbsz.recipe import Model
 
 
 def build_model(wanted: Model, tokenizer: Any, seed: int, sequence_length: int) -> Any:
@@ -29,7 +28,8 @@ def build_model(wanted: Model, tokenizer: Any, seed: int, sequence_length: int) 
         except (OSError, ValueError) as problem:
             raise UserError(f"model.path: {wanted.path!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
     else:
-        config = _config(dict(wanted.shape or {}), tokenizer)
+        ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = _config(dict(wanted.shape or {}), {"vocab_size": len(tokenizer), **ends})
         model = AutoModelForCausalLM.from_config(config, attn_implementation=wanted.attention, dtype=torch.float32)
     _check_fit(model.config, tokenizer, sequence_length)
     if wanted.compile:
@@ -37,7 +37,8 @@ def build_model(wanted: Model, tokenizer: Any, seed: int, sequence_length: int) 
     return model
 
 
-def _config(shape: dict[str, Any], tokenizer: Any) -> Any:
+def _config(shape: dict[str, Any], special: dict[str, int | None]) -> Any:
+    """A transformers configuration of `shape`; `special`: what the tokenizer brings and the shape may override."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     kind = shape.pop("model_type", None)
@@ -49,9 +50,8 @@ def _config(shape: dict[str, Any], tokenizer: Any) -> Any:
     for name in shape:
         if not hasattr(known, name):
             raise UserError(f"model.shape.{name}: {kind} has no such field{did_you_mean(name, vars(known))}")
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
-        return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **shape})
+        return AutoConfig.for_model(kind, **{**special, **shape})
     except Exception as problem:  # each configuration class raises its own kinds
         raise UserError(f"model.shape: {' '.join(str(problem).split())}") from None
 
@@ -67,23 +67,22 @@ def _check_fit(config: Any, tokenizer: Any, sequence_length: int) -> None:
         raise UserError(f"data.sequence_length: {sequence_length} is beyond the model's window of {window} tokens")
 
 
-def build_optimizer(model: Any, optim: Optim, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """Fused AdamW in two groups: matrices decay, biases and norms do not (the groups of transformers' Trainer)."""
-    from torch import nn
-    from transformers.trainer_pt_utils import get_parameter_names
+def count_parameters(wanted: Model, vocab_size: int) -> int:
+    """Weights outside the embeddings and the head, without building the model; raises UserError.
 
-    undecayed = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-    names = set(get_parameter_names(model, [nn.LayerNorm], undecayed))
-    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for name, weight in trained if (name in names) is decays], "decays": decays}
-        for decays in (True, False)
-    ]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=True)
+    `vocab_size` stands in where the shape names none; it does not enter the count.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    from hfbsz.optimizers import embeddings
 
-def set_rates(optimizer: torch.optim.Optimizer, planned: PlannedStep) -> None:
-    """Give the optimizer the plan's rate and weight decay of one step."""
-    for group in optimizer.param_groups:
-        group["lr"] = planned.learning_rate
-        group["weight_decay"] = planned.weight_decay if group["decays"] else 0.0
+    try:
+        if wanted.path is not None:
+            config = AutoConfig.from_pretrained(wanted.path, trust_remote_code=False)
+        else:
+            config = _config(dict(wanted.shape or {}), {"vocab_size": vocab_size})
+    except (OSError, ValueError) as problem:
+        raise UserError(f"model.path: {wanted.path!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(weight.numel() for weight in model.parameters()) - sum(weight.numel() for weight in embeddings(model))

@@ -19,8 +19,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -28,18 +30,27 @@ from pydantic_core import ErrorDetails
 
 from hfbsz.amounts import Amount
 from hfbsz.errors import UserError, did_you_mean
+from hfbsz.laws import Named
 from hfbsz.schedule import Ramp
 
 ROOTS = (Path("recipes"), Path(__file__).resolve().parent.parent / "recipes")
 PRESETS = ("model", "data")  # fields that may name a YAML file in a folder of their own
 
 AmountField = Annotated[Amount, BeforeValidator(Amount.parse), PlainSerializer(str, return_type=str)]
+LawField = Annotated[Named, PlainSerializer(str, return_type=str), Tag("law")]
+# which of the two a value is, so that a wrong number is not also told that it is no law
+NumberOrLaw = Discriminator(lambda value: "law" if isinstance(value, Named) else "number")
 
 
 def _ramp(text: object) -> object:
     if text is not None:
         Ramp.parse(str(text))
     return text
+
+
+def _amount_or_law(text: object) -> object:
+    named = Named.parse(text)
+    return named if isinstance(named, Named) else Amount.parse(text)
 
 
 def _off(word: object) -> object:
@@ -106,7 +117,13 @@ class Data(_Part):
 
 
 class Batch(_Part):
-    size: AmountField | None = Field(None, description="global batch, the largest of the run (sequences or tokens)")
+    size: (
+        Annotated[Annotated[AmountField, Tag("number")] | LawField, NumberOrLaw, BeforeValidator(_amount_or_law)] | None
+    ) = Field(
+        None,
+        description="global batch, the largest of the run (sequences or tokens), or a first guess: law:power_lines, "
+        "law:step_law, law:deepseek",
+    )
     start: AmountField | None = Field(None, description="first global batch of a ramp (sequences or tokens)")
     ramp: Annotated[str | None, BeforeValidator(_ramp)] = Field(
         None, description="'0:16 200ktok:32', doubling:75%, linear:50%, linear:8,64,50% or seesaw:2"
@@ -116,13 +133,21 @@ class Batch(_Part):
 
 
 class Optim(_Part):
-    name: Literal["adamw"] = Field("adamw", description="optimizer")
-    lr: float = Field(3e-3, gt=0, description="peak learning rate, as tuned at scaling.reference")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="Adam's β1 and β2 at scaling.reference"
+    name: Literal["adamw", "sgd", "lamb", "muon", "adafactor", "schedule_free"] = Field(
+        "adamw", description="optimizer; muon: hidden matrices by Muon, all else by AdamW"
     )
-    eps: float = Field(1e-8, gt=0, description="Adam's ε")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW's λ at scaling.reference")
+    lr: Annotated[
+        Annotated[float, Field(gt=0), Tag("number")] | LawField, NumberOrLaw, BeforeValidator(Named.parse)
+    ] = Field(
+        3e-3,
+        description="peak learning rate, as tuned at scaling.reference, or a first guess: law:step_law, law:deepseek",
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="Adam's β1 and β2 at scaling.reference (adamw, lamb, schedule_free, muon's AdamW)"
+    )
+    eps: float = Field(1e-8, gt=0, description="Adam's ε at scaling.reference")
+    momentum: float = Field(0.95, ge=0, lt=1, description="of sgd and muon (muon's in Nesterov's form)")
+    weight_decay: float = Field(0.1, ge=0, description="λ at scaling.reference (sgd: in the gradient, else decoupled)")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: no clipping")
     nonfinite_limit: int = Field(5, ge=1, description="non-finite steps in a row that end the run")
 
@@ -131,9 +156,20 @@ class Scaling(_Part):
     reference: AmountField | None = Field(
         None, description="batch at which optim was tuned (tokens or sequences); null: the first batch of this run"
     )
-    rule: Literal["none", "linear", "sqrt"] = Field("sqrt", description="how the rate follows the batch")
+    rule: Literal["none", "linear", "sqrt", "power", "sde", "noise", "surge"] | None = Field(
+        None, description="how the rate follows the batch; null: the optimizer's own (adamw sqrt, sgd linear, …)"
+    )
+    exponent: float | None = Field(
+        None, gt=0, le=1, description="of power (null: 0.31) and of noise (null: 1 with sgd, else 0.5)"
+    )
+    noise_scale: AmountField | None = Field(
+        None, description="gradient noise scale B_n (sequences or tokens) of the rules noise and surge"
+    )
     beta2: Literal["keep", "half_life"] = Field("keep", description="half_life: β2 keeps its half-life in tokens")
     weight_decay: Literal["keep", "timescale"] = Field("timescale", description="timescale: B/(ηλ) stays")
+    warmup: Literal["keep", "steps"] = Field(
+        "keep", description="steps: the warmup takes as many steps as at the reference, so its share grows with κ"
+    )
 
 
 class Schedule(_Part):
@@ -189,12 +225,19 @@ class Recipe(_Part):
         """The whole recipe as plain data that `load` reads back to an equal one."""
         return self.model_dump(mode="json")
 
+    def uses_law(self) -> bool:
+        """Whether a number is a law's guess, which may ask for the model's size."""
+        return isinstance(self.batch.size, Named) or isinstance(self.optim.lr, Named)
+
     def digest(self) -> str:
-        """8 hex digits over the fields that decide the mathematics of the run."""
-        fields = self.to_dict()
+        """8 hex digits over the fields that decide the mathematics of the run.
+
+        What is as by default does not enter, so that a new field changes no run's name.
+        """
+        fields = self.model_dump(mode="json", exclude_defaults=True)
         for outside in ("output_dir", "threads", "log", "eval"):
-            del fields[outside]
-        del fields["batch"]["micro_max"]
+            fields.pop(outside, None)
+        fields.get("batch", {}).pop("micro_max", None)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -312,8 +355,8 @@ def help_text(loaded: Loaded) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    if annotation is Amount:
-        return "amount"
+    if annotation in (Amount, Named):
+        return "amount" if annotation is Amount else "law"
     if annotation is type(None):
         return "null"
     origin, options = get_origin(annotation), get_args(annotation)

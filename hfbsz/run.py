@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,16 @@ from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import FAILED, INTERRUPTED, TrainingError, UserError, complain
 from hfbsz.folder import RunFolder, cpu_cores, path_of, read_status, write_text
 from hfbsz.loop import Sums, evaluate, train
-from hfbsz.model import build_model, build_optimizer
-from hfbsz.plan import Plan, check_environment, resolve
+from hfbsz.model import build_model, count_parameters
+from hfbsz.optimizers import build_optimizer
+from hfbsz.plan import Facts, Plan
 from hfbsz.recipe import Loaded, Recipe
 from hfbsz.record import Reading, Step
 from hfbsz.report.card import model_card
 from hfbsz.report.console import Console
 from hfbsz.report.jsonl import JsonLines
 from hfbsz.report.wandb import WandbReporter
+from hfbsz.resolve import check_environment, resolve
 from hfbsz.tasks.language_modeling import LanguageModeling
 
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait this long for rank 0 to tokenise
@@ -150,7 +153,7 @@ class _Run:
         if folder is not None:
             folder.status("running")
         self.data = self._prepare()
-        self.plan = resolve(self.recipe, accelerator.num_processes, self.data.facts)
+        self.plan = resolve(self.recipe, accelerator.num_processes, self._facts())
         check_environment(self.plan, os.environ)
         if console is not None:
             console.plan(loaded.name, self.plan, self.data.notes)
@@ -158,12 +161,19 @@ class _Run:
         model = build_model(self.recipe.model, self.tokenizer, self.recipe.seed, self.recipe.data.sequence_length)
         model = model.double() if self.recipe.precision == "fp64" else model
         self.model = accelerator.prepare_model(model)
-        self.optimizer = build_optimizer(self.model, self.recipe.optim, self.plan.betas)
+        self.optimizer = build_optimizer(self.model, self.plan)
         pad = self.tokenizer.pad_token_id
         self.task = LanguageModeling(self.tokenizer.eos_token_id if pad is None else pad)
         self.reports = _Reports(self, folder.path, console) if folder is not None and console is not None else None
         self.last = Step(0, 0, 0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)  # before the first
         self.skipped = 0
+
+    def _facts(self) -> Facts:
+        """What data and model say; the model's size only where a scaling law asks for it."""
+        facts = self.data.facts
+        if not self.recipe.uses_law():
+            return facts
+        return replace(facts, parameters=count_parameters(self.recipe.model, self.recipe.data.vocab_size))
 
     def _prepare(self) -> Prepared:
         show = self.console.work if self.console is not None else lambda *_: None
@@ -212,7 +222,8 @@ class _Run:
         for name, rows in self.data.sets.items():
             numbers = range(len(rows)) if full else sample(len(rows), self.recipe.eval.rows)
             micro = self.recipe.eval.micro_batch or self.recipe.batch.micro_max
-            sums = evaluate(self.model, self.task, rows, numbers, micro, self.accelerator)
+            with self.optimizer.averaged():
+                sums = evaluate(self.model, self.task, rows, numbers, micro, self.accelerator)
             if self.reports is not None:
                 values |= self.reports.measures(f"eval/{name}/" if name else "eval/", sums)
         values["eval/full"] = int(full)
@@ -234,7 +245,8 @@ class _Run:
     def _save(self, folder: RunFolder, console: Console, last: Step, final: Reading, state: str) -> None:
         path = folder.path
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(path)
+        with self.optimizer.averaged():
+            model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
         reached = self.reached(last, final)
         ended = "Trained to the end of its budget." if state == "finished" else "Stopped before the end of its budget."
@@ -284,7 +296,7 @@ class _Reports:
         write_text(path / "machine.json", json.dumps(machine, indent=1))
         self.records = JsonLines(path / "records.jsonl")
         self.perplexity, self.bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
-        name = f"{run.label('model')}-{run.label('data')}-b{plan.largest_batch}-lr{recipe.optim.lr:g}-s{recipe.seed}"
+        name = f"{run.label('model')}-{run.label('data')}-b{plan.largest_batch}-lr{plan.rate:g}-s{recipe.seed}"
         self.wandb = WandbReporter(
             folder=path,
             mode=recipe.log.wandb,

@@ -11,9 +11,10 @@ from hfbsz.data.rows import prepare, sample
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import TrainingError
 from hfbsz.loop import evaluate, seed_of, train
-from hfbsz.model import build_model, build_optimizer
-from hfbsz.plan import resolve
+from hfbsz.model import build_model
+from hfbsz.optimizers import build_optimizer
 from hfbsz.recipe import load
+from hfbsz.resolve import resolve
 from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling
 
 
@@ -27,7 +28,7 @@ class Bench:
         self.accelerator = Accelerator(cpu=True)
         tokenizer = load_tokenizer(self.data.tokenizer_path)
         self.model = build_model(self.recipe.model, tokenizer, self.recipe.seed, self.recipe.data.sequence_length)
-        self.optimizer = build_optimizer(self.model, self.recipe.optim, self.plan.betas)
+        self.optimizer = build_optimizer(self.model, self.plan)
         self.task = LanguageModeling(tokenizer.eos_token_id)
         self.windows = Windows(self.data.train, self.recipe.seed, self.task.collate, 0, 1)
 
@@ -141,7 +142,7 @@ def test_a_non_finite_step_changes_no_weight_and_is_counted(ragged):
         weights = torch.cat([weight.detach().flatten().clone() for weight in bench.model.parameters()])
         if step.step == 4:
             assert torch.equal(weights, before)
-            moments = bench.optimizer.state[next(bench.model.parameters())]
+            moments = bench.optimizer.parts[0].state[next(bench.model.parameters())]
             assert moments["step"].item() == 3 and torch.isfinite(moments["exp_avg"]).all()
         before = weights
         seen.append(step)

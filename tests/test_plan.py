@@ -5,8 +5,10 @@ import pytest
 
 from hfbsz.amounts import Amount
 from hfbsz.errors import UserError
-from hfbsz.plan import Facts, check_environment, explain, from_dict, resolve
+from hfbsz.explain import explain
+from hfbsz.plan import Facts
 from hfbsz.recipe import load
+from hfbsz.resolve import check_environment, from_dict, resolve
 
 RAMPS = {
     "fixed": ["batch.size=64seq"],
@@ -210,3 +212,67 @@ def test_explain_shows_the_equation_the_rule_and_its_source():
         "Wang & Aitchison",
     ):
         assert part in text
+
+
+def test_lamb_keeps_its_published_table():
+    """You et al. 2020 (recalled): 5e-3·√(B/32768) and a warmup share of 0.2·B/32768: 6.25e-4 and 1/320 at 512."""
+    words = ["optim.name=lamb", "optim.lr=5e-3", "scaling.reference=32768seq", "schedule.warmup=20%"]
+    words += ["scaling.warmup=steps", "duration=1000000seq", "scaling.weight_decay=keep"]
+    for batch, rate, share in ((32768, 5e-3, 1 / 5), (4096, 5e-3 / 8**0.5, 1 / 40), (512, 6.25e-4, 1 / 320)):
+        made = plan(*words, f"batch.size={batch}seq", rows=None)
+        assert made.peak_rate(batch) == pytest.approx(rate)
+        assert made.shape.warmup / made.total == pytest.approx(share)
+    assert "warmup grows with κ" in explain(made) and "rule sqrt: η·√κ, You et al. 2020" in explain(made)
+
+
+def test_a_warmup_that_outgrows_the_run_is_refused():
+    words = ["scaling.warmup=steps", "schedule.warmup=20%", "batch.size=64seq"]  # κ = 8
+    assert "warmup and decay take" in refused(*words)[0]
+
+
+def test_sde_sets_betas_and_eps_once_from_the_mean_ratio():
+    made = plan("scaling.rule=sde", "optim.betas=[0.9,0.99]", "batch.size=32seq")
+    assert made.betas == pytest.approx((0.6, 0.96)) and made.eps == pytest.approx(5e-9)
+    assert made.step(0).betas == made.betas and made.peak_rate(32) == pytest.approx(2 * 3e-3)
+    ramp = plan("scaling.rule=sde", "optim.betas=[0.9,0.99]", *RAMPS["doubling"], "batch.size=32seq")
+    assert ramp.betas[1] == pytest.approx(1 - ramp.mean_ratio * 0.01) and 1 < ramp.mean_ratio < 4
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rule", "source"),
+    [("adamw", "sqrt", "Malladi"), ("sgd", "linear", "Goyal"), ("lamb", "sqrt", "You et al. 2020")]
+    + [(name, "sqrt", "assumed: no rule is settled") for name in ("muon", "adafactor", "schedule_free")],
+)
+def test_every_optimizer_has_a_rule_of_its_own(optimizer, rule, source):
+    made = plan(f"optim.name={optimizer}", "batch.size=32seq", "schedule.shape=constant")
+    assert made.rule.name == rule and source in explain(made)
+    named = explain(plan(f"optim.name={optimizer}", "scaling.rule=linear", "batch.size=32seq"))
+    assert ("assumed: no rule is settled" in named) == source.startswith("assumed") and "Goyal" in named
+
+
+def test_noise_and_surge_take_the_noise_scale_in_tokens_or_sequences():
+    for rule in ("noise", "surge"):
+        words = [f"scaling.rule={rule}", "batch.size=32seq"]
+        one, other = (plan(*words, f"scaling.noise_scale={amount}") for amount in ("64seq", "8192tok"))
+        assert one.rule.noise == other.rule.noise == 8 and "B_n = 64 sequences" in explain(one)
+    assert plan("scaling.rule=noise", "scaling.noise_scale=64seq", "batch.size=8seq").rule.exponent == 0.5
+    words = ["scaling.rule=noise", "scaling.noise_scale=64seq", "batch.size=8seq", "optim.name=sgd"]
+    assert plan(*words).rule.exponent == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["scaling.rule=noise"], "scaling.noise_scale=120seq"),
+        (["scaling.rule=noise", "scaling.noise_scale=3steps"], "'3 steps' is no batch"),
+        (["scaling.rule=sqrt", "scaling.noise_scale=64seq"], "does not use it"),
+        (["scaling.rule=sqrt", "scaling.exponent=0.4"], "the rule sqrt has none"),
+        (["scaling.rule=sde", "scaling.beta2=half_life"], "sets the betas itself"),
+        (["scaling.rule=sde", "optim.name=lamb"], "derived for Adam, not lamb"),
+        (["scaling.rule=sde", "batch.size=128seq"], "κ(1−β) = 1.6 is not below 1"),
+        (["optim.name=sgd", "scaling.beta2=half_life"], "sgd has no β2"),
+        (["batch.start=8seq", "batch.ramp=seesaw:2", "scaling.rule=power"], "needs a decaying"),
+    ],
+)
+def test_rules_that_do_not_fit(words, message):
+    assert any(message in line for line in refused("batch.size=64seq", *words))

@@ -21,7 +21,7 @@ def test_later_wins_and_every_value_knows_its_source():
     assert "seed" not in loaded.sources
     shown = help_text(loaded)
     assert all(f"  {name}=" in shown for name, _ in fields())
-    assert "optim.lr=0.001   (float; command line)" in shown and "seed=0   (int; default)" in shown
+    assert "optim.lr=0.001   (float | law; command line)" in shown and "seed=0   (int; default)" in shown
 
 
 def test_all_errors_come_at_once_one_line_each():

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from hfbsz.plan import Plan, explain
+from hfbsz.explain import explain
+from hfbsz.plan import Plan
 
 _TEMPLATE = """---
 library_name: transformers

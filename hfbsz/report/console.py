@@ -9,7 +9,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.rule import Rule
 
 from hfbsz.amounts import short
-from hfbsz.plan import Plan, explain
+from hfbsz.explain import explain
+from hfbsz.plan import Plan
 from hfbsz.record import Reading, Step
 
 

@@ -13,9 +13,10 @@ import jinja2
 
 from hfbsz.amounts import short
 from hfbsz.errors import UserError
-from hfbsz.plan import explain, from_dict
+from hfbsz.explain import explain
 from hfbsz.report.figures import loss_range, pictures, style
 from hfbsz.report.runs import SECONDS, STEPS, TOKENS, RunData, is_number, names, read_run
+from hfbsz.resolve import from_dict
 
 
 def render(runs: Sequence[RunData]) -> str:

@@ -11,8 +11,8 @@ from hfbsz.data.documents import Document, find_files, split_tail
 from hfbsz.data.rows import cache_folder, prepare
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import UserError
-from hfbsz.plan import resolve
 from hfbsz.recipe import Data, load
+from hfbsz.resolve import resolve
 from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling
 
 

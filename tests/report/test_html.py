@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from hfbsz.errors import UserError
-from hfbsz.plan import Facts, Plan, resolve
+from hfbsz.plan import Facts, Plan
 from hfbsz.recipe import load, write_yaml
 from hfbsz.report import figures, html, runs
+from hfbsz.resolve import resolve
 
 WORDS = [
     "batch.size=64seq",
