@@ -35,11 +35,12 @@ class Optimizers:
     def step(self, found_inf: torch.Tensor) -> None:
         """Update the weights, and empty the gradients; where `found_inf` (a scalar, on the device) is not 0, no weight
         and no moment changes. Fused AdamW reads it on the device, the others make the host wait for it."""
-        if not self._waits or not bool(found_inf):
-            for part in self.parts:
-                part.found_inf = found_inf  # type: ignore[attr-defined]  # fused AdamW looks for it
-                part.step()
+        skipped = self._waits and bool(found_inf)
         for part in self.parts:
+            if not self._waits:
+                part.found_inf = found_inf  # type: ignore[attr-defined]  # where fused AdamW looks for it
+            if not skipped:
+                part.step()
             part.zero_grad(set_to_none=True)
 
     @contextmanager
