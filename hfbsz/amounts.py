@@ -13,7 +13,7 @@ _UNITS = {
 }
 _UNIT_OF = {name: unit for unit, names in _UNITS.items() for name in names}
 _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
-_PATTERN = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kKMBGT]?)\s*([A-Za-z%]+)\s*")
+PATTERN = r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kKMBGT]?)\s*([A-Za-z%]+)\s*"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Amount:
         """Read an amount; a number without a unit, or a negative one, raises ValueError."""
         if isinstance(text, Amount):
             return text
-        match = _PATTERN.fullmatch(str(text))
+        match = re.fullmatch(PATTERN, str(text))
         if match is None or match[3] not in _UNIT_OF:
             raise ValueError(
                 f"{text!r} is not an amount; write a number and a unit, "

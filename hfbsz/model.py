@@ -80,7 +80,9 @@ def count_parameters(wanted: Model, vocab_size: int) -> int:
         if wanted.path is not None:
             config = AutoConfig.from_pretrained(wanted.path, trust_remote_code=False)
         else:
-            config = _config(dict(wanted.shape or {}), {"vocab_size": vocab_size})
+            config = _config(
+                dict(wanted.shape or {}), {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}
+            )
     except (OSError, ValueError) as problem:
         raise UserError(f"model.path: {wanted.path!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
     with torch.device("meta"):

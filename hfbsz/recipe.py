@@ -24,20 +24,31 @@ from pydantic import (
     PlainSerializer,
     Tag,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
-from hfbsz.amounts import Amount
+from hfbsz.amounts import PATTERN, Amount
 from hfbsz.errors import UserError, did_you_mean
-from hfbsz.laws import Named
+from hfbsz.laws import LAWS, Named
 from hfbsz.schedule import Ramp
 
 ROOTS = (Path("recipes"), Path(__file__).resolve().parent.parent / "recipes")
 PRESETS = ("model", "data")  # fields that may name a YAML file in a folder of their own
 
-AmountField = Annotated[Amount, BeforeValidator(Amount.parse), PlainSerializer(str, return_type=str)]
-LawField = Annotated[Named, PlainSerializer(str, return_type=str), Tag("law")]
+AmountField = Annotated[
+    Amount,
+    BeforeValidator(Amount.parse),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": f"^{PATTERN}$", "description": "an amount with a unit"}),
+]
+LawField = Annotated[
+    Named,
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"enum": [f"law:{name}" for name in LAWS]}),
+    Tag("law"),
+]
 # which of the two a value is, so that a wrong number is not also told that it is no law
 NumberOrLaw = Discriminator(lambda value: "law" if isinstance(value, Named) else "number")
 
@@ -352,6 +363,13 @@ def help_text(loaded: Loaded) -> str:
         shown = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
         lines.append(f"  {name}={shown}   ({_type_name(info.annotation)}; {source})\n      {info.description}")
     return "\n".join(lines)
+
+
+def describe(info: Any) -> tuple[str, str, str]:
+    """(type, default, meaning) of a field, for people."""
+    default = info.default.model_dump(mode="json") if isinstance(info.default, BaseModel) else info.default
+    shown = "null" if default is None else json.dumps(default, ensure_ascii=False, default=str).strip('"')
+    return _type_name(info.annotation), shown, info.description or ""
 
 
 def _type_name(annotation: Any) -> str:

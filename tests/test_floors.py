@@ -10,6 +10,7 @@ FLOORS = [
     {"errors", "amounts", "record"},
     {"scaling", "schedule", "laws"},
     {"recipe"},
+    {"schema"},
     {"plan"},
     {"tuning"},
     {"resolve", "explain"},
@@ -27,7 +28,7 @@ HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy"}
 ALLOWED = {
     "wandb": {"report"},
     "omegaconf": {"recipe"},
-    "pydantic": {"recipe"},
+    "pydantic": {"recipe", "schema"},
     "accelerate": {"loop", "run"},
     "rich": {"report"},
 }

@@ -1,0 +1,29 @@
+"""Write what is made from the recipe's classes: recipes/**/schema.json for editors, docs/fields.md for readers.
+
+    python scripts/schema.py [check]
+
+check: write nothing; exit 1 where a file is not what the code says.
+"""
+
+import sys
+from pathlib import Path
+
+from hfbsz.schema import files
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(words: list[str]) -> int:
+    if words not in ([], ["check"]):
+        print(__doc__)
+        return 0 if words == ["--help"] else 2
+    stale = [name for name, text in files().items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text]
+    for name in stale:
+        if not words:
+            (ROOT / name).write_text(files()[name])
+        print(f"{'written' if not words else 'stale: python scripts/schema.py'} {name}")
+    return 1 if words and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
