@@ -70,11 +70,10 @@ LAWS = {
         flops=(1e17, 2e19),
     ),
     "power_lines": Law(
-        source="Bergsma et al. 2025 (Power Lines)",
+        source="Bergsma et al. 2025 (Power Lines; models of 111 M to 3.3 B)",
         batch=lambda n, d: 0.0306 * d**0.383 * 2048,
         batch_formula="0.0306·D^0.383 sequences of 2,048 tokens",
         batch_needs_size=False,
-        parameters=(1.1e8, 3.3e9),
         tokens=(2.2e9, ANY[1]),
     ),
 }
