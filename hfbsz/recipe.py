@@ -192,7 +192,8 @@ class Schedule(_Part):
 
 class Eval(_Part):
     every: AmountField = Field(Amount(10, "%"), description="interval between evaluations on a fixed part")
-    rows: int = Field(128, ge=1, description="validation rows of that fixed part (the end takes all)")
+    rows: int = Field(128, ge=1, description="validation rows of that fixed part")
+    full: bool = Field(True, description="evaluate all rows at the end")
     micro_batch: int | None = Field(None, ge=1, description="rows of one evaluation pass; null: batch.micro_max")
     sets: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], str | list[str]] = Field(
         {}, description="further evaluation sets: name: globs"

@@ -196,7 +196,7 @@ class _Run:
                 self.skipped = step.skipped or 0
                 self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
             if self.plan.due(self.recipe.eval.every, step.step, self.last.clock, step.clock):
-                final = self.evaluate(step, full=step.clock >= self.plan.total)
+                final = self.evaluate(step, full=self.recipe.eval.full and step.clock >= self.plan.total)
             self.last = step
         finished = self.last.clock >= self.plan.total
         self.save(self.last, final, "finished" if finished else "preempted")
