@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from hfbsz.data.formats import Columns, Record, check_columns
@@ -125,5 +126,5 @@ def _one_line(name: str) -> Iterator[None]:
     except Exception as problem:  # each of the many back ends of datasets raises its own kinds
         root = problem.__cause__ or problem if type(problem).__name__ == "DatasetGenerationError" else problem
         offline = ": a folder, or data.package, needs no network" if isinstance(problem, ConnectionError) else ""
-        reason = next((line for line in str(root).splitlines() if line.strip()), type(root).__name__).strip()
+        reason = shorten(str(root) or type(root).__name__, 300, placeholder=" …")
         raise UserError(f"data.hub: {name!r} cannot be read: {reason}{offline}") from None
