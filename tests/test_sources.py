@@ -37,7 +37,7 @@ def test_a_package(hfbsz, tmp_path, offline):
     ended = hfbsz("pretrain.py", *words, plain=True, env=offline)
     assert ended.code == 0 and "is not pinned; data.sha256=" in ended.out, ended.err
     refused = hfbsz(
-        "pretrain.py", *words, f"data.sha256={'0' * 64}", f"output_dir={tmp_path}/b", plain=True, env=offline
+        "pretrain.py", *words, f"data.sha256={'ab' * 32}", f"output_dir={tmp_path}/b", plain=True, env=offline
     )
     assert refused.code == 2 and [line for line in refused.err.splitlines() if "it is not read" in line]
 
