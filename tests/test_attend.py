@@ -1,11 +1,16 @@
 """Attention within documents: packed rows give exactly the loss and gradient of unpacked ones."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hfbsz.data.rows import prepare
+from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import UserError
+from hfbsz.recipe import Data
 from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling, check_attends_within, positions_within
 
 END = 63
@@ -122,3 +127,19 @@ def test_the_check_refuses_a_model_without_position_ids():
     model.forward = lambda input_ids, use_cache: inner(input_ids, use_cache=use_cache)
     with pytest.raises(UserError, match="takes no position_ids"):
         check_attends_within(model)
+
+
+def test_bits_per_byte_count_the_same_bytes_and_targets_packed_or_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path / "cache"))
+    lines = [json.dumps({"text": f"{number}: " + "a short text. " * (1 + number % 4)}) for number in range(60)]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    seen = {}
+    for name, fields in {"ragged": {"pack": False}, "within": {"attend": "within"}, "across": {}}.items():
+        data = Data(files=str(tmp_path / "x.jsonl"), vocab_size=300, sequence_length=64, **fields)
+        prepared = prepare(data, {}, lambda *_: None)
+        rows, end = prepared.sets[""], load_tokenizer(prepared.tokenizer_path).eos_token_id
+        task = LanguageModeling(end, end if name == "within" else None)
+        batch = task.collate([rows[number] for number in range(len(rows))])
+        seen[name] = batch.targets, round(float(rows.text_bytes.sum()), 6)
+    assert seen["ragged"] == seen["within"]
+    assert all(across > within for across, within in zip(seen["across"], seen["within"], strict=True))

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ TRAIN = "train/"  # no evaluation set can have this name
 _TOKENIZER_TEXT = 200_000_000  # characters that train a tokenizer at most
 _CHARACTERS_PER_TOKEN = 4  # about: so far is a stream read to train its tokenizer
 _DOCUMENTS_AT_ONCE = 256
+_CHARACTERS_AT_ONCE = 2**24
 
 
 class Builder:
@@ -66,13 +66,12 @@ class Builder:
         self, documents: Documents, share: float, train: RowWriter, held_out: RowWriter, needed: Needed | None
     ) -> None:
         """Deal every document to one of two sets, or as many as give the training rows that are needed."""
-        dealt = iter(deal(documents, share))
         size = documents.source.size()
-        while not _enough(train, needed) and (batch := list(islice(dealt, _DOCUMENTS_AT_ONCE))):
+        for batch in _batches(deal(documents, share)):
             for (document, held), ids in zip(batch, self._tokenise(batch), strict=True):
-                if _enough(train, needed):
-                    break
                 (held_out if held else train).add(ids, document.text.encode())
+                if _enough(train, needed):
+                    return
             if needed is not None:
                 self.progress("tokenising", min(train.rows, needed.sequences), needed.sequences)
             else:
@@ -140,6 +139,20 @@ def _enough(writer: RowWriter, needed: Needed | None) -> bool:
     if needed is None:
         return False
     return writer.rows >= needed.sequences and (needed.tokens is None or writer.inputs >= needed.tokens)
+
+
+def _batches(dealt: Dealt) -> Iterator[list[tuple[Document, bool]]]:
+    """Documents to tokenise at once: enough for all cores, few enough for memory."""
+    batch: list[tuple[Document, bool]] = []
+    characters = 0
+    for document, held in dealt:
+        batch.append((document, held))
+        characters += len(document.text)
+        if len(batch) == _DOCUMENTS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _beginning(texts: Iterable[str], left: int) -> Iterator[str]:

