@@ -134,7 +134,8 @@ def test_what_a_run_needs_is_its_budget_and_a_batch_on_any_number_of_processes()
         needed_by(load([*words, "duration=2epochs"]).recipe)
 
 
-def test_the_preset_streams_and_without_a_network_says_so():
+def test_the_preset_streams_and_without_a_network_says_so(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the Hub's client tries for a minute
     recipe = load(["data=fineweb_edu", "batch.size=16seq", "duration=1Mtok"]).recipe
     assert recipe.data.stream and needed_by(recipe) == Needed(977 + 16)
     with pytest.raises(UserError, match=r"openai-community/gpt2|HuggingFaceFW/fineweb-edu"):
