@@ -27,7 +27,8 @@ def _batch(plan: Plan) -> list[str]:
     largest = plan.largest_batch
     share = f", {plan.total / plan.facts.rows:.2f} epochs of {plan.facts.rows:,} rows" if plan.facts.rows else ""
     lines = [
-        f"budget    {about}{short(plan.total * row)} tokens = {plan.total:,} sequences of {about}{row:,g} tokens{share}",
+        f"budget    {about}{short(plan.total * row)} tokens = {plan.total:,} sequences of {about}{row:,g} tokens"
+        + share,
         f"batch     micro {plan.micro_batch} × accumulation {plan.accumulation(largest)} × processes {plan.world_size} "
         f"= {largest:,} sequences = {about}{short(largest * row)} tokens"
         + ("" if len(plan.phases) == 1 else f" (largest of {len(plan.phases)} phases)"),

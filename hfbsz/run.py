@@ -21,6 +21,7 @@ import hfbsz
 from hfbsz import metrics
 from hfbsz.amounts import short
 from hfbsz.data.batches import Windows
+from hfbsz.data.needed import needed_by
 from hfbsz.data.rows import Prepared, prepare, sample
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import FAILED, INTERRUPTED, TrainingError, UserError, complain
@@ -36,7 +37,7 @@ from hfbsz.report.console import Console
 from hfbsz.report.jsonl import JsonLines
 from hfbsz.report.wandb import WandbReporter
 from hfbsz.resolve import check_environment, resolve
-from hfbsz.tasks.language_modeling import LanguageModeling
+from hfbsz.tasks.language_modeling import LanguageModeling, check_attends_within
 
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait this long for rank 0 to tokenise
 
@@ -152,36 +153,37 @@ class _Run:
         self.accelerator, self.console, self.folder = accelerator, console, folder
         if folder is not None:
             folder.status("running")
-        self.data = self._prepare()
-        self.plan = resolve(self.recipe, accelerator.num_processes, self._facts())
+        self.data, facts = self._prepare()
+        self.plan = resolve(self.recipe, accelerator.num_processes, facts)
         check_environment(self.plan, os.environ)
         if console is not None:
             console.plan(loaded.name, self.plan, self.data.notes)
         self.tokenizer = load_tokenizer(self.data.tokenizer_path)
         model = build_model(self.recipe.model, self.tokenizer, self.recipe.seed, self.recipe.data.sequence_length)
         model = model.double() if self.recipe.precision == "fp64" else model
+        within = self.recipe.data.pack and self.recipe.data.attend == "within"
+        if within:
+            check_attends_within(model)
         self.model = accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, self.plan)
-        pad = self.tokenizer.pad_token_id
-        self.task = LanguageModeling(self.tokenizer.eos_token_id if pad is None else pad)
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        self.task = LanguageModeling(end if pad is None else pad, end if within else None)
         self.reports = _Reports(self, folder.path, console) if folder is not None and console is not None else None
         self.last = Step(0, 0, 0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)  # before the first
         self.skipped = 0
 
-    def _facts(self) -> Facts:
-        """What data and model say; the model's size only where a scaling law asks for it."""
-        facts = self.data.facts
-        if not self.recipe.uses_law():
-            return facts
-        return replace(facts, parameters=count_parameters(self.recipe.model, self.recipe.data.vocab_size))
-
-    def _prepare(self) -> Prepared:
+    def _prepare(self) -> tuple[Prepared, Facts]:
+        """The data, and what is known of data and model; the model is counted only where a scaling law asks for it."""
+        recipe = self.recipe
+        size = count_parameters(recipe.model, recipe.data.vocab_size) if recipe.uses_law() else None
         show = self.console.work if self.console is not None else lambda *_: None
-        data = self.recipe.data
-        prepared = _on_main(self.accelerator, lambda: prepare(data, self.recipe.eval.sets, show))
+        needed = needed_by(recipe, size)
+        prepared = _on_main(self.accelerator, lambda: prepare(recipe.data, recipe.eval.sets, show, needed))
         if self.console is not None:
             self.console.end_work()
-        return prepared if prepared is not None else prepare(data, self.recipe.eval.sets, show)
+        if prepared is None:
+            prepared = prepare(recipe.data, recipe.eval.sets, show, needed)
+        return prepared, replace(prepared.facts, parameters=size)
 
     def train(self, stop: Callable[[], bool]) -> int:
         """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
@@ -281,7 +283,9 @@ class _Run:
         if named:
             return named[0]
         if part == "data":
-            return "own" if "data.files" in self.loaded.sources else "python_stdlib"
+            data = self.recipe.data
+            source = data.package.partition("==")[0] if data.package else Path(data.hub).name if data.hub else "own"
+            return "python_stdlib" if source == "own" and data.files is None else source
         path, shape = self.recipe.model.path, self.recipe.model.shape or {}
         return Path(path).name if path else str(shape["model_type"])
 

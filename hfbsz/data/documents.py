@@ -1,100 +1,61 @@
-"""Documents: the text files and JSON lines that a recipe names."""
+"""Documents: the texts of a source, and which of them are held out."""
 
-import glob
 import hashlib
-import json
-import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain, islice
 
-from hfbsz.errors import UserError, did_you_mean
+from hfbsz.data.sources import Source
+from hfbsz.errors import UserError
 
 FEW_DOCUMENTS = 20  # below this, validation is the corpus's contiguous tail
 
 
 @dataclass(frozen=True)
 class Document:
-    name: str  # the file's path below its glob's fixed part, with :line for JSON lines
+    name: str  # its record's
     text: str
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    path: Path
-    name: str  # path below the fixed part of the glob, the same on every machine
+class Documents:
+    """The texts in one column of a source. It counts, afresh in every pass, what it saw and what held no text."""
 
-    def stamp(self) -> tuple[str, int, int]:
-        status = self.path.stat()
-        return self.name, status.st_size, status.st_mtime_ns
+    def __init__(self, source: Source, column: str) -> None:
+        self.source, self.column = source, column
+        self.seen = self.empty = 0
 
+    def __iter__(self) -> Iterator[Document]:
+        self.seen = self.empty = 0
+        for record in self.source.records({"data.text": self.column}):
+            text = record.columns[self.column]
+            if text is not None and not isinstance(text, str):
+                raise UserError(
+                    f"{self.source.where}: {record.name} holds a {type(text).__name__}, not text, in column "
+                    f"{self.column!r} (data.text)"
+                )
+            self.seen += 1
+            if text is None or not text.strip():
+                self.empty += 1
+            else:  # JSON can hold halves of surrogate pairs, which are no text
+                yield Document(record.name, text.encode("utf-8", "replace").decode())
 
-def find_files(patterns: str | Sequence[str], exclude: Sequence[str] = ()) -> list[SourceFile]:
-    """The files that globs name, sorted by name; `{stdlib}` is the running Python's own source.
-
-    Folders named in `exclude` are left out. A pattern without a file raises UserError.
-    """
-    found: dict[Path, SourceFile] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        expanded = pattern.replace("{stdlib}", sysconfig.get_path("stdlib"))
-        root = _fixed_part(expanded)
-        paths = [Path(path) for path in glob.glob(expanded, recursive=True)]
-        files = [path for path in paths if path.is_file()]
-        if not files:
-            near = did_you_mean(Path(expanded).name, [path.name for path in root.glob("*")] if root.is_dir() else [])
-            raise UserError(f"data.files: no file matches {pattern!r}{near}")
-        for path in files:
-            name = path.relative_to(root).as_posix() if path != root else path.name
-            if not set(exclude) & set(name.split("/")[:-1]):
-                found[path.resolve()] = SourceFile(path, name)
-    if not found:
-        raise UserError(f"data.exclude: {list(exclude)} leaves no file of {patterns!r}")
-    return sorted(found.values(), key=lambda file: (file.name, str(file.path)))
+    def notes(self) -> list[str]:
+        """What the last pass left out."""
+        if not self.empty:
+            return []
+        return [f"{self.empty:,} of {self.seen:,} documents hold no text and were left out ({self.source.where})"]
 
 
-def _fixed_part(pattern: str) -> Path:
-    """The part of a glob before its first wildcard."""
-    parts = Path(pattern).parts
-    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return Path(*parts[:wild]) if wild else Path(".")
-
-
-def read_documents(files: Iterable[SourceFile], column: str) -> Iterator[Document]:
-    """Every document of the files, empty ones left out; what cannot be read as text raises UserError."""
-    for file in files:
-        if file.path.suffix == ".jsonl":
-            yield from _json_lines(file, column)
-        elif (text := _read_text(file.path)).strip():
-            yield Document(file.name, text)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise UserError(f"{path}: not UTF-8 text (byte {problem.start}): convert it, or leave it out") from None
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
-    if "\0" in text:
-        raise UserError(f"{path}: not text (it holds NUL bytes): leave it out")
-    return text
-
-
-def _json_lines(file: SourceFile, column: str) -> Iterator[Document]:
-    for number, line in enumerate(_read_text(file.path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as problem:
-            raise UserError(f"{file.path}:{number}: not JSON: {problem}") from None
-        text = record.get(column) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            known = [key for key, value in record.items() if isinstance(value, str)] if isinstance(record, dict) else []
-            there = f"; its text columns are {', '.join(known)}" if known else ""
-            raise UserError(f"{file.path}:{number}: no text in column {column!r} (data.text){there}")
-        if text.strip():  # JSON can hold halves of surrogate pairs, which are no text
-            yield Document(f"{file.name}:{number}", text.encode("utf-8", "replace").decode())
+def deal(documents: Iterable[Document], share: float) -> Iterator[tuple[Document, bool]]:
+    """(document, whether it is held out), in one pass: by a hash of its name, or the tail of few documents."""
+    iterator = iter(documents)
+    first = list(islice(iterator, FEW_DOCUMENTS))
+    if len(first) < FEW_DOCUMENTS:
+        train, tail = split_tail(first, share)
+        yield from ((document, False) for document in train)
+        yield from ((document, True) for document in tail)
+    else:
+        yield from ((document, is_held_out(document.name, share)) for document in chain(first, iterator))
 
 
 def is_held_out(name: str, share: float) -> bool:

@@ -1,5 +1,6 @@
 """The tokenizer of a run: a named one, or byte-level BPE trained on the corpus."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from hfbsz.errors import UserError
 
 END = "<|endoftext|>"
+_COMPLETE = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")  # AutoTokenizer reads these
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
@@ -28,9 +30,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """A tokenizer by folder or Hub id; one that cannot be had, or marks no document's end, raises UserError."""
+    """A tokenizer by folder or Hub id; a folder may hold nothing but GPT-2's vocab.json and merges.txt.
+
+    One that cannot be had, or marks no document's end, raises UserError.
+    """
     from transformers import AutoTokenizer
 
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).is_file() for file in _COMPLETE):
+        return _from_vocabulary(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError) as problem:
@@ -38,4 +46,57 @@ def load_tokenizer(name: str | Path) -> Any:
         raise UserError(f"data.tokenizer: {str(name)!r} cannot be loaded: {reason}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"data.tokenizer: {str(name)!r} has no end-of-text token to set documents apart")
+    if folder.is_dir() and (folder / "vocab.json").is_file():
+        _check_entries(tokenizer, folder)
     return tokenizer
+
+
+def tokenizer_files(name: str | None) -> list[Path]:
+    """The files that decide what a tokenizer's folder gives; none for a Hub id."""
+    if name is None or not Path(name).is_dir():
+        return []
+    return sorted(path for path in Path(name).iterdir() if path.suffix in (".json", ".txt", ".model"))
+
+
+def _from_vocabulary(folder: Path) -> Any:
+    """GPT-2's byte-level BPE from vocab.json and merges.txt alone."""
+    from transformers import GPT2Tokenizer  # vocab_file= and merges_file= would silently give a tokenizer of one token
+
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    missing = [path.name for path in (vocabulary, merges) if not path.is_file()]
+    if len(missing) == 2:
+        raise UserError(f"data.tokenizer: {str(folder)!r} holds no tokenizer.json, nor vocab.json and merges.txt")
+    if missing:
+        raise UserError(f"data.tokenizer: {str(folder)!r} lacks {missing[0]}")
+    known = _entries(vocabulary)
+    end = next((token for token in (END, "</s>") if token in known), None)
+    if end is None:
+        raise UserError(f"data.tokenizer: {str(vocabulary)!r} has no end-of-text token ({END}) to set documents apart")
+    try:
+        tokenizer = GPT2Tokenizer(
+            vocab=str(vocabulary), merges=str(merges), eos_token=end, bos_token=end, unk_token=end
+        )
+    except Exception as problem:  # the Rust side raises Exception itself
+        raise UserError(f"data.tokenizer: {str(folder)!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
+    _check_entries(tokenizer, folder)
+    return tokenizer
+
+
+def _entries(vocabulary: Path) -> dict[str, int]:
+    try:
+        known = json.loads(vocabulary.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"data.tokenizer: {str(vocabulary)!r} cannot be read: {problem}") from None
+    if not isinstance(known, dict):
+        raise UserError(f"data.tokenizer: {str(vocabulary)!r} is no mapping of tokens to numbers")
+    return known
+
+
+def _check_entries(tokenizer: Any, folder: Path) -> None:
+    """transformers can silently build a tokenizer of one token from files that it did not read."""
+    known = len(_entries(folder / "vocab.json"))
+    if len(tokenizer) < known:
+        raise UserError(
+            f"data.tokenizer: {str(folder)!r} gave {len(tokenizer)} entries where vocab.json has {known}: its other "
+            "files do not fit"
+        )

@@ -61,7 +61,7 @@ class Console:
     def step(self, step: Step, plan: Plan) -> None:
         loss = "" if step.loss is None else f"loss {step.loss:.3f}"
         speed = "" if step.tokens_per_second is None else f"{short(step.tokens_per_second)} tokens/s"
-        state = f"{step.clock / plan.total:4.0%}  {loss}  batch {step.global_batch} seq  {speed}"
+        state = f"{min(1, step.clock / plan.total):4.0%}  {loss}  batch {step.global_batch} seq  {speed}"
         if step.logged:
             self.work("training", step.clock, plan.total, state)
             if not self.out.is_terminal and time.monotonic() - self._last_line > self.QUIET_SECONDS:

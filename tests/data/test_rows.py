@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from hfbsz.data.batches import Windows, evaluation_batches
-from hfbsz.data.documents import Document, find_files, split_tail
+from hfbsz.data.documents import Document, split_tail
 from hfbsz.data.rows import cache_folder, prepare
+from hfbsz.data.sources import find_files
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import UserError
 from hfbsz.recipe import Data, load
@@ -110,8 +111,8 @@ def test_no_name_of_an_evaluation_set_touches_the_training_rows(tmp_path):
         ("a.txt", b"", "holds no text"),
         ("a.txt", b"too short", "fewer than one row"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"body": "x"}', "no text in column 'text' (data.text); its text columns are body"),
-        ("a.jsonl", b'["x"]', "no text in column"),
+        ("a.jsonl", b'{"body": "x"}', "a.jsonl:1: no column 'text' (data.text); there are body"),
+        ("a.jsonl", b'["x"]', "no column 'text' (data.text)"),
     ],
 )
 def test_files_that_are_no_corpus(tmp_path, name, content, message):

