@@ -33,6 +33,7 @@ from hfbsz.report.card import model_card
 from hfbsz.report.console import Console
 from hfbsz.report.jsonl import JsonLines
 from hfbsz.report.wandb import WandbReporter
+from hfbsz.sharding import Sharding, is_sharded, shard, take_wish, whole_weights
 from hfbsz.tasks.language_modeling import LanguageModeling
 
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait this long for rank 0 to tokenise
@@ -42,6 +43,7 @@ def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
     """Train what a recipe asks for; returns the exit code. Raises UserError for what does not fit."""
     transformers.utils.logging.disable_progress_bar()
     _set_threads(loaded.recipe)
+    sharding = take_wish(os.environ)
     accelerator = _accelerator(loaded.recipe)
     console = Console() if accelerator.is_main_process else None
     folder, session = None, None
@@ -51,7 +53,7 @@ def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
             if console is not None:
                 _show_finished(console, path_of(loaded))
             return 0
-        session = _Run(loaded, job, accelerator, console, folder)
+        session = _Run(loaded, job, accelerator, sharding, console, folder)
         return session.train(stop)
     except TrainingError as problem:  # raised on every rank alike: the others wait until rank 0 has told and saved all
         if console is not None:
@@ -143,7 +145,13 @@ class _Run:
     """A run on one rank. Rank 0 has a console and the folder; the others have neither."""
 
     def __init__(
-        self, loaded: Loaded, job: str, accelerator: Accelerator, console: Console | None, folder: RunFolder | None
+        self,
+        loaded: Loaded,
+        job: str,
+        accelerator: Accelerator,
+        sharding: Sharding | None,
+        console: Console | None,
+        folder: RunFolder | None,
     ) -> None:
         self.loaded, self.recipe, self.job = loaded, loaded.recipe, job
         self.accelerator, self.console, self.folder = accelerator, console, folder
@@ -157,7 +165,10 @@ class _Run:
         self.tokenizer = load_tokenizer(self.data.tokenizer_path)
         model = build_model(self.recipe.model, self.tokenizer, self.recipe.seed, self.recipe.data.sequence_length)
         model = model.double() if self.recipe.precision == "fp64" else model
-        self.model = accelerator.prepare_model(model)
+        if sharding is not None and accelerator.num_processes > 1:
+            self.model = shard(model, sharding, accelerator.device, precision_of(self.recipe))
+        else:
+            self.model = accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, self.recipe.optim, self.plan.betas)
         pad = self.tokenizer.pad_token_id
         self.task = LanguageModeling(self.tokenizer.eos_token_id if pad is None else pad)
@@ -227,14 +238,23 @@ class _Run:
 
     def save(self, last: Step, final: Reading, state: str) -> None:
         """The model in Hugging Face form, its card, the page; then the status, so that it never promises too much."""
+        weights = whole_weights(self.model)  # on every rank: they gather them together
         if self.folder is not None and self.console is not None:
-            self._save(self.folder, self.console, last, final, state)
+            self._save(self.folder, self.console, weights, last, final, state)
         self.accelerator.wait_for_everyone()  # a launcher ends all ranks once one has left
 
-    def _save(self, folder: RunFolder, console: Console, last: Step, final: Reading, state: str) -> None:
+    def _save(
+        self,
+        folder: RunFolder,
+        console: Console,
+        weights: dict[str, torch.Tensor] | None,
+        last: Step,
+        final: Reading,
+        state: str,
+    ) -> None:
         path = folder.path
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(path)
+        model.save_pretrained(path, state_dict=weights)
         self.tokenizer.save_pretrained(path)
         reached = self.reached(last, final)
         ended = "Trained to the end of its budget." if state == "finished" else "Stopped before the end of its budget."
@@ -279,7 +299,7 @@ class _Reports:
 
     def __init__(self, run: _Run, path: Path, console: Console) -> None:
         plan, recipe, self.console, self.path = run.plan, run.recipe, console, path
-        machine = _machine(run.accelerator)
+        machine = _machine(run.accelerator, run.model)
         write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
         write_text(path / "machine.json", json.dumps(machine, indent=1))
         self.records = JsonLines(path / "records.jsonl")
@@ -331,7 +351,7 @@ def _derived(plan: Plan) -> dict[str, Any]:
     return {key: value for key, value in plan.to_dict().items() if key != "recipe"}
 
 
-def _machine(accelerator: Accelerator) -> dict[str, Any]:
+def _machine(accelerator: Accelerator, model: Any) -> dict[str, Any]:
     """Versions, device and commit: what a number may depend on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     device = accelerator.device
@@ -342,6 +362,7 @@ def _machine(accelerator: Accelerator) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": accelerator.num_processes,
+        "parallel": "FSDP2" if is_sharded(model) else "DDP" if accelerator.num_processes > 1 else None,
         "threads": torch.get_num_threads(),
         "commit": commit.stdout.strip() or None,
     }

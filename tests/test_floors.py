@@ -11,7 +11,7 @@ FLOORS = [
     {"scaling", "schedule"},
     {"recipe"},
     {"plan"},
-    {"data", "model"},
+    {"data", "model", "sharding"},
     {"tasks"},
     {"folder", "loop"},
     {"metrics"},
