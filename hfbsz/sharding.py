@@ -1,8 +1,8 @@
 """FSDP2 by torch's own `fully_shard`, on GPUs and on gloo processes alike; asked for by the launcher, carried out here.
 
-Accelerate makes DDP of an FSDP configuration on a CPU, and its FSDP2 wants model and optimizer together and maps tied
-embeddings to nothing. So the wish is taken out of the environment before accelerate (and transformers, which then loads
-weights on rank 0 alone) can see it, and everything but the wrapping stays as it is for DDP.
+Accelerate makes DDP of an FSDP configuration on a CPU, and its FSDP2 wants model and optimizer together and refuses
+tied embeddings. So the wish is taken out of the environment before accelerate can see it (and transformers, which would
+then give weights that a checkpoint lacks to rank 0 alone), and everything but the wrapping stays as it is for DDP.
 """
 
 from collections import Counter

@@ -17,13 +17,15 @@ MODELS = ("tiny-fp32", "tiny_gpt2-fp32", "loaded-fp32")  # two families, tied em
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """A preset that names a folder of saved weights."""
+    """A preset that names a folder of saved weights, one of them missing: drawn anew, alike on every rank."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(5)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=256, **shape)).save_pretrained(folder)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=256, **shape))
+    without_head = {name: weight for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    model.save_pretrained(folder, state_dict=without_head)
     preset = folder / "loaded.yaml"
     preset.write_text(f"path: {folder}\n")
     return preset
@@ -125,7 +127,7 @@ def test_the_saved_model_is_that_of_ddp_and_loads(trained):
 
 
 def test_the_wish_is_taken_out_of_the_environment():
-    """Accelerate would make DDP of it on a CPU, and transformers would load the weights on rank 0 alone."""
+    """Accelerate would make DDP of it on a CPU, transformers would give weights that a folder lacks to rank 0 alone."""
     environment = dict(ASKED)
     assert take_wish(environment) == Sharding() and "ACCELERATE_USE_FSDP" not in environment
     assert take_wish(ASKED | {"FSDP_RESHARD_AFTER_FORWARD": "false"}) == Sharding(reshard_after_forward=False)
