@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 import hfbsz
 from hfbsz import metrics
@@ -128,6 +128,11 @@ def _shared(accelerator: Accelerator, value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
+def _gathered(accelerator: Accelerator, value: Any) -> list[Any]:
+    """Every rank's value, in the order of ranks, on every rank."""
+    return gather_object([value]) if accelerator.num_processes > 1 else [value]
+
+
 def _on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
     """Do work on rank 0 alone (None elsewhere); where it raises UserError, every rank does."""
     result, lines = None, None
@@ -139,6 +144,31 @@ def _on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
     if (lines := _shared(accelerator, lines)) is not None:
         raise UserError(lines)
     return result
+
+
+def _on_all(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
+    """Do work on every rank; where it raises UserError on any of them, every rank does, with the first one's lines."""
+    result, lines = None, None
+    try:
+        result = work()
+    except UserError as problem:
+        lines = problem.lines
+    for rank, told in enumerate(_gathered(accelerator, lines)):
+        if told is not None:
+            raise UserError([f"rank {rank}: {line}" for line in told])
+    return result
+
+
+def _refuse_other_rows(accelerator: Accelerator, counts: Mapping[str, Any]) -> None:
+    """Raise UserError on every rank where a machine made other rows of the data: ranks would train on a mixture."""
+    everyone = _gathered(accelerator, counts)
+    for rank, theirs in enumerate(everyone):
+        if theirs != everyone[0]:
+            raise UserError(
+                f"data: rank {rank} made other rows than rank 0 ({theirs['train']['rows']:,} and "
+                f"{everyone[0]['train']['rows']:,} to train on): every machine must see the same files, the same "
+                "Python (its own source is the default corpus) and the same versions of packages"
+            )
 
 
 class _Run:
@@ -182,7 +212,9 @@ class _Run:
         prepared = _on_main(self.accelerator, lambda: prepare(data, self.recipe.eval.sets, show))
         if self.console is not None:
             self.console.end_work()
-        return prepared if prepared is not None else prepare(data, self.recipe.eval.sets, show)
+        prepared = _on_all(self.accelerator, lambda: prepared or prepare(data, self.recipe.eval.sets, show))
+        _refuse_other_rows(self.accelerator, prepared.counts)
+        return prepared
 
     def train(self, stop: Callable[[], bool]) -> int:
         """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
