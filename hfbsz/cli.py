@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 from hfbsz.errors import INTERRUPTED, MISUSED, UserError, complain, rank
-from hfbsz.recipe import Loaded, help_text, list_recipes, load
+from hfbsz.loading import Loaded, list_recipes, load
+from hfbsz.schema import help_text
 
 
 class Interrupt:

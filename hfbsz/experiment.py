@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hfbsz.errors import UserError
 from hfbsz.folder import cpu_cores, path_of, read_status
-from hfbsz.recipe import Loaded, load
+from hfbsz.loading import Loaded, load
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hfbsz.errors import UserError
-from hfbsz.recipe import Loaded, from_mapping, read_yaml, write_yaml
+from hfbsz.loading import Loaded, from_mapping, read_yaml, write_yaml
 
 STATES = ("running", "finished", "preempted", "failed")
 

@@ -2,13 +2,12 @@
 
 One window of micro-batches is one optimizer step. Each micro-batch backpropagates loss_sum × world_size ÷ N, where N
 counts the targets of the whole window over all ranks, so that the gradient is that of the mean over all targets however
-the window is split (DDP averages over ranks).
+the window is split (DDP and FSDP2 average over ranks).
 """
 
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from hfbsz.errors import TrainingError
 from hfbsz.optimizers import Optimizers
 from hfbsz.plan import Decisions, Plan, PlannedStep
 from hfbsz.record import Step
+from hfbsz.sharding import exchange, release, whole
 from hfbsz.tasks import Task
 
 
@@ -70,8 +70,8 @@ def train(
 ) -> Iterator[Step]:
     """Train to the end of the plan's budget, or until `stop()` is true on any rank; yields every optimizer step.
 
-    `model` is prepared by `accelerator`. `decisions` may grow between two steps (adaptive ramps); all ranks must hold
-    the same. Raises TrainingError for a window without targets and for non-finite gradients in
+    `model` is prepared by `accelerator`, or sharded. `decisions` may grow between two steps (adaptive ramps); all ranks
+    must hold the same. Raises TrainingError for a window without targets and for non-finite gradients in
     `optim.nonfinite_limit` steps in a row (told at the next logged step). The clock advances on a skipped step.
     """
     state = _State(plan, model, optimizer, task, windows, accelerator, Agreement())
@@ -131,8 +131,7 @@ class _State:
             collector.before_window(self.model, planned)
         for index, batch in enumerate(batches):
             torch.manual_seed(seed_of(self.plan.recipe.seed, planned.clock, self.windows.rank, index))
-            last = index == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            with exchange(self.model, last=index == len(batches) - 1):
                 loss = self.task.loss_sum(self.model, to_device(batch, self.device))
                 (loss * (self.agreement.world_size / targets)).backward()
             self.loss += loss.detach()
@@ -145,7 +144,7 @@ class _State:
     def _apply(self, planned: PlannedStep) -> None:
         """Clip, and step unless the gradient is not finite."""
         clip = self.plan.recipe.optim.clip
-        self.norm = torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
+        self.norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip))
         found = (~torch.isfinite(self.norm)).float()
         self.optimizer.step(found)
         self.skipped += found
@@ -239,6 +238,7 @@ def evaluate(model: Any, task: Task, rows: Rows, numbers: Sequence[int], micro_b
     for batch in evaluation_batches(rows, numbers, micro_batch, task.collate, rank, world_size):
         nll += task.loss_sum(model, to_device(batch, accelerator.device))
         targets += batch.targets
+    release(model)
     counted = torch.tensor(targets, dtype=torch.int64, device=accelerator.device)
     if world_size > 1:
         nll, counted = accelerator.reduce(nll, reduction="sum"), accelerator.reduce(counted, reduction="sum")

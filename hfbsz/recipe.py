@@ -1,20 +1,10 @@
-"""What is wanted: frozen recipe classes, and `load`, which reads them from presets, files and `key=value` words.
-
-Later wins: defaults, then the recipe's file (after its `base`, and after the presets that it names), then the command
-line. `Loaded.sources` says for every field where its value came from.
-"""
+"""What is wanted: the frozen classes of a recipe, with every field's type, default and meaning."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -23,18 +13,14 @@ from pydantic import (
     Field,
     PlainSerializer,
     Tag,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from hfbsz.amounts import PATTERN, Amount
-from hfbsz.errors import UserError, did_you_mean
 from hfbsz.laws import LAWS, Named
 from hfbsz.schedule import Ramp
 
-ROOTS = (Path("recipes"), Path(__file__).resolve().parent.parent / "recipes")
 PRESETS = ("model", "data")  # fields that may name a YAML file in a folder of their own
 
 AmountField = Annotated[
@@ -253,95 +239,6 @@ class Recipe(_Part):
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A recipe, its name, and for every field (dotted) where its value came from."""
-
-    recipe: Recipe
-    name: str
-    sources: Mapping[str, str]
-
-
-def load(words: Sequence[str]) -> Loaded:
-    """The recipe that `recipe=NAME`, `model=PRESET`, `data=PRESET` and `key.path=value` words ask for.
-
-    Raises UserError with all that is wrong, one line each.
-    """
-    errors: list[str] = []
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    pairs = _pairs(words, errors)
-    name = next((value for key, value in reversed(pairs) if key == "recipe"), None)
-    if name is not None:
-        with _collect(errors):
-            _merge_file(find_preset(ROOTS, name, "recipe"), values, sources, errors)
-    for key, value in pairs:
-        with _collect(errors):
-            if key in PRESETS:
-                _merge_preset(key, value, values, sources, errors)
-            elif key != "recipe":
-                _put(values, key, value, "command line", sources, errors)
-    try:
-        recipe = Recipe(**values)
-    except ValidationError as problem:
-        errors += [_explain(detail, sources) for detail in problem.errors()]
-    if errors:
-        raise UserError(dict.fromkeys(errors))
-    return Loaded(recipe, Path(name).stem if name else "run", sources)
-
-
-@contextmanager
-def _collect(errors: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except UserError as problem:
-        errors += problem.lines
-
-
-def from_mapping(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain data, such as a run's `recipe.yaml` or `plan.json`; raises UserError."""
-    try:
-        return Recipe(**values)
-    except ValidationError as problem:
-        raise UserError([_explain(detail, {}) for detail in problem.errors()]) from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as plain data (OmegaConf's reader: `3e-3` is a number, `${…}` interpolates); raises UserError."""
-    try:
-        data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, ValueError, OSError) as problem:
-        raise UserError(f"{path}: {problem}".replace("\n", " ")) from None
-    except Exception as problem:  # PyYAML's own errors share no base with OmegaConf's
-        raise UserError(f"{path}: not valid YAML: {problem}".replace("\n", " ")) from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(data).__name__}")
-    return {str(key): value for key, value in data.items()}
-
-
-def write_yaml(data: Mapping[str, Any], path: Path) -> None:
-    OmegaConf.save(OmegaConf.create(dict(data)), path)
-
-
-def find_preset(roots: Sequence[Path], name: str, kind: str) -> Path:
-    """The file of a preset by name, or by path; raises UserError with the nearest name."""
-    if "/" in name or name.endswith((".yaml", ".yml")):
-        if Path(name).is_file():
-            return Path(name)
-        raise UserError(f"{kind}={name}: no such file")
-    for root in roots:
-        if (root / f"{name}.yaml").is_file():
-            return root / f"{name}.yaml"
-    known = sorted({path.stem for root in roots for path in root.glob("*.yaml")})
-    raise UserError(f"{kind}={name}: no such preset{did_you_mean(name, known)}; there are {', '.join(known) or 'none'}")
-
-
-def list_recipes() -> list[tuple[str, str]]:
-    """(name, first line of the file's head) of every recipe."""
-    found = {path.stem: path for root in reversed(ROOTS) for path in root.glob("*.yaml")}
-    return [(name, path.read_text().splitlines()[0].lstrip("# ")) for name, path in sorted(found.items())]
-
-
 def fields(part: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, pydantic field) of every field of a recipe."""
     for name, info in part.model_fields.items():
@@ -349,128 +246,3 @@ def fields(part: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[s
             yield from fields(info.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name, info
-
-
-def help_text(loaded: Loaded) -> str:
-    """Every field: type, value, where the value came from, what it means."""
-    values = loaded.recipe.to_dict()
-    lines = []
-    for name, info in fields():
-        value: Any = values
-        for key in name.split("."):
-            value = value[key]
-        origins = {origin for key, origin in loaded.sources.items() if f"{key}.".startswith(f"{name}.")}
-        source = ", ".join(sorted(origins)) or "default"
-        shown = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
-        lines.append(f"  {name}={shown}   ({_type_name(info.annotation)}; {source})\n      {info.description}")
-    return "\n".join(lines)
-
-
-def describe(info: Any) -> tuple[str, str, str]:
-    """(type, default, meaning) of a field, for people."""
-    default = info.default.model_dump(mode="json") if isinstance(info.default, BaseModel) else info.default
-    shown = "null" if default is None else json.dumps(default, ensure_ascii=False, default=str).strip('"')
-    return _type_name(info.annotation), shown, info.description or ""
-
-
-def _type_name(annotation: Any) -> str:
-    if annotation in (Amount, Named):
-        return "amount" if annotation is Amount else "law"
-    if annotation is type(None):
-        return "null"
-    origin, options = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _type_name(options[0])
-    if origin is Literal:
-        return " | ".join(str(option) for option in options)
-    if origin in (Union, UnionType):
-        return " | ".join(_type_name(option) for option in options)
-    inside = f"[{', '.join(_type_name(option) for option in options)}]" if options else ""
-    return ("any" if annotation is Any else annotation.__name__) + inside
-
-
-def _pairs(words: Sequence[str], errors: list[str]) -> list[tuple[str, Any]]:
-    pairs = []
-    for word in words:
-        key, equals, text = word.lstrip("-").partition("=")
-        if not equals or not key:
-            errors.append(f"{word!r} is not key=value")
-            continue
-        try:
-            value = (
-                text if key in ("recipe", *PRESETS) else OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]))
-            )
-            pairs.append((key, value["v"] if isinstance(value, dict) else value))
-        except Exception as problem:  # whatever the YAML reader makes of a user's text
-            errors.append(f"{key}: cannot read {text!r}: {str(problem).splitlines()[0]}")
-    return pairs
-
-
-def _merge_file(path: Path, values: dict, sources: dict, errors: list[str], seen: tuple[Path, ...] = ()) -> None:
-    """Merge a recipe's file over `values`: first its `base`, then its presets, then its fields."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: `base` leads back to this file")
-    data = read_yaml(path)
-    if (base := data.pop("base", None)) is not None:
-        _merge_file(find_preset(ROOTS, str(base), "base"), values, sources, errors, (*seen, path.resolve()))
-    for key in PRESETS:
-        part = data.get(key)
-        preset = part if isinstance(part, str) else part.pop("preset", None) if isinstance(part, dict) else None
-        if preset is not None:
-            _merge_preset(key, preset, values, sources, errors)
-            if isinstance(part, str):
-                del data[key]
-    for key, value in _leaves(data):
-        _put(values, key, value, path.name, sources, errors)
-
-
-def _merge_preset(kind: str, name: str, values: dict, sources: dict, errors: list[str]) -> None:
-    """A preset replaces the whole part."""
-    path = find_preset([root / kind for root in ROOTS], name, kind)
-    values[kind] = {}
-    for key in [key for key in sources if key.startswith(f"{kind}.")]:
-        del sources[key]
-    for key, value in _leaves(read_yaml(path)):
-        _put(values, f"{kind}.{key}", value, f"{kind}/{path.name}", sources, errors)
-
-
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _put(values: dict, key: str, value: Any, source: str, sources: dict, errors: list[str]) -> None:
-    known = [name for name, _ in fields()]
-    free = ("model.shape", "eval.sets")  # mappings whose keys are the user's
-    if key not in known and not key.startswith(tuple(f"{name}." for name in free)):
-        inside = [name for name in known if name.startswith(f"{key}.")]
-        hint = (
-            f"; its fields are {', '.join(inside)}"
-            if inside
-            else did_you_mean(key, {*known, *(name.split(".")[0] for name in known)})
-        )
-        errors.append(f"{key}: no such field ({source}){hint}")
-        return
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(values.get(parent), dict):
-            values[parent] = {}
-        values = values[parent]
-    values[last] = value
-    sources[key] = source
-
-
-def _explain(detail: ErrorDetails, sources: Mapping[str, str]) -> str:
-    known = {name for name, _ in fields()}
-    place = [str(part) for part in detail["loc"]]
-    while len(place) > 1 and ".".join(place) not in known:
-        place.pop()
-    name = ".".join(place)
-    where = f" ({sources[name]})" if name in sources else ""
-    message = detail["msg"].removeprefix("Value error, ")
-    shown = repr(detail["input"])
-    given = "" if shown in message or isinstance(detail["input"], dict) else f", not {shown}"
-    return f"{name}: {message}{given}{where}"

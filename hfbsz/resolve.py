@@ -9,8 +9,9 @@ from hfbsz import schedule, tuning
 from hfbsz.amounts import Amount
 from hfbsz.errors import UserError
 from hfbsz.laws import Named
+from hfbsz.loading import from_mapping
 from hfbsz.plan import Facts, Phase, Plan
-from hfbsz.recipe import Recipe, from_mapping
+from hfbsz.recipe import Recipe
 
 
 def from_dict(data: Mapping[str, Any]) -> Plan:

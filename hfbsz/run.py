@@ -8,14 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 
 import hfbsz
 from hfbsz import metrics
@@ -25,37 +23,43 @@ from hfbsz.data.needed import needed_by
 from hfbsz.data.rows import Prepared, prepare, sample
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import FAILED, INTERRUPTED, TrainingError, UserError, complain
-from hfbsz.folder import RunFolder, cpu_cores, path_of, read_status, write_text
+from hfbsz.folder import RunFolder, path_of, read_status, write_text
+from hfbsz.loading import Loaded
 from hfbsz.loop import Sums, evaluate, train
 from hfbsz.model import build_model, count_parameters
 from hfbsz.optimizers import build_optimizer
 from hfbsz.plan import Facts, Plan
-from hfbsz.recipe import Loaded, Recipe
+from hfbsz.ranks import make_accelerator, on_all, on_main, precision_of, refuse_other_rows, set_threads, shared
 from hfbsz.record import Reading, Step
 from hfbsz.report.card import model_card
 from hfbsz.report.console import Console
 from hfbsz.report.jsonl import JsonLines
 from hfbsz.report.wandb import WandbReporter
 from hfbsz.resolve import check_environment, resolve
+from hfbsz.sharding import Sharding, is_sharded, shard, take_wish, whole_weights
 from hfbsz.tasks.language_modeling import LanguageModeling, check_attends_within
-
-_COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait this long for rank 0 to tokenise
 
 
 def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
     """Train what a recipe asks for; returns the exit code. Raises UserError for what does not fit."""
     transformers.utils.logging.disable_progress_bar()
-    _set_threads(loaded.recipe)
-    accelerator = _accelerator(loaded.recipe)
+    set_threads(loaded.recipe)
+    sharding = take_wish(os.environ)
+    if sharding is not None and loaded.recipe.optim.name != "adamw":
+        raise UserError(
+            f"optim.name: {loaded.recipe.optim.name} has not been tried on weights that ranks share (FSDP2): "
+            "take adamw, or launch with DDP (accelerate_configs/ddp.yaml)"
+        )
+    accelerator = make_accelerator(loaded.recipe)
     console = Console() if accelerator.is_main_process else None
     folder, session = None, None
     try:
-        folder = _on_main(accelerator, lambda: RunFolder(loaded))
-        if _shared(accelerator, folder is not None and folder.finished):
+        folder = on_main(accelerator, lambda: RunFolder(loaded))
+        if shared(accelerator, folder is not None and folder.finished):
             if console is not None:
                 _show_finished(console, path_of(loaded))
             return 0
-        session = _Run(loaded, job, accelerator, console, folder)
+        session = _Run(loaded, job, accelerator, sharding, console, folder)
         return session.train(stop)
     except TrainingError as problem:  # raised on every rank alike: the others wait until rank 0 has told and saved all
         if console is not None:
@@ -82,72 +86,17 @@ def _fail(folder: RunFolder | None, session: "_Run | None", problem: BaseExcepti
             session.close("failed")
 
 
-def _set_threads(recipe: Recipe) -> None:
-    """CPU threads: what the user chose, else cores ÷ local processes (accelerate's launcher sets OMP_NUM_THREADS=1)."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    chosen = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
-    launched = chosen == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ
-    available = max(1, cpu_cores() // local)
-    torch.set_num_threads(recipe.threads or (chosen if chosen and not launched else available))
-
-
-def precision_of(recipe: Recipe) -> str:
-    """fp32, bf16 or fp64 on this device."""
-    if recipe.precision != "auto":
-        return recipe.precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    precision = precision_of(recipe)
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", precision):
-        raise UserError(
-            f"mixed_precision={asked} of the launch command or its config contradicts precision={precision}: "
-            "remove it there (fp16 is not offered: it needs loss scaling, bf16 does not)"
-        )
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=_COLLECTIVE_TIMEOUT),
-        ],
-    )
-    if accelerator.num_processes != world_size:
-        raise UserError(
-            f"the launcher started {world_size} processes, accelerate sees {accelerator.num_processes}: "
-            "launch with a config of accelerate_configs/"
-        )
-    return accelerator
-
-
-def _shared(accelerator: Accelerator, value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    if accelerator.num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]
-
-
-def _on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
-    """Do work on rank 0 alone (None elsewhere); where it raises UserError, every rank does."""
-    result, lines = None, None
-    if accelerator.is_main_process:
-        try:
-            result = work()
-        except UserError as problem:
-            lines = problem.lines
-    if (lines := _shared(accelerator, lines)) is not None:
-        raise UserError(lines)
-    return result
-
-
 class _Run:
     """A run on one rank. Rank 0 has a console and the folder; the others have neither."""
 
     def __init__(
-        self, loaded: Loaded, job: str, accelerator: Accelerator, console: Console | None, folder: RunFolder | None
+        self,
+        loaded: Loaded,
+        job: str,
+        accelerator: Accelerator,
+        sharding: Sharding | None,
+        console: Console | None,
+        folder: RunFolder | None,
     ) -> None:
         self.loaded, self.recipe, self.job = loaded, loaded.recipe, job
         self.accelerator, self.console, self.folder = accelerator, console, folder
@@ -164,7 +113,10 @@ class _Run:
         within = self.recipe.data.pack and self.recipe.data.attend == "within"
         if within:
             check_attends_within(model)
-        self.model = accelerator.prepare_model(model)
+        if sharding is not None and accelerator.num_processes > 1:
+            self.model = shard(model, sharding, accelerator.device, precision_of(self.recipe))
+        else:
+            self.model = accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, self.plan)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         self.task = LanguageModeling(end if pad is None else pad, end if within else None)
@@ -178,11 +130,11 @@ class _Run:
         size = count_parameters(recipe.model, recipe.data.vocab_size) if recipe.uses_law() else None
         show = self.console.work if self.console is not None else lambda *_: None
         needed = needed_by(recipe, size)
-        prepared = _on_main(self.accelerator, lambda: prepare(recipe.data, recipe.eval.sets, show, needed))
+        prepared = on_main(self.accelerator, lambda: prepare(recipe.data, recipe.eval.sets, show, needed))
         if self.console is not None:
             self.console.end_work()
-        if prepared is None:
-            prepared = prepare(recipe.data, recipe.eval.sets, show, needed)
+        prepared = on_all(self.accelerator, lambda: prepared or prepare(recipe.data, recipe.eval.sets, show, needed))
+        refuse_other_rows(self.accelerator, prepared.counts)
         return prepared, replace(prepared.facts, parameters=size)
 
     def train(self, stop: Callable[[], bool]) -> int:
@@ -240,15 +192,24 @@ class _Run:
 
     def save(self, last: Step, final: Reading, state: str) -> None:
         """The model in Hugging Face form, its card, the page; then the status, so that it never promises too much."""
+        weights = whole_weights(self.model)  # on every rank: they gather them together
         if self.folder is not None and self.console is not None:
-            self._save(self.folder, self.console, last, final, state)
+            self._save(self.folder, self.console, weights, last, final, state)
         self.accelerator.wait_for_everyone()  # a launcher ends all ranks once one has left
 
-    def _save(self, folder: RunFolder, console: Console, last: Step, final: Reading, state: str) -> None:
+    def _save(
+        self,
+        folder: RunFolder,
+        console: Console,
+        weights: dict[str, torch.Tensor] | None,
+        last: Step,
+        final: Reading,
+        state: str,
+    ) -> None:
         path = folder.path
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with self.optimizer.averaged():
-            model.save_pretrained(path)
+            model.save_pretrained(path, state_dict=weights)
         self.tokenizer.save_pretrained(path)
         reached = self.reached(last, final)
         ended = "Trained to the end of its budget." if state == "finished" else "Stopped before the end of its budget."
@@ -295,7 +256,7 @@ class _Reports:
 
     def __init__(self, run: _Run, path: Path, console: Console) -> None:
         plan, recipe, self.console, self.path = run.plan, run.recipe, console, path
-        machine = _machine(run.accelerator)
+        machine = _machine(run.accelerator, run.model)
         write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
         write_text(path / "machine.json", json.dumps(machine, indent=1))
         self.records = JsonLines(path / "records.jsonl")
@@ -347,7 +308,7 @@ def _derived(plan: Plan) -> dict[str, Any]:
     return {key: value for key, value in plan.to_dict().items() if key != "recipe"}
 
 
-def _machine(accelerator: Accelerator) -> dict[str, Any]:
+def _machine(accelerator: Accelerator, model: Any) -> dict[str, Any]:
     """Versions, device and commit: what a number may depend on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     device = accelerator.device
@@ -358,6 +319,7 @@ def _machine(accelerator: Accelerator) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": accelerator.num_processes,
+        "parallel": "FSDP2" if is_sharded(model) else "DDP" if accelerator.num_processes > 1 else None,
         "threads": torch.get_num_threads(),
         "commit": commit.stdout.strip() or None,
     }

@@ -1,14 +1,17 @@
-"""What the recipe's classes say to editors and readers: a JSON schema for recipe files, and a page of all fields."""
+"""What the classes of a recipe say to people and editors: `--help`, a page of all fields, JSON schemas of files."""
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from hfbsz.amounts import Amount
-from hfbsz.recipe import PRESETS, Recipe, describe, fields
+from hfbsz.laws import Named
+from hfbsz.loading import Loaded
+from hfbsz.recipe import PRESETS, Recipe, fields
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _HEAD = """# Every field of a recipe
@@ -82,3 +85,41 @@ def files() -> dict[str, str]:
         **{f"recipes/{part}/schema.json": json.dumps(preset_schema(part), indent=1) + "\n" for part in PRESETS},
         "docs/fields.md": fields_page(),
     }
+
+
+def help_text(loaded: Loaded) -> str:
+    """Every field: type, value, where the value came from, what it means."""
+    values = loaded.recipe.to_dict()
+    lines = []
+    for name, info in fields():
+        value: Any = values
+        for key in name.split("."):
+            value = value[key]
+        origins = {origin for key, origin in loaded.sources.items() if f"{key}.".startswith(f"{name}.")}
+        source = ", ".join(sorted(origins)) or "default"
+        shown = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+        lines.append(f"  {name}={shown}   ({_type_name(info.annotation)}; {source})\n      {info.description}")
+    return "\n".join(lines)
+
+
+def describe(info: Any) -> tuple[str, str, str]:
+    """(type, default, meaning) of a field, for people."""
+    default = info.default.model_dump(mode="json") if isinstance(info.default, BaseModel) else info.default
+    shown = "null" if default is None else json.dumps(default, ensure_ascii=False, default=str).strip('"')
+    return _type_name(info.annotation), shown, info.description or ""
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation in (Amount, Named):
+        return "amount" if annotation is Amount else "law"
+    if annotation is type(None):
+        return "null"
+    origin, options = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(options[0])
+    if origin is Literal:
+        return " | ".join(str(option) for option in options)
+    if origin in (Union, UnionType):
+        return " | ".join(_type_name(option) for option in options)
+    inside = f"[{', '.join(_type_name(option) for option in options)}]" if options else ""
+    return ("any" if annotation is Any else annotation.__name__) + inside

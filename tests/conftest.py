@@ -47,10 +47,11 @@ def ragged(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def hfbsz(environment):
-    """Run a script as a user would: with accelerate launch on 1 or 2 processes, or with plain python."""
+    """Run a script as a user would: with accelerate launch on 1 or 2 processes or a config, or with plain python."""
 
-    def run(script, *words, processes=1, plain=False, env=None, timeout=300) -> Ended:
-        config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
+    def run(script, *words, processes=1, config=None, plain=False, env=None, timeout=300) -> Ended:
+        name = config or ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
+        config = ROOT / "accelerate_configs" / name
         launch = [] if plain else ["-m", "accelerate.commands.launch", "--config_file", str(config)]
         path = script if Path(script).is_absolute() else str(ROOT / "scripts" / script)
         command = [sys.executable, *launch, path, *map(str, words)]

@@ -13,7 +13,7 @@ from conftest import ROOT, TINY, records
 from filelock import FileLock
 
 from hfbsz.folder import RunFolder, read_status
-from hfbsz.recipe import load
+from hfbsz.loading import load
 
 
 @pytest.fixture

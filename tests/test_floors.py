@@ -10,14 +10,16 @@ FLOORS = [
     {"errors", "amounts", "record"},
     {"scaling", "schedule", "laws"},
     {"recipe"},
+    {"loading"},
     {"schema"},
     {"plan"},
     {"tuning"},
     {"resolve", "explain"},
-    {"data", "optimizers"},
+    {"data", "optimizers", "sharding"},
     {"model"},
     {"tasks"},
     {"folder", "loop"},
+    {"ranks"},
     {"metrics"},
     {"report"},
     {"run"},
@@ -27,9 +29,9 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy"}
 ALLOWED = {
     "wandb": {"report"},
-    "omegaconf": {"recipe"},
-    "pydantic": {"recipe", "schema"},
-    "accelerate": {"loop", "run"},
+    "omegaconf": {"loading"},
+    "pydantic": {"recipe", "loading", "schema"},
+    "accelerate": {"loop", "ranks", "run"},
     "rich": {"report"},
 }
 REPORT_MAY_KNOW = {"record", "plan", "resolve", "explain", "amounts", "errors"}

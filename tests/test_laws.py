@@ -5,8 +5,8 @@ import pytest
 from hfbsz.errors import UserError
 from hfbsz.explain import explain
 from hfbsz.laws import LAWS
+from hfbsz.loading import load
 from hfbsz.plan import Facts
-from hfbsz.recipe import load
 from hfbsz.resolve import resolve
 
 

@@ -10,10 +10,10 @@ from hfbsz.data.batches import Windows
 from hfbsz.data.rows import prepare, sample
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import TrainingError
+from hfbsz.loading import load
 from hfbsz.loop import evaluate, seed_of, train
 from hfbsz.model import build_model
 from hfbsz.optimizers import build_optimizer
-from hfbsz.recipe import load
 from hfbsz.resolve import resolve
 from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling
 

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hfbsz.errors import UserError
+from hfbsz.loading import load
 from hfbsz.model import _config, count_parameters
-from hfbsz.recipe import load
 
 SIZES = {  # all weights, and those outside embeddings and head
     "tiny": (1.05e6, 0.79e6),

@@ -6,8 +6,8 @@ import pytest
 from hfbsz.amounts import Amount
 from hfbsz.errors import UserError
 from hfbsz.explain import explain
+from hfbsz.loading import load
 from hfbsz.plan import Facts
-from hfbsz.recipe import load
 from hfbsz.resolve import check_environment, from_dict, resolve
 
 RAMPS = {

@@ -57,7 +57,7 @@ def test_the_light_commands(command, environment):
 
 
 def test_every_other_command_names_what_exists():
-    from hfbsz.recipe import load
+    from hfbsz.loading import load
 
     for command in COMMANDS:
         words = shlex.split(command.split(" && ")[-1])

@@ -2,7 +2,9 @@ import pytest
 from conftest import ROOT
 
 from hfbsz.errors import UserError
-from hfbsz.recipe import Recipe, fields, from_mapping, help_text, list_recipes, load, read_yaml, write_yaml
+from hfbsz.loading import from_mapping, list_recipes, load, read_yaml, write_yaml
+from hfbsz.recipe import Recipe, fields
+from hfbsz.schema import help_text
 
 
 def refused(*words):

@@ -7,7 +7,8 @@ from conftest import ROOT
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from hfbsz.recipe import Recipe, fields, load, read_yaml
+from hfbsz.loading import load, read_yaml
+from hfbsz.recipe import Recipe, fields
 from hfbsz.schema import files
 
 

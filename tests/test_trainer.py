@@ -9,8 +9,8 @@ from transformers import Trainer, TrainingArguments
 from hfbsz.data.batches import Windows
 from hfbsz.data.rows import prepare
 from hfbsz.data.tokenizer import load_tokenizer
+from hfbsz.loading import load
 from hfbsz.model import build_model
-from hfbsz.recipe import load
 from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling
 
 SAME = ["schedule.shape=constant", "schedule.warmup=0seq", "batch.micro_max=4", "optim.lr=1e-3", "log.every=1steps"]

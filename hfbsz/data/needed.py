@@ -20,7 +20,8 @@ class Needed:
 def needed_by(recipe: Recipe, parameters: int | None = None) -> Needed | None:
     """What a recipe's budget takes of its stream, one batch of overshoot included; None where it streams nothing.
 
-    The same on any number of processes. `parameters`: what a scaling law may ask for (Facts). Raises UserError for a budget in epochs, and for what the plan refuses.
+    The same on any number of processes. `parameters`: what a scaling law may ask for. Raises UserError for a budget in
+    epochs, and for what the plan refuses.
     """
     data, duration = recipe.data, recipe.duration
     if not data.stream:

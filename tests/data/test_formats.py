@@ -160,7 +160,8 @@ def test_broken_files_are_one_line_and_leave_the_cache_alone(tmp_path, capfd, na
 
 def test_no_source_means_the_standard_library():
     from hfbsz.data.sources import open_source
-    from hfbsz.recipe import Data, load
+    from hfbsz.loading import load
+    from hfbsz.recipe import Data
 
     named = load(["data=python_stdlib"]).recipe.data
     assert open_source(Data()).stamp() == open_source(named).stamp()

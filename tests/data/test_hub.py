@@ -8,7 +8,7 @@ from hfbsz.data.hub import Hub
 from hfbsz.data.needed import Needed, needed_by
 from hfbsz.data.rows import prepare
 from hfbsz.errors import UserError
-from hfbsz.recipe import load
+from hfbsz.loading import load
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from corpora import ROWS, documents, kept_entries, made, wheel
 
 from hfbsz.data import package as module
 from hfbsz.errors import UserError
-from hfbsz.recipe import load
+from hfbsz.loading import load
 
 FILE = "tinycorpus/data/texts.jsonl"
 CONTENT = "\n".join(json.dumps(row) for row in ROWS).encode()

@@ -12,7 +12,8 @@ from hfbsz.data.rows import cache_folder, prepare
 from hfbsz.data.sources import find_files
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import UserError
-from hfbsz.recipe import Data, load
+from hfbsz.loading import load
+from hfbsz.recipe import Data
 from hfbsz.resolve import resolve
 from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling
 

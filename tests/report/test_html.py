@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from hfbsz.errors import UserError
+from hfbsz.loading import load, write_yaml
 from hfbsz.plan import Facts, Plan
-from hfbsz.recipe import load, write_yaml
 from hfbsz.report import figures, html, runs
 from hfbsz.resolve import resolve
 

@@ -1,0 +1,91 @@
+"""One rank of the first three steps, started by a launcher: `first_steps.py OUT MODEL[:PRECISION] … -- WORD …`.
+
+Writes, for each model preset, OUT/MODEL-PRECISION.npz with the whole gradient of the first window by weight (rank 0),
+and OUT/MODEL-PRECISION-RANK.json: how the model lies on the ranks, and what a second step whose loss is not a number on
+the last rank alone did to this rank's weights.
+"""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+from hfbsz.data.batches import Windows
+from hfbsz.loading import load
+from hfbsz.loop import train
+from hfbsz.ranks import make_accelerator
+from hfbsz.run import _Run
+from hfbsz.sharding import is_sharded, take_wish, whole
+
+
+class Gradients:
+    """Keeps the whole gradient of the first window, before clipping."""
+
+    first = None
+
+    def before_window(self, model, planned):
+        self.model = model
+
+    def after_micro(self, index, batch):
+        pass
+
+    def after_window(self):
+        if self.first is None:
+            named = self.model.named_parameters()
+            self.first = {name.removeprefix("module."): whole(weight.grad).numpy().copy() for name, weight in named}
+        return {}
+
+
+def shares(model):
+    """This rank's part of every weight."""
+    tensors = (weight.detach() for weight in model.parameters())
+    return [(tensor.to_local() if hasattr(tensor, "to_local") else tensor).clone() for tensor in tensors]
+
+
+def first_steps(out, preset, precision, accelerator, sharding, words):
+    loaded = load([f"model={preset}", *words, f"precision={precision}"])
+    run = _Run(loaded, "pretrain", accelerator, sharding, None, None)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    plain, poison = run.task.loss_sum, []
+    run.task.loss_sum = lambda *given: plain(*given) * (math.nan if poison else 1)
+    windows = Windows(run.data.train, run.recipe.seed, run.task.collate, rank, world_size)
+    collector = Gradients()
+    steps = train(run.plan, run.model, run.optimizer, run.task, windows, accelerator, collectors=[collector])
+    assert next(steps).skipped == 0
+    before, poison[:] = shares(run.model), [True] if rank == world_size - 1 else []
+    skipped, after = next(steps).skipped, shares(run.model)
+    poison.clear()
+    third = next(steps)
+    found = {
+        "sharded": is_sharded(run.model),
+        "units": sum(isinstance(module, FSDPModule) for module in run.model.modules()),
+        "share": sum(map(torch.numel, after)) / sum(weight.numel() for weight in run.model.parameters()),
+        "skipped": skipped,
+        "unchanged": all(map(torch.equal, before, after)),
+        "third": [third.skipped, third.loss, third.grad_norm],
+        "moved": not any(map(torch.equal, after, shares(run.model))),
+        "finite": all(bool(torch.isfinite(share).all()) for share in shares(run.model)),
+    }
+    name = f"{Path(preset).stem}-{precision}"
+    Path(out, f"{name}-{rank}.json").write_text(json.dumps(found))
+    if rank == 0:
+        np.savez(Path(out, f"{name}.npz"), **collector.first)
+
+
+def main(out, *rest):
+    presets, words = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
+    sharding = take_wish(os.environ)
+    accelerator = make_accelerator(load(words).recipe)
+    for preset in presets:
+        name, _, precision = preset.partition(":")
+        first_steps(out, name, precision or "fp32", accelerator, sharding, words)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
