@@ -1,4 +1,4 @@
-"""From a recipe to a Plan: works out batch, ramp, schedule the optimizer's numbers; refuses what does not fit."""
+"""From a recipe to a Plan: works out batch, ramp, schedule, the optimizer's numbers; refuses what does not fit."""
 
 import math
 from collections.abc import Mapping, Sequence

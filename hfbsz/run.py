@@ -57,7 +57,7 @@ def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
         folder = on_main(accelerator, lambda: RunFolder(loaded))
         if shared(accelerator, folder is not None and folder.finished):
             if console is not None:
-                _show_finished(console, path_of(loaded))
+                _show_finished(console, loaded)
             return 0
         session = _Run(loaded, job, accelerator, sharding, console, folder)
         return session.train(stop)
@@ -326,16 +326,22 @@ def _machine(accelerator: Accelerator, model: Any) -> dict[str, Any]:
 
 
 def _hints(path: Path, name: str) -> list[str]:
-    other = "small_batch_pretrain" if name != "small_batch_pretrain" else "large_batch"
+    """What to do next; the arms of the README's comparison name one another."""
+    look = f"look at it           open {path}/report.html"
+    load = f"load the model       AutoModelForCausalLM.from_pretrained({str(path)!r})"
+    if name not in ("large_batch", "small_batch_pretrain"):
+        return [look, load]
+    other = "small_batch_pretrain" if name == "large_batch" else "large_batch"
     return [
-        f"look at it           open {path}/report.html",
+        look,
         f"another batch        accelerate launch scripts/pretrain.py recipe={other}",
         f"lay them over        python scripts/report.py {path} runs/{other}-*",
-        f"load the model       AutoModelForCausalLM.from_pretrained({str(path)!r})",
+        load,
     ]
 
 
-def _show_finished(console: Console, path: Path) -> None:
+def _show_finished(console: Console, loaded: Loaded) -> None:
+    path = path_of(loaded)
     reached: Mapping[str, str] = read_status(path).get("reached", {})
-    hints = ["to train it again: another seed=…, or another output_dir=…", *_hints(path, path.name)]
+    hints = ["to train it again: another seed=…, or another output_dir=…", *_hints(path, loaded.name)]
     console.last_page("this run is finished already", reached, path, hints)

@@ -15,6 +15,17 @@ ASKED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 MODELS = ("tiny-fp32", "tiny_gpt2-fp32", "loaded-fp32")  # two families, tied embeddings, and weights from a folder
 
 
+def test_an_optimizer_that_was_not_tried_on_shared_weights_is_refused(monkeypatch, tmp_path):
+    from hfbsz.loading import load
+    from hfbsz.run import run
+
+    for name, value in ASKED.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="muon has not been tried on weights that ranks share"):
+        run(load([TINY, "optim.name=muon", f"output_dir={tmp_path}/run"]), "pretrain", lambda: False)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     """A preset that names a folder of saved weights, one of them missing: drawn anew, alike on every rank."""
