@@ -11,6 +11,7 @@ from types import FrameType
 
 from hfbsz.errors import INTERRUPTED, MISUSED, UserError, complain, rank
 from hfbsz.loading import Loaded, list_recipes, load
+from hfbsz.resolve import check
 from hfbsz.schema import help_text
 
 
@@ -42,6 +43,7 @@ def _entry(job: str, words: Sequence[str]) -> int:
         loaded = read_words(f"accelerate launch scripts/{job}.py", words)
         if loaded is None:
             return 0 if asks_for_help(words) else MISUSED
+        check(loaded.recipe, int(os.environ.get("WORLD_SIZE", "1")))
         from hfbsz.run import run  # torch and all that hangs on it, only once the recipe is right
 
         return run(loaded, job, interrupt)

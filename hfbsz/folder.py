@@ -73,6 +73,8 @@ class RunFolder:
             raise UserError(f"{self.path}: holds a run of another recipe ({changed}): choose another output_dir")
         if read_status(self.path).get("state") == "finished":
             return True
+        if not trained:
+            return False
         numbers = [int(path.name.removeprefix("attempt-")) for path in self.path.glob("attempt-*")]
         attempt = self.path / f"attempt-{max(numbers, default=0) + 1}"
         attempt.mkdir()

@@ -28,6 +28,14 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
     return _Resolver(recipe, world_size, facts).plan()
 
 
+def check(recipe: Recipe, world_size: int) -> None:
+    """Raise UserError for what is wrong whatever data and model turn out to be: known before either is touched."""
+    if any("epoch" in str(part) for part in (recipe.schedule.warmup, recipe.schedule.decay, recipe.batch.ramp)):
+        return  # how they lie to other amounts depends on the rows
+    boundless = Facts(rows=2**40, tokens_per_row=float(recipe.data.sequence_length), parameters=10**8)
+    resolve(recipe, world_size, boundless)
+
+
 class _Resolver:
     """Works a plan out step by step; `errors` gathers what does not fit."""
 

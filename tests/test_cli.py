@@ -131,9 +131,17 @@ def test_sigint_ends_at_the_next_step_with_a_saved_model(words, tmp_path, enviro
     assert AutoModelForCausalLM.from_pretrained(run).num_parameters() > 0
 
 
-def test_a_start_that_failed_leaves_room_for_the_corrected_one(hfbsz, words):
+def test_a_start_that_failed_leaves_room_for_the_corrected_one(hfbsz, words, tmp_path):
     assert hfbsz("pretrain.py", *words, "batch.size=4096seq", plain=True).code == 2
+    assert read_status(tmp_path / "run")["state"] == "failed"
     assert hfbsz("pretrain.py", *words, "duration=8seq", plain=True).code == 0
+    assert not list((tmp_path / "run").glob("attempt-*"))  # it held nothing to keep
+
+
+def test_what_no_data_can_mend_is_refused_before_anything_is_written(hfbsz, words, tmp_path):
+    ended = hfbsz("pretrain.py", *words, "scaling.rule=noise", plain=True)
+    assert ended.code == 2 and "scaling.noise_scale=120seq" in lines_of(ended)[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_arms_that_are_one_run_are_refused(hfbsz, words):

@@ -8,7 +8,7 @@ from hfbsz.errors import UserError
 from hfbsz.explain import explain
 from hfbsz.loading import load
 from hfbsz.plan import Facts
-from hfbsz.resolve import check_environment, from_dict, resolve
+from hfbsz.resolve import check, check_environment, from_dict, resolve
 
 RAMPS = {
     "fixed": ["batch.size=64seq"],
@@ -276,3 +276,25 @@ def test_noise_and_surge_take_the_noise_scale_in_tokens_or_sequences():
 )
 def test_rules_that_do_not_fit(words, message):
     assert any(message in line for line in refused("batch.size=64seq", *words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["duration=3epochs", "batch.size=64seq"],
+        ["duration=2epochs", "batch.ramp=0:8 1epochs:16 50Mtok:32"],
+        ["duration=1Mtok", "schedule.warmup=0.5epochs", "batch.size=64seq"],
+        ["data.pack=false", "duration=500ktok", "batch.size=1000tok"],
+        ["data.pack=false", "duration=2epochs", "batch.size=1000tok", "schedule.warmup=0.5epochs"],
+        ["duration=1epochs", "batch.size=law:deepseek", "optim.lr=law:deepseek"],
+        ["duration=300steps", *RAMPS["doubling"]],
+    ],
+)
+def test_what_only_the_data_decides_is_not_refused_before_it_is_read(words):
+    check(load(words).recipe, 1)
+
+
+def test_what_no_data_can_mend_is_refused_before_it_is_read():
+    for words in (["batch.size=7seq"], ["batch.size=64seq", "scaling.rule=noise"], ["batch.size=8seq", "duration=5%"]):
+        with pytest.raises(UserError):
+            check(load(words).recipe, 2)
