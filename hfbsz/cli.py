@@ -1,12 +1,15 @@
 """The command line of the training scripts: words in, exit code out, one line for every mistake.
 
-Exit codes: 0 finished, 1 failed, 2 input that cannot be used, 130 ended by SIGINT.
+Exit codes: 0 finished, 1 failed, 2 input that cannot be used, 130 ended by a signal after
+a step, with a checkpoint.
 """
 
+import ctypes
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 from hfbsz.errors import INTERRUPTED, MISUSED, UserError, complain, rank
@@ -16,20 +19,31 @@ from hfbsz.schema import help_text
 
 
 class Interrupt:
-    """Remembers a SIGINT: the run ends at its next step. A second one ends it at once."""
+    """Remembers a signal to end: the run ends at its next step, with a checkpoint. A second SIGINT ends it at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGINT, self._handle)
+        self.reason: str | None = None  # the signal's name
+        for number in self.SIGNALS:
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.reason = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if rank() == 0:
-            os.write(2, b"\nSIGINT: ending after this step with a saved model (once more: at once)\n")
+            again = " (SIGINT once more: at once)" if number == signal.SIGINT else ""
+            os.write(2, f"\n{self.reason}: ending after this step with a checkpoint{again}\n".encode())
 
     def __call__(self) -> bool:
-        return self.asked
+        return self.reason is not None
+
+
+def _die_with_the_launcher() -> None:
+    """Ask Linux for a SIGTERM when the launcher dies: accelerate's leaves its one child behind."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def entry(job: str) -> None:
@@ -39,6 +53,7 @@ def entry(job: str) -> None:
 
 def _entry(job: str, words: Sequence[str]) -> int:
     interrupt = Interrupt()
+    _die_with_the_launcher()
     try:
         loaded = read_words(f"accelerate launch scripts/{job}.py", words)
         if loaded is None:

@@ -34,7 +34,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 class RunFolder:
-    """The folder of a run while rank 0 holds it. An unfinished earlier attempt is moved to `attempt-N/` inside it."""
+    """The folder of a run while rank 0 holds it: `finished`, or to be begun."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.path = path_of(loaded)
@@ -53,34 +53,38 @@ class RunFolder:
             raise UserError(f"{self.path}: cannot be written: {problem.strerror}: choose output_dir=…") from None
         try:
             self.finished = self._inspect(loaded)
-            if not self.finished:
-                write_yaml(loaded.recipe.to_dict(), self.path / "recipe.yaml")
         except UserError:
             self.release()
             raise
 
     def _inspect(self, loaded: Loaded) -> bool:
-        """Whether the folder holds this very run, finished; an unfinished one makes room."""
-        there = [path for path in self.path.iterdir() if path.name != ".lock" and not path.name.startswith("attempt-")]
-        if not there:
+        """Whether the folder holds this very run, finished; raises UserError where it holds something else."""
+        if not self._there():
             return False
         if not (self.path / "recipe.yaml").is_file():
             raise UserError(f"{self.path}: not empty, and not the folder of a run: choose another output_dir")
         earlier = from_mapping(read_yaml(self.path / "recipe.yaml"))
-        trained = (self.path / "records.jsonl").is_file()  # a start that failed before that holds nothing to lose
-        if trained and earlier.digest() != loaded.recipe.digest():
+        if self._trained() and earlier.digest() != loaded.recipe.digest():
             changed = _difference(earlier.to_dict(), loaded.recipe.to_dict())
             raise UserError(f"{self.path}: holds a run of another recipe ({changed}): choose another output_dir")
-        if read_status(self.path).get("state") == "finished":
-            return True
-        if not trained:
-            return False
-        numbers = [int(path.name.removeprefix("attempt-")) for path in self.path.glob("attempt-*")]
-        attempt = self.path / f"attempt-{max(numbers, default=0) + 1}"
-        attempt.mkdir()
-        for path in there:
-            path.rename(attempt / path.name)
-        return False
+        return read_status(self.path).get("state") == "finished"
+
+    def _there(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.name != ".lock" and not path.name.startswith("attempt-")]
+
+    def _trained(self) -> bool:
+        return (self.path / "records.jsonl").is_file()  # a start that failed before that holds nothing to lose
+
+    def begin(self, loaded: Loaded, anew: bool) -> None:
+        """Write the recipe; where the run begins `anew`, what an earlier attempt trained moves to `attempt-N/`."""
+        if anew and self._trained():
+            numbers = [int(path.name.removeprefix("attempt-")) for path in self.path.glob("attempt-*")]
+            attempt = self.path / f"attempt-{max(numbers, default=0) + 1}"
+            attempt.mkdir()
+            for path in self._there():
+                if path != attempt:
+                    path.rename(attempt / path.name)
+        write_yaml(loaded.recipe.to_dict(), self.path / "recipe.yaml")
 
     def status(self, state: str, why: str | None = None, **values: Any) -> None:
         """Write `status.json` whole or not at all; `why` says how a run ended that did not finish."""
@@ -114,7 +118,8 @@ def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> s
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            changed += [part for part in [_difference(before, after, f"{prefix}{key}.")] if part]
-        elif before != after and prefix + key not in ("output_dir", "threads", "batch.micro_max"):
+            if key not in ("log", "eval", "checkpoint"):
+                changed += [part for part in [_difference(before, after, f"{prefix}{key}.")] if part]
+        elif before != after and prefix + key not in ("output_dir", "threads", "batch.micro_max", "resume"):
             changed.append(f"{prefix}{key}: {before} there, {after} here")
     return "; ".join(changed[:4])

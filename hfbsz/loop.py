@@ -56,6 +56,37 @@ def seed_of(seed: int, clock: int, rank: int, micro: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+class Progress:
+    """How far a run has come, and what it carries from step to step; on the device where reading it would cost a
+    synchronisation. Changes with every step; a checkpoint holds what `to_dict` gives."""
+
+    def __init__(self, device: torch.device, saved: Mapping[str, Any] | None = None, rank: int = 0) -> None:
+        """`saved`: what `to_dict` gave, on any number of ranks."""
+        saved = saved or {}
+        self.step, self.clock = saved.get("step", 0), saved.get("clock", 0)
+        self.tokens, self.seconds = saved.get("tokens", 0), saved.get("seconds", 0.0)
+        self.since_log = list(saved.get("since_log", [0, 0, 0, 0.0]))  # targets, tokens, steps, seconds
+        losses = saved.get("losses", [0.0])
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        mine = losses[rank] if len(losses) == ranks else sum(losses) * (rank == 0)
+
+        def on_device(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.tensor(value, dtype=dtype, device=device)
+
+        self.loss = on_device(mine, torch.float64)  # this rank's sum since the last log
+        self.skipped = on_device(saved.get("skipped", 0))
+        self.streak = on_device(saved.get("streak", 0))  # non-finite steps in a row
+        self.worst = on_device(saved.get("worst", 0))  # the longest streak, and the clock that ended it
+        self.worst_clock = on_device(saved.get("worst_clock", 0), torch.int64)
+        self.norm = on_device(0)
+
+    def to_dict(self, losses: Sequence[float]) -> dict[str, Any]:
+        """Plain data; `losses` is `loss` of every rank."""
+        device = {name: float(getattr(self, name)) for name in ("skipped", "streak", "worst")}
+        host = {name: getattr(self, name) for name in ("step", "clock", "tokens", "seconds", "since_log")}
+        return {**host, **device, "worst_clock": int(self.worst_clock), "losses": list(losses)}
+
+
 def train(
     plan: Plan,
     model: Any,
@@ -64,21 +95,23 @@ def train(
     windows: Windows,
     accelerator: Any,
     *,
+    progress: Progress | None = None,
     collectors: Sequence[Collector] = (),
     decisions: Decisions = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
     """Train to the end of the plan's budget, or until `stop()` is true on any rank; yields every optimizer step.
 
-    `model` is prepared by `accelerator`, or sharded. `decisions` may grow between two steps (adaptive ramps); all ranks
-    must hold the same. Raises TrainingError for a window without targets and for non-finite gradients in
-    `optim.nonfinite_limit` steps in a row (told at the next logged step). The clock advances on a skipped step.
+    `model` is prepared by `accelerator`, or sharded. `progress` is where it goes on from, and is kept up to date.
+    `decisions` may grow between two steps (adaptive ramps); all ranks must hold the same. Raises TrainingError for a
+    window without targets and for non-finite gradients in `optim.nonfinite_limit` steps in a row (told at the next
+    logged step). The clock advances on a skipped step.
     """
-    state = _State(plan, model, optimizer, task, windows, accelerator, Agreement())
-    clock = step = 0
-    while clock < plan.total:
+    progress = progress or Progress(accelerator.device)
+    state = _State(plan, model, optimizer, task, windows, accelerator, Agreement(), progress)
+    while progress.clock < plan.total:
         started = time.perf_counter()
-        planned = plan.step(clock, decisions)
+        planned = plan.step(progress.clock, decisions)
         batches = windows.window(planned)
         counts = [sum(batch.targets for batch in batches), sum(batch.tokens for batch in batches), int(stop())]
         targets, tokens, stopping = state.agreement.sum(*counts)
@@ -86,16 +119,17 @@ def train(
             return
         if targets == 0:
             raise TrainingError(
-                f"the step at clock {clock} holds no targets: {state.rows_of(planned.clock, planned.next_clock)}"
+                f"the step at clock {planned.clock} holds no targets: "
+                f"{state.rows_of(planned.clock, planned.next_clock)}"
             )
-        step, clock = step + 1, planned.next_clock
-        logged = plan.due(plan.recipe.log.every, step, planned.clock, clock)
+        progress.step, progress.clock = progress.step + 1, planned.next_clock
+        logged = plan.due(plan.recipe.log.every, progress.step, planned.clock, planned.next_clock)
         collected = state.update(planned, batches, targets, collectors if logged else ())
-        yield state.finish(planned, step, targets, tokens, logged, collected, started)
+        yield state.finish(planned, targets, tokens, logged, collected, started)
 
 
 class _State:
-    """What the loop carries from step to step, on the device where reading it would cost a synchronisation."""
+    """What the loop works with."""
 
     def __init__(
         self,
@@ -106,20 +140,12 @@ class _State:
         windows: Windows,
         accelerator: Any,
         agreement: Agreement,
+        progress: Progress,
     ) -> None:
         self.plan, self.model, self.optimizer, self.task = plan, model, optimizer, task
-        self.windows, self.accelerator, self.agreement = windows, accelerator, agreement
+        self.windows, self.accelerator, self.agreement, self.progress = windows, accelerator, agreement, progress
         self.device = accelerator.device
         self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)  # this rank's sum since the last log
-        self.skipped = torch.zeros((), device=self.device)
-        self.streak = torch.zeros((), device=self.device)  # non-finite steps in a row
-        self.worst = torch.zeros((), device=self.device)  # the longest streak, and the clock that ended it
-        self.worst_clock = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.norm = torch.zeros((), device=self.device)
-        self.tokens = 0
-        self.seconds = 0.0
-        self.since_log = [0, 0, 0, 0.0]  # targets, tokens, steps, seconds
 
     def update(
         self, planned: PlannedStep, batches: Sequence[Batch], targets: int, collectors: Sequence[Collector]
@@ -134,7 +160,7 @@ class _State:
             with exchange(self.model, last=index == len(batches) - 1):
                 loss = self.task.loss_sum(self.model, to_device(batch, self.device))
                 (loss * (self.agreement.world_size / targets)).backward()
-            self.loss += loss.detach()
+            self.progress.loss += loss.detach()
             for collector in collectors:
                 collector.after_micro(index, batch)
         collected = {name: value for collector in collectors for name, value in collector.after_window().items()}
@@ -143,19 +169,18 @@ class _State:
 
     def _apply(self, planned: PlannedStep) -> None:
         """Clip, and step unless the gradient is not finite."""
-        clip = self.plan.recipe.optim.clip
-        self.norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip))
-        found = (~torch.isfinite(self.norm)).float()
+        so_far, clip = self.progress, self.plan.recipe.optim.clip
+        so_far.norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip))
+        found = (~torch.isfinite(so_far.norm)).float()
         self.optimizer.step(found)
-        self.skipped += found
-        self.streak = (self.streak + found) * found
-        self.worst_clock = torch.where(self.streak > self.worst, planned.next_clock, self.worst_clock)
-        self.worst = torch.maximum(self.worst, self.streak)
+        so_far.skipped += found
+        so_far.streak = (so_far.streak + found) * found
+        so_far.worst_clock = torch.where(so_far.streak > so_far.worst, planned.next_clock, so_far.worst_clock)
+        so_far.worst = torch.maximum(so_far.worst, so_far.streak)
 
     def finish(
         self,
         planned: PlannedStep,
-        step: int,
         targets: int,
         tokens: int,
         logged: bool,
@@ -163,23 +188,24 @@ class _State:
         started: float,
     ) -> Step:
         """The Step of what was done; only a logged one waits for the device."""
-        self.tokens += tokens
+        so_far = self.progress
+        so_far.tokens += tokens
         measured = self._read(targets) if logged else {}
         elapsed = time.perf_counter() - started
-        self.seconds += elapsed
-        totals = [total + more for total, more in zip(self.since_log, (targets, tokens, 1, elapsed), strict=True)]
+        so_far.seconds += elapsed
+        totals = [total + more for total, more in zip(so_far.since_log, (targets, tokens, 1, elapsed), strict=True)]
         if logged:
             measured |= {
                 "loss": measured["loss"] / totals[0],
                 "tokens_per_second": totals[1] / totals[3],
                 "step_seconds": totals[3] / totals[2],
             }
-        self.since_log = [0, 0, 0, 0.0] if logged else totals
+        so_far.since_log = [0, 0, 0, 0.0] if logged else totals
         return Step(
-            step=step,
+            step=so_far.step,
             clock=planned.next_clock,
-            tokens=self.tokens,
-            seconds=self.seconds,
+            tokens=so_far.tokens,
+            seconds=so_far.seconds,
             global_batch=planned.global_batch,
             micro_batch=planned.micro_batch,
             accumulation=planned.accumulation,
@@ -195,12 +221,13 @@ class _State:
 
     def _read(self, targets: int) -> dict[str, Any]:
         """Bring the device's sums to the host, and end the run where steps failed in a row."""
-        total = self.accelerator.reduce(self.loss, reduction="sum") if self.agreement.world_size > 1 else self.loss
-        loss, norm, skipped, worst = (float(value) for value in (total, self.norm, self.skipped, self.worst))
-        self.loss = torch.zeros_like(self.loss)
+        so_far = self.progress
+        total = self.accelerator.reduce(so_far.loss, reduction="sum") if self.agreement.world_size > 1 else so_far.loss
+        loss, norm, skipped, worst = (float(value) for value in (total, so_far.norm, so_far.skipped, so_far.worst))
+        so_far.loss = torch.zeros_like(so_far.loss)
         limit = self.plan.recipe.optim.nonfinite_limit
         if worst >= limit:
-            end = int(self.worst_clock)
+            end = int(so_far.worst_clock)
             start = max(0, end - int(worst) * self.plan.batch_at(end - 1))
             raise TrainingError(
                 f"{int(worst)} steps in a row had gradients that are not finite (loss sum {loss:g}): "

@@ -1,6 +1,6 @@
 """The optimizer of a run: from torch, or from a kept library, behind one small face for the loop."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hfbsz.plan import Plan, PlannedStep
+from hfbsz.sharding import share_like
 
 Group = dict[str, Any]
 
@@ -21,6 +22,10 @@ class Optimizers:
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self.parts = tuple(parts)
         self._waits = not all(isinstance(part, torch.optim.AdamW) and part.defaults["fused"] for part in self.parts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.param_groups[0]["params"][0].device
 
     @property
     def param_groups(self) -> list[Group]:
@@ -42,6 +47,40 @@ class Optimizers:
             if not skipped:
                 part.step()
             part.zero_grad(set_to_none=True)
+
+    def tensors(self, names: Mapping[int, str]) -> dict[str, torch.Tensor]:
+        """The state's tensors by `part/weight/key`; `names` gives a weight's name for its id()."""
+        return {
+            f"{number}/{names[id(weight)]}/{key}": value
+            for number, part in enumerate(self.parts)
+            for weight, state in part.state.items()
+            for key, value in state.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def scalars(self) -> list[Group]:
+        """Numbers that groups carry from step to step (LAMB's step, schedule-free's sums), a dictionary a group."""
+        kept = [group.keys() - {"lr", "weight_decay", "decays"} for group in self.param_groups]
+        return [
+            {key: group[key] for key in sorted(keys) if isinstance(group[key], bool | int | float)}
+            for group, keys in zip(self.param_groups, kept, strict=True)
+        ]
+
+    def load(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor],
+        scalars: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Take back what `tensors` and `scalars` gave; all ranks call it. Raises LookupError for other weights."""
+        for group, kept in zip(self.param_groups, scalars, strict=True):
+            group.update(kept)
+        for name, tensor in tensors.items():
+            number, _, rest = name.partition("/")
+            weight_name, _, key = rest.rpartition("/")
+            weight = weights[weight_name]
+            shared = share_like(tensor, weight) if tensor.shape == weight.shape else tensor
+            self.parts[int(number)].state[weight][key] = shared
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

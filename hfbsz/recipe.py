@@ -196,6 +196,11 @@ class Log(_Part):
     group: str | None = Field(None, description="W&B group: the experiment that the run belongs to")
 
 
+class Checkpoint(_Part):
+    every: AmountField = Field(Amount(25, "%"), description="interval between checkpoints; the end always has one")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+
+
 class Recipe(_Part):
     task: Literal["language_modeling"] = Field(
         "language_modeling", description="what a row is and what its loss counts"
@@ -215,6 +220,10 @@ class Recipe(_Part):
     schedule: Schedule = Schedule()
     eval: Eval = Eval()
     log: Log = Log()
+    checkpoint: Checkpoint = Checkpoint()
+    resume: str = Field(
+        "auto", description="auto: go on from the newest complete checkpoint, else start; never; or a checkpoint's path"
+    )
     seed: int = Field(0, ge=0, description="decides initial weights, order of rows and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads of a process; null: cores ÷ local processes")
     output_dir: str | None = Field(None, description="the run's folder; null: runs/<recipe>-<8 hex>")
@@ -233,7 +242,7 @@ class Recipe(_Part):
         What is as by default does not enter, so that a new field changes no run's name.
         """
         fields = self.model_dump(mode="json", exclude_defaults=True)
-        for outside in ("output_dir", "threads", "log", "eval"):
+        for outside in ("output_dir", "threads", "log", "eval", "checkpoint", "resume"):
             fields.pop(outside, None)
         fields.get("batch", {}).pop("micro_max", None)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from accelerate import Accelerator
 import hfbsz
 from hfbsz import metrics
 from hfbsz.amounts import short
+from hfbsz.checkpoint import Checkpoint, collect, newest, prune, restore
+from hfbsz.checkpoint import read as read_checkpoint
+from hfbsz.checkpoint import save as write_checkpoint
 from hfbsz.data.batches import Windows
 from hfbsz.data.needed import needed_by
 from hfbsz.data.rows import Prepared, prepare, sample
@@ -25,15 +28,24 @@ from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import FAILED, INTERRUPTED, TrainingError, UserError, complain
 from hfbsz.folder import RunFolder, path_of, read_status, write_text
 from hfbsz.loading import Loaded
-from hfbsz.loop import Sums, evaluate, train
+from hfbsz.loop import Progress, Sums, evaluate, train
 from hfbsz.model import build_model, count_parameters
 from hfbsz.optimizers import build_optimizer
 from hfbsz.plan import Facts, Plan
-from hfbsz.ranks import make_accelerator, on_all, on_main, precision_of, refuse_other_rows, set_threads, shared
+from hfbsz.ranks import (
+    gathered,
+    make_accelerator,
+    on_all,
+    on_main,
+    precision_of,
+    refuse_other_rows,
+    set_threads,
+    shared,
+)
 from hfbsz.record import Reading, Step
 from hfbsz.report.card import model_card
 from hfbsz.report.console import Console
-from hfbsz.report.jsonl import JsonLines
+from hfbsz.report.jsonl import JsonLines, trim
 from hfbsz.report.wandb import WandbReporter
 from hfbsz.resolve import check_environment, resolve
 from hfbsz.sharding import Sharding, is_sharded, shard, take_wish, whole_weights
@@ -100,6 +112,8 @@ class _Run:
     ) -> None:
         self.loaded, self.recipe, self.job = loaded, loaded.recipe, job
         self.accelerator, self.console, self.folder = accelerator, console, folder
+        self.sent: frozenset[tuple[str, int]] = frozenset()
+        self.checkpoint = on_main(accelerator, self._begin)
         if folder is not None:
             folder.status("running")
         self.data, facts = self._prepare()
@@ -120,9 +134,42 @@ class _Run:
         self.optimizer = build_optimizer(self.model, self.plan)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         self.task = LanguageModeling(end if pad is None else pad, end if within else None)
+        saved = shared(accelerator, self.checkpoint and dict(self.checkpoint.state))
+        if saved is not None:
+            self._refuse_other_data(saved)
+            restore(self.checkpoint, self.model, self.optimizer)
+        so_far = saved["progress"] if saved is not None else None
+        self.progress = Progress(accelerator.device, so_far, accelerator.process_index)
+        self.final = Reading(**saved["final"]) if saved is not None else None  # the newest evaluation
+        at = self.progress
+        self.last = Step(at.step, at.clock, at.tokens, at.seconds, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
+        self.skipped = int(at.skipped)
         self.reports = _Reports(self, folder.path, console) if folder is not None and console is not None else None
-        self.last = Step(0, 0, 0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)  # before the first
-        self.skipped = 0
+
+    def _begin(self) -> Checkpoint | None:
+        """On rank 0: the checkpoint to go on from; the folder and its records as they were then, or empty."""
+        assert self.folder is not None and self.console is not None
+        wish, path = self.recipe.resume, self.folder.path
+        found = None
+        if wish == "auto":
+            found = newest(path, self.console.warn)
+        elif wish != "never":
+            found = read_checkpoint(Path(wish))
+        if found is not None and found.state["digest"] != self.recipe.digest():
+            raise UserError(f"resume: {found.path} is a checkpoint of another recipe: resume=never starts anew")
+        inside = found is not None and found.path.parent == path
+        self.folder.begin(self.loaded, anew=not inside)
+        if found is not None:
+            if inside and (path / "records.jsonl").is_file():
+                self.sent = trim(path / "records.jsonl", found.state["progress"]["step"])
+            self.console.line(f"going on from {found.path}, step {found.state['progress']['step']:,}")
+        return found
+
+    def _refuse_other_data(self, saved: Mapping[str, Any]) -> None:
+        if saved["data_hash"] != self.data.facts.data_hash:
+            raise UserError(
+                "resume: the data have changed since the checkpoint: bring them back, or start anew with resume=never"
+            )
 
     def _prepare(self) -> tuple[Prepared, Facts]:
         """The data, and what is known of data and model; the model is counted only where a scaling law asks for it."""
@@ -139,22 +186,56 @@ class _Run:
 
     def train(self, stop: Callable[[], bool]) -> int:
         """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
-        self.lifecycle("running")
-        final = self.evaluate(self.last, full=False)
+        self.lifecycle("resumed" if self.last.step else "running")
+        if self.final is None:
+            self.final = self.evaluate(self.last, full=False)
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         windows = Windows(self.data.train, self.recipe.seed, self.task.collate, rank, world_size)
-        for step in train(self.plan, self.model, self.optimizer, self.task, windows, self.accelerator, stop=stop):
+        parts = (self.plan, self.model, self.optimizer, self.task, windows, self.accelerator)
+        for step in train(*parts, progress=self.progress, stop=stop):
             if self.console is not None:
                 self.console.step(step, self.plan)
             if step.logged:
                 self.skipped = step.skipped or 0
                 self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
-            if self.plan.due(self.recipe.eval.every, step.step, self.last.clock, step.clock):
-                final = self.evaluate(step, full=self.recipe.eval.full and step.clock >= self.plan.total)
-            self.last = step
+            before, self.last = self.last, step
+            if self.plan.due(self.recipe.eval.every, step.step, before.clock, step.clock):
+                self.final = self.evaluate(step, full=self.recipe.eval.full and step.clock >= self.plan.total)
+            if self.plan.due(self.recipe.checkpoint.every, step.step, before.clock, step.clock):
+                self.save_checkpoint()
         finished = self.last.clock >= self.plan.total
-        self.save(self.last, final, "finished" if finished else "preempted")
+        if not finished:
+            self.save_checkpoint()
+        self.save(self.last, self.final, "finished" if finished else "preempted", getattr(stop, "reason", None))
         return 0 if finished else INTERRUPTED
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of this moment; where the disk does not take it, the run ends and the one before stays."""
+        collected = collect(self.model, self.optimizer)  # on every rank: they gather shares together
+        losses = gathered(self.accelerator, float(self.progress.loss))
+        try:
+            on_main(self.accelerator, lambda: self._write_checkpoint(collected, losses))
+        except UserError as problem:
+            raise TrainingError(problem.lines) from None
+
+    def _write_checkpoint(self, collected: Any, losses: list[float]) -> None:
+        assert self.folder is not None and self.reports is not None and self.final is not None
+        state = {
+            "digest": self.recipe.digest(),
+            "recipe": self.recipe.to_dict(),
+            "data_hash": self.data.facts.data_hash,
+            "progress": self.progress.to_dict(losses),
+            "final": asdict(self.final),
+            "wandb_id": self.reports.wandb_id,
+        }
+        try:
+            write_checkpoint(self.folder.path, self.last.step, collected, state)
+        except OSError as problem:
+            raise UserError(
+                f"{self.folder.path}: the checkpoint of step {self.last.step:,} cannot be written: "
+                f"{problem.strerror}: make room; the same command goes on from the one before"
+            ) from None
+        prune(self.folder.path, self.recipe.checkpoint.keep)
 
     def emit(self, reading: Reading) -> None:
         if self.reports is not None:
@@ -190,11 +271,11 @@ class _Run:
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-    def save(self, last: Step, final: Reading, state: str) -> None:
+    def save(self, last: Step, final: Reading, state: str, reason: str | None) -> None:
         """The model in Hugging Face form, its card, the page; then the status, so that it never promises too much."""
         weights = whole_weights(self.model)  # on every rank: they gather them together
         if self.folder is not None and self.console is not None:
-            self._save(self.folder, self.console, weights, last, final, state)
+            self._save(self.folder, self.console, weights, last, final, state, reason)
         self.accelerator.wait_for_everyone()  # a launcher ends all ranks once one has left
 
     def _save(
@@ -205,6 +286,7 @@ class _Run:
         last: Step,
         final: Reading,
         state: str,
+        reason: str | None,
     ) -> None:
         path = folder.path
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -217,7 +299,7 @@ class _Run:
             self.loaded.name, self.label("model"), self.label("data"), str(path), ended, reached, self.plan
         )
         write_text(path / "README.md", card)
-        why = None if state == "finished" else "SIGINT"
+        why = None if state == "finished" else reason or "a signal to another rank"
         folder.status(state, why=why, step=last.step, clock=last.clock, of=self.plan.total, reached=reached)
         self.close(state)
         console.last_page(f"{self.loaded.name} {state}", reached, path, _hints(path, self.loaded.name))
@@ -262,6 +344,8 @@ class _Reports:
         self.records = JsonLines(path / "records.jsonl")
         self.perplexity, self.bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
         name = f"{run.label('model')}-{run.label('data')}-b{plan.largest_batch}-lr{plan.rate:g}-s{recipe.seed}"
+        kept = run.checkpoint.state["wandb_id"] if run.checkpoint is not None else None
+        self.wandb_id: str = kept or f"{path.name}-{os.urandom(3).hex()}"
         self.wandb = WandbReporter(
             folder=path,
             mode=recipe.log.wandb,
@@ -271,8 +355,9 @@ class _Reports:
             job_type=run.job,
             name=name,
             config={"recipe": recipe.to_dict(), "plan": _derived(plan), "machine": machine},
-            run_id=f"{path.name}-{os.urandom(3).hex()}",
+            run_id=self.wandb_id,
             warn=console.warn,
+            sent=run.sent,
         )
 
     def emit(self, reading: Reading) -> None:

@@ -110,6 +110,13 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def share_like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """This rank's share of a tensor that every rank holds whole, as `target` is shared out; all ranks call it."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    return distribute_tensor(tensor, target.device_mesh, target.placements) if isinstance(target, DTensor) else tensor
+
+
 def release(model: Any) -> None:
     """Let go of whole weights that a forward without backward has left: parameters are then the ranks' shares again."""
     for module in model.modules():

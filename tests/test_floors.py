@@ -18,7 +18,7 @@ FLOORS = [
     {"data", "optimizers", "sharding"},
     {"model"},
     {"tasks"},
-    {"folder", "loop"},
+    {"folder", "loop", "checkpoint"},
     {"ranks"},
     {"metrics"},
     {"report"},

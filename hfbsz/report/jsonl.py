@@ -24,3 +24,23 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def trim(path: Path, step: int) -> frozenset[tuple[str, int]]:
+    """Cut records.jsonl back to what was written up to `step`; gives (event, step) of the records cut off, which were
+    seen by others already. A line that a crash cut short goes too."""
+    kept, cut = [], set()
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            event, at = str(record["event"]), int(record["train/global_step"])
+        except (ValueError, LookupError, TypeError):
+            continue
+        if at <= step:
+            kept.append(line + "\n")
+        else:
+            cut.add((event, at))
+    whole = path.with_name(f".{path.name}.tmp")
+    whole.write_text("".join(kept), encoding="utf-8")
+    whole.replace(path)
+    return frozenset(cut)

@@ -7,7 +7,7 @@ Whatever goes wrong is told once and ends W&B, never the run: `records.jsonl` is
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +31,8 @@ class WandbReporter:
     """Logs a run to W&B: online where the user is logged in, else offline in `folder`/wandb; never asks a question.
 
     `auto` follows WANDB_MODE. `warn` is called in the caller's thread, once for each fault. A `run_id` that the
-    server knows is resumed; offline, every start is a folder of its own with the same id.
+    server knows is resumed; offline, every start is a folder of its own with the same id. `sent` names the rows, by
+    event and step, that an interrupted start has sent already: they are not sent again.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class WandbReporter:
         config: Mapping[str, Any],
         run_id: str,
         warn: Callable[[str], None],
+        sent: Collection[tuple[str, int]] = (),
     ) -> None:
-        self._warn = warn
+        self._warn, self._sent = warn, frozenset(sent)
         self._faults: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._waiting: queue.SimpleQueue[dict[str, Any] | int] = (
             queue.SimpleQueue()
@@ -67,7 +69,7 @@ class WandbReporter:
 
     def log(self, flat: Row) -> None:
         """Sends one line of records.jsonl; returns at once."""
-        if self._on:
+        if self._on and (flat.get("event"), flat.get("train/global_step")) not in self._sent:
             self._waiting.put(dict(flat))  # a copy, for the caller may change its own
             if self._waiting.qsize() > WAITING_ROWS:
                 self._give_up(f"it leaves more than {WAITING_ROWS} rows waiting")

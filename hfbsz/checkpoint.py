@@ -1,0 +1,202 @@
+"""Checkpoints: a folder `checkpoint-<step>` that is complete or absent.
+
+Written to a temporary folder, synced to the disk, and renamed; `complete.json`, written last, holds the SHA-256 of the
+other files. Weights and optimizer state are safetensors, all else is JSON: nothing in it can run code.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hfbsz.errors import UserError
+from hfbsz.optimizers import Optimizers
+from hfbsz.sharding import share_like, whole
+
+Tensors = dict[str, torch.Tensor]
+_MARK = "complete.json"
+_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on the disk, and what its `state.json` says."""
+
+    path: Path
+    state: Mapping[str, Any]
+
+
+def collect(model: Any, optimizer: Optimizers) -> tuple[Tensors, Tensors, list[dict[str, Any]]] | None:
+    """Weights, optimizer tensors and the optimizer's scalars, whole and on the host, on rank 0; None on the others.
+
+    All ranks call it. A tied weight comes once; names are those of the model without its wrapper.
+    """
+    main = not dist.is_initialized() or dist.get_rank() == 0
+    weights, moments = _weights(model), optimizer.tensors(_names(model))
+    found = [{name: _host(whole(tensor), main) for name, tensor in each.items()} for each in (weights, moments)]
+    if not main:
+        return None
+    kept = [{name: tensor for name, tensor in each.items() if tensor is not None} for each in found]
+    return kept[0], kept[1], optimizer.scalars()
+
+
+def _host(tensor: torch.Tensor, main: bool) -> torch.Tensor | None:
+    return tensor.detach().to("cpu", copy=True).contiguous() if main else None
+
+
+def _weights(model: Any) -> Tensors:
+    """Parameters and buffers that belong to the saved model."""
+    persistent = model.state_dict().keys()
+    buffers = {name: tensor for name, tensor in model.named_buffers() if name in persistent}
+    return {_bare(name): tensor for name, tensor in (*model.named_parameters(), *buffers.items())}
+
+
+def _names(model: Any) -> dict[int, str]:
+    return {id(weight): _bare(name) for name, weight in model.named_parameters()}
+
+
+def _bare(name: str) -> str:
+    """A weight's name without what wrappers put before it."""
+    return name.removeprefix("module.").removeprefix("_orig_mod.")
+
+
+def save(
+    folder: Path, step: int, collected: tuple[Tensors, Tensors, list[dict[str, Any]]], state: Mapping[str, Any]
+) -> Path:
+    """Write `checkpoint-<step>` whole or not at all. Raises OSError where the disk is full or cannot be written."""
+    weights, moments, scalars = collected
+    final, partial = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.tmp"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        save_file(weights, partial / _FILES[0], metadata={"format": "pt"})
+        save_file(moments, partial / _FILES[1])
+        (partial / _FILES[2]).write_text(json.dumps({**state, "optimizer": scalars}))
+        sums = {name: _sum(partial / name) for name in _FILES}
+        (partial / _MARK).write_text(json.dumps(sums))
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a run's folder, newest first."""
+    found = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    return sorted((int(step) for step in found if step.isdigit()), reverse=True)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep`."""
+    for step in steps(folder)[keep:]:
+        shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+
+
+def newest(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
+    """The newest complete checkpoint of a run's folder; a damaged one is told of and passed over."""
+    for partial in folder.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(partial, ignore_errors=True)
+    for step in steps(folder):
+        try:
+            return read(folder / f"checkpoint-{step}")
+        except UserError as problem:
+            tell(f"{problem.lines[0]}: passed over")
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint at `path`; raises UserError where it is not complete."""
+    try:
+        sums = json.loads((path / _MARK).read_text())
+        for name in _FILES:
+            if _sum(path / name) != sums[name]:
+                raise UserError(f"{path}: {name} is damaged")
+        return Checkpoint(path, json.loads((path / "state.json").read_text()))
+    except (OSError, ValueError, LookupError, TypeError) as problem:
+        raise UserError(f"{path}: not a complete checkpoint ({problem})") from None
+
+
+def restore(checkpoint: Checkpoint | None, model: Any, optimizer: Optimizers) -> None:
+    """Put weights and optimizer state back. All ranks call it; rank 0 alone reads the disk and has a checkpoint.
+
+    Raises UserError where the checkpoint is of another model or optimizer.
+    """
+    try:
+        with torch.no_grad():
+            _fill(_weights(model), checkpoint, _FILES[0])
+            layout = _agreed(_layout(checkpoint))
+            moments = {
+                name: _received(checkpoint, _FILES[1], name, shape, dtype, optimizer.device)
+                for name, (shape, dtype) in layout.items()
+            }
+            scalars = _agreed(list(checkpoint.state["optimizer"]) if checkpoint is not None else None)
+            optimizer.load({_bare(name): weight for name, weight in model.named_parameters()}, moments, scalars)
+    except (LookupError, RuntimeError, SafetensorError) as problem:
+        where = checkpoint.path if checkpoint is not None else "the checkpoint"
+        raise UserError(f"{where}: of another model or optimizer: {str(problem).splitlines()[0]}") from None
+
+
+def _fill(targets: Tensors, checkpoint: Checkpoint | None, file: str) -> None:
+    for name, target in targets.items():
+        received = _received(checkpoint, file, name, tuple(target.shape), str(target.dtype), target.device)
+        target.copy_(share_like(received, target))
+
+
+def _layout(checkpoint: Checkpoint | None) -> dict[str, tuple[tuple[int, ...], str]] | None:
+    """Shape and dtype of every optimizer tensor."""
+    if checkpoint is None:
+        return None
+    with safe_open(checkpoint.path / _FILES[1], "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    return {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()}
+
+
+def _agreed(value: Any) -> Any:
+    """Rank 0's plain value, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _received(
+    checkpoint: Checkpoint | None, file: str, name: str, shape: tuple[int, ...], dtype: str, device: torch.device
+) -> torch.Tensor:
+    """A tensor of rank 0's checkpoint, whole, on every rank's device."""
+    if checkpoint is not None:
+        with safe_open(checkpoint.path / file, "pt") as opened:
+            tensor = opened.get_tensor(name).to(device)
+        if tuple(tensor.shape) != shape:
+            raise LookupError(f"{name} has the shape {tuple(tensor.shape)} there, {shape} here")
+    else:
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")), device=device)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(tensor, src=0)
+    return tensor
