@@ -6,12 +6,12 @@
 #
 # Two minutes before the time is up the ranks get SIGINT: the run ends after its step with a saved model and the state
 # "preempted" in status.json (Slurm says FAILED: a launcher that got a signal does not exit with 0). It is not put back
-# into the queue then, for there is no resume yet: a run that Slurm itself requeues (--requeue: a node failed, a job of
-# higher priority came) STARTS ANEW; its earlier files move to attempt-N/. Its folder must lie where every node that may
-# get the job sees it.
+# into the queue then. A run that is submitted again, or that Slurm itself requeues (--requeue: a node failed, a job of
+# higher priority came) goes on from its newest checkpoint. Its folder must lie where every node that may get the job
+# sees it.
 #
 # Run so far: Slurm 22.05 on one machine, as one node and as two, a CPU process on each: to the end, to the signal, and
-# requeued. GPUs and several machines were not run (docs/launching.md).
+# requeued (before there were checkpoints: it started anew). GPUs and several machines were not run (docs/launching.md).
 #SBATCH --job-name=hfbsz
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

@@ -103,6 +103,7 @@ def test_an_unfinished_attempt_is_kept_aside(tmp_path):
     for attempt in range(3):
         folder = RunFolder(loaded)
         assert not folder.finished
+        folder.begin(loaded, anew=True)
         (folder.path / "records.jsonl").write_text(f"{attempt}")
         folder.status("failed", why="a test")
         folder.release()

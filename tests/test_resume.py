@@ -25,9 +25,9 @@ WORDS = [
 class Started:
     """The real command, to be watched by its records and ended by a signal."""
 
-    def __init__(self, folder, environment, *words, processes=1):
-        config = "accelerate_configs/cpu_2proc.yaml"
-        launch = ["-m", "accelerate.commands.launch", "--config_file", config] if processes > 1 else []
+    def __init__(self, folder, environment, *words, processes=1, config="cpu_2proc.yaml"):
+        path = f"accelerate_configs/{config}"
+        launch = ["-m", "accelerate.commands.launch", "--config_file", path] if processes > 1 else []
         command = [sys.executable, *launch, "scripts/pretrain.py", *words, f"output_dir={folder}"]
         self.folder = folder
         self.process = subprocess.Popen(
@@ -147,3 +147,20 @@ def test_what_a_resume_takes_and_what_it_refuses(hfbsz, ragged, environment, tmp
         path.write_bytes(path.read_bytes()[:-1])
     ended = hfbsz("pretrain.py", *words, place, "batch.micro_max=4", "log.every=2steps", plain=True)
     assert ended.code == 0 and "passed over" in ended.out and "going on from" in ended.out
+
+
+@pytest.mark.slow
+def test_shared_weights_go_on_too(hfbsz, ragged, environment, tmp_path):
+    """FSDP2 on two processes, then on one process without it: the unbroken run, to 1e-5 of its losses."""
+    words = [TINY, f"data.files={ragged}", "batch.micro_max=2", "duration=90steps"]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert hfbsz("pretrain.py", *words, f"output_dir={whole}", plain=True).code == 0
+    for target in (20, 45):
+        run = Started(folder, environment, *words, processes=2, config="fsdp2_cpu_2proc.yaml")
+        run.wait_for(lambda run=run, target=target: run.step() >= target)
+        run.end(signal.SIGTERM, read_status(folder)["pid"])
+        assert read_status(folder)["state"] == "preempted"
+    ended = hfbsz("pretrain.py", *words, f"output_dir={folder}", plain=True)
+    assert ended.code == 0 and "going on from" in ended.out
+    losses = [[record["train/loss"] for record in records(path, "step")] for path in (folder, whole)]
+    assert len(losses[0]) == len(losses[1]) == 90 and losses[0] == pytest.approx(losses[1], rel=1e-5)
