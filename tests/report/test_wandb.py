@@ -34,11 +34,11 @@ report.FINISH_SECONDS, report.SLACK_SECONDS = 3.0, 2.0
 report.WAITING_ROWS = 2_000
 told, slowest = [], 0.0
 
-def start(mode):
+def start(mode, **more):
     begin = time.monotonic()
     reporter = report.WandbReporter(
         folder=Path("run"), mode=mode, project="p", entity=None, group="g", job_type="pretrain", name="n",
-        config={"batch": {"size": "64 sequences"}, "plan": {"steps": 9}}, run_id="abcd1234", warn=told.append,
+        config={"batch": {"size": "64 sequences"}, "plan": {"steps": 9}}, run_id="abcd1234", warn=told.append, **more,
     )
     return reporter, time.monotonic() - begin
 
@@ -202,6 +202,14 @@ def test_exit_code_and_the_callers_own_changes(tmp_path: Path, rows: list, reade
     play(tmp_path, body + '; reporter.log(rows[2]); print("{}")', WANDB_API_KEY=KEY)
     run = reader.read_run(the_folder(tmp_path, "*run-*"))
     assert same(run.history, rows[1:2]) and run.exit_code == 1
+
+
+def test_a_resumed_run_sends_nothing_twice(tmp_path: Path, rows: list, reader: ModuleType) -> None:
+    """The rows that an interrupted start sent after its last checkpoint are trained again, and not sent again."""
+    body = 'reporter, started = start("offline", sent={("step", 1), ("step", 2), ("eval", 10)}); log(reporter, rows)'
+    play(tmp_path, body + "; end(reporter, started)")
+    kept = [row for number, row in enumerate(rows) if number not in (1, 2, 10)]
+    assert same(reader.read_run(the_folder(tmp_path, "*run-*")).history, kept)
 
 
 def test_online_where_logged_in(tmp_path: Path, rows: list) -> None:
