@@ -155,8 +155,9 @@ class _Run:
         )
 
     def _begin(self) -> Checkpoint | None:
-        """On rank 0: the checkpoint to go on from; the folder and its records as they were then, or empty."""
-        assert self.folder is not None and self.console is not None
+        """Rank 0's work: the checkpoint to go on from; the folder and its records as they were then, or empty."""
+        if self.folder is None or self.console is None:
+            return None
         wish, path = self.recipe.resume, self.folder.path
         found = None
         if wish == "auto":
