@@ -1,10 +1,7 @@
 """One run, put together: recipe, plan, data, model, loop, evaluation, records, reports, and the saved model."""
 
-import json
 import os
-import platform
 import resource
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -15,8 +12,6 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-import hfbsz
-from hfbsz import metrics
 from hfbsz.amounts import short
 from hfbsz.checkpoint import Checkpoint, collect, newest, prune, restore
 from hfbsz.checkpoint import read as read_checkpoint
@@ -28,10 +23,10 @@ from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import FAILED, INTERRUPTED, TrainingError, UserError, complain
 from hfbsz.folder import RunFolder, path_of, read_status, write_text
 from hfbsz.loading import Loaded
-from hfbsz.loop import Progress, Sums, evaluate, train
+from hfbsz.loop import Progress, evaluate, train
 from hfbsz.model import build_model, count_parameters
 from hfbsz.optimizers import build_optimizer
-from hfbsz.plan import Facts, Plan
+from hfbsz.plan import Facts
 from hfbsz.ranks import (
     gathered,
     make_accelerator,
@@ -45,10 +40,10 @@ from hfbsz.ranks import (
 from hfbsz.record import Reading, Step
 from hfbsz.report.card import model_card
 from hfbsz.report.console import Console
-from hfbsz.report.jsonl import JsonLines, trim
-from hfbsz.report.wandb import WandbReporter
+from hfbsz.report.jsonl import trim
+from hfbsz.reports import Reports, machine_of
 from hfbsz.resolve import check_environment, resolve
-from hfbsz.sharding import Sharding, is_sharded, shard, take_wish, whole_weights
+from hfbsz.sharding import Sharding, shard, take_wish, whole_weights
 from hfbsz.tasks.language_modeling import LanguageModeling, check_attends_within
 
 
@@ -144,11 +139,25 @@ class _Run:
         at = self.progress
         self.last = Step(at.step, at.clock, at.tokens, at.seconds, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
         self.skipped = int(at.skipped)
-        self.reports = _Reports(self, folder.path, console) if folder is not None and console is not None else None
+        self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
+
+    def _open_reports(self, path: Path, console: Console) -> Reports:
+        name = f"{self.label('model')}-{self.label('data')}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
+        return Reports(
+            path,
+            console,
+            self.plan,
+            machine_of(self.accelerator, self.model),
+            job=self.job,
+            name=f"{name}-s{self.recipe.seed}",
+            wandb_id=self.checkpoint.state["wandb_id"] if self.checkpoint is not None else None,
+            sent=self.sent,
+        )
 
     def _begin(self) -> Checkpoint | None:
-        """On rank 0: the checkpoint to go on from; the folder and its records as they were then, or empty."""
-        assert self.folder is not None and self.console is not None
+        """Rank 0's work: the checkpoint to go on from; the folder and its records as they were then, or empty."""
+        if self.folder is None or self.console is None:
+            return None
         wish, path = self.recipe.resume, self.folder.path
         found = None
         if wish == "auto":
@@ -331,83 +340,6 @@ class _Run:
             return "python_stdlib" if source == "own" and data.files is None else source
         path, shape = self.recipe.model.path, self.recipe.model.shape or {}
         return Path(path).name if path else str(shape["model_type"])
-
-
-class _Reports:
-    """Where rank 0's readings go: records.jsonl first, then W&B and the console."""
-
-    def __init__(self, run: _Run, path: Path, console: Console) -> None:
-        plan, recipe, self.console, self.path = run.plan, run.recipe, console, path
-        machine = _machine(run.accelerator, run.model)
-        write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
-        write_text(path / "machine.json", json.dumps(machine, indent=1))
-        self.records = JsonLines(path / "records.jsonl")
-        self.perplexity, self.bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
-        name = f"{run.label('model')}-{run.label('data')}-b{plan.largest_batch}-lr{plan.rate:g}-s{recipe.seed}"
-        kept = run.checkpoint.state["wandb_id"] if run.checkpoint is not None else None
-        self.wandb_id: str = kept or f"{path.name}-{os.urandom(3).hex()}"
-        self.wandb = WandbReporter(
-            folder=path,
-            mode=recipe.log.wandb,
-            project=recipe.log.project,
-            entity=recipe.log.entity,
-            group=recipe.log.group,
-            job_type=run.job,
-            name=name,
-            config={"recipe": recipe.to_dict(), "plan": _derived(plan), "machine": machine},
-            run_id=self.wandb_id,
-            warn=console.warn,
-            sent=run.sent,
-        )
-
-    def emit(self, reading: Reading) -> None:
-        self.wandb.log(self.records.write(reading))
-        if reading.event == "eval":
-            self.console.evaluation(reading)
-
-    def measures(self, prefix: str, sums: Sums) -> dict[str, float]:
-        """The metrics of one evaluation set."""
-        nll, targets, text_bytes = [sums.nll], [sums.targets], [sums.text_bytes]
-        return {
-            f"{prefix}loss": sums.nll / sums.targets,
-            f"{prefix}perplexity": self.perplexity.compute(predictions=nll, references=targets)["perplexity"],
-            f"{prefix}bits_per_byte": self.bits_per_byte.compute(predictions=nll, references=text_bytes)[
-                "bits_per_byte"
-            ],
-            f"{prefix}targets": sums.targets,
-            f"{prefix}seconds": round(sums.seconds, 3),
-        }
-
-    def close(self, state: str) -> None:
-        self.records.close()
-        self.wandb.finish(0 if state == "finished" else 1)
-        from hfbsz.report import html  # matplotlib: only here, at the end
-
-        try:
-            html.write([self.path], None)
-        except Exception as problem:  # the model and the records are safe: a picture must not fail their run
-            self.console.warn(f"no page was drawn ({problem}): python scripts/report.py {self.path} tries again")
-
-
-def _derived(plan: Plan) -> dict[str, Any]:
-    return {key: value for key, value in plan.to_dict().items() if key != "recipe"}
-
-
-def _machine(accelerator: Accelerator, model: Any) -> dict[str, Any]:
-    """Versions, device and commit: what a number may depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    device = accelerator.device
-    return {
-        "hfbsz": hfbsz.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processes": accelerator.num_processes,
-        "parallel": "FSDP2" if is_sharded(model) else "DDP" if accelerator.num_processes > 1 else None,
-        "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip() or None,
-    }
 
 
 def _hints(path: Path, name: str) -> list[str]:

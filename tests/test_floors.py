@@ -15,13 +15,15 @@ FLOORS = [
     {"plan"},
     {"tuning"},
     {"resolve", "explain"},
-    {"data", "optimizers", "sharding"},
+    {"data", "sharding"},
+    {"optimizers"},
     {"model"},
     {"tasks"},
     {"folder", "loop", "checkpoint"},
     {"ranks"},
     {"metrics"},
     {"report"},
+    {"reports"},
     {"run"},
     {"cli", "experiment"},
 ]
@@ -31,7 +33,7 @@ ALLOWED = {
     "wandb": {"report"},
     "omegaconf": {"loading"},
     "pydantic": {"recipe", "loading", "schema"},
-    "accelerate": {"loop", "ranks", "run"},
+    "accelerate": {"loop", "ranks", "reports", "run"},
     "rich": {"report"},
 }
 REPORT_MAY_KNOW = {"record", "plan", "resolve", "explain", "amounts", "errors"}

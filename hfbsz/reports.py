@@ -1,0 +1,112 @@
+"""Where a run's readings go, and on what machine it ran."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+import hfbsz
+from hfbsz import metrics
+from hfbsz.folder import write_text
+from hfbsz.loop import Sums
+from hfbsz.plan import Plan
+from hfbsz.record import Reading
+from hfbsz.report.console import Console
+from hfbsz.report.jsonl import JsonLines
+from hfbsz.report.wandb import WandbReporter
+from hfbsz.sharding import is_sharded
+
+
+class Reports:
+    """Where rank 0's readings go: records.jsonl first, then W&B and the console.
+
+    `name` is the run's in W&B; `wandb_id` and `sent` (event and step of rows) are what an interrupted start has left.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        console: Console,
+        plan: Plan,
+        machine: Mapping[str, Any],
+        *,
+        job: str,
+        name: str,
+        wandb_id: str | None,
+        sent: Collection[tuple[str, int]],
+    ) -> None:
+        recipe, self.console, self.path = plan.recipe, console, path
+        write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
+        write_text(path / "machine.json", json.dumps(machine, indent=1))
+        self.records = JsonLines(path / "records.jsonl")
+        self.perplexity, self.bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
+        self.wandb_id = wandb_id or f"{path.name}-{os.urandom(3).hex()}"
+        self.wandb = WandbReporter(
+            folder=path,
+            mode=recipe.log.wandb,
+            project=recipe.log.project,
+            entity=recipe.log.entity,
+            group=recipe.log.group,
+            job_type=job,
+            name=name,
+            config={
+                "recipe": recipe.to_dict(),
+                "plan": {key: value for key, value in plan.to_dict().items() if key != "recipe"},
+                "machine": machine,
+            },
+            run_id=self.wandb_id,
+            warn=console.warn,
+            sent=sent,
+        )
+
+    def emit(self, reading: Reading) -> None:
+        self.wandb.log(self.records.write(reading))
+        if reading.event == "eval":
+            self.console.evaluation(reading)
+
+    def measures(self, prefix: str, sums: Sums) -> dict[str, float]:
+        """The metrics of one evaluation set."""
+        nll, targets, text_bytes = [sums.nll], [sums.targets], [sums.text_bytes]
+        return {
+            f"{prefix}loss": sums.nll / sums.targets,
+            f"{prefix}perplexity": self.perplexity.compute(predictions=nll, references=targets)["perplexity"],
+            f"{prefix}bits_per_byte": self.bits_per_byte.compute(predictions=nll, references=text_bytes)[
+                "bits_per_byte"
+            ],
+            f"{prefix}targets": sums.targets,
+            f"{prefix}seconds": round(sums.seconds, 3),
+        }
+
+    def close(self, state: str) -> None:
+        self.records.close()
+        self.wandb.finish(0 if state == "finished" else 1)
+        from hfbsz.report import html  # matplotlib: only here, at the end
+
+        try:
+            html.write([self.path], None)
+        except Exception as problem:  # the model and the records are safe: a picture must not fail their run
+            self.console.warn(f"no page was drawn ({problem}): python scripts/report.py {self.path} tries again")
+
+
+def machine_of(accelerator: Accelerator, model: Any) -> dict[str, Any]:
+    """Versions, device and commit: what a number may depend on."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    device = accelerator.device
+    return {
+        "hfbsz": hfbsz.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "parallel": "FSDP2" if is_sharded(model) else "DDP" if accelerator.num_processes > 1 else None,
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or None,
+    }
