@@ -107,7 +107,6 @@ class _Run:
     ) -> None:
         self.loaded, self.recipe, self.job = loaded, loaded.recipe, job
         self.accelerator, self.console, self.folder = accelerator, console, folder
-        self.sent: frozenset[tuple[str, int]] = frozenset()
         self.checkpoint = on_main(accelerator, self._begin)
         if folder is not None:
             folder.status("running")
@@ -142,6 +141,9 @@ class _Run:
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
 
     def _open_reports(self, path: Path, console: Console) -> Reports:
+        """The reports; what was recorded after the checkpoint is cut off, for it is trained again."""
+        records = path / "records.jsonl"
+        sent = trim(records, self.last.step) if records.is_file() else frozenset()
         name = f"{self.label('model')}-{self.label('data')}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
         return Reports(
             path,
@@ -151,11 +153,11 @@ class _Run:
             job=self.job,
             name=f"{name}-s{self.recipe.seed}",
             wandb_id=self.checkpoint.state["wandb_id"] if self.checkpoint is not None else None,
-            sent=self.sent,
+            sent=sent,
         )
 
     def _begin(self) -> Checkpoint | None:
-        """Rank 0's work: the checkpoint to go on from; the folder and its records as they were then, or empty."""
+        """Rank 0's work: the checkpoint to go on from, None where the run begins; the folder is then empty."""
         if self.folder is None or self.console is None:
             return None
         wish, path = self.recipe.resume, self.folder.path
@@ -166,11 +168,8 @@ class _Run:
             found = read_checkpoint(Path(wish))
         if found is not None and found.state["digest"] != self.recipe.digest():
             raise UserError(f"resume: {found.path} is a checkpoint of another recipe: resume=never starts anew")
-        inside = found is not None and found.path.parent == path
-        self.folder.begin(self.loaded, anew=not inside)
+        self.folder.begin(self.loaded, anew=found is None or found.path.parent != path)
         if found is not None:
-            if inside and (path / "records.jsonl").is_file():
-                self.sent = trim(path / "records.jsonl", found.state["progress"]["step"])
             self.console.line(f"going on from {found.path}, step {found.state['progress']['step']:,}")
         return found
 
