@@ -4,6 +4,7 @@ Written to a temporary folder, synced to the disk, and renamed; `complete.json`,
 other files. Weights and optimizer state are safetensors, all else is JSON: nothing in it can run code.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,9 @@ class Checkpoint:
 
     path: Path
     state: Mapping[str, Any]
+
+    def lies_in(self, folder: Path) -> bool:
+        return self.path.resolve().parent == folder.resolve()
 
 
 def collect(model: Any, optimizer: Optimizers) -> tuple[Tensors, Tensors, list[dict[str, Any]]] | None:
@@ -88,6 +92,8 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync(folder)
+    except SafetensorError as problem:  # a full disk, as its writer tells of it
+        raise OSError(errno.EIO, str(problem)) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
@@ -116,6 +122,13 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep`."""
     for step in steps(folder)[keep:]:
         shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints after `step`, from which a run goes on: they are of steps that are trained again."""
+    for later in steps(folder):
+        if later > step:
+            shutil.rmtree(folder / f"checkpoint-{later}", ignore_errors=True)
 
 
 def newest(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
@@ -151,11 +164,11 @@ def restore(checkpoint: Checkpoint | None, model: Any, optimizer: Optimizers) ->
         with torch.no_grad():
             _fill(_weights(model), checkpoint, _FILES[0])
             layout = _agreed(_layout(checkpoint))
-            moments = {
-                name: _received(checkpoint, _FILES[1], name, shape, dtype, optimizer.device)
-                for name, (shape, dtype) in layout.items()
-            }
             scalars = _agreed(list(checkpoint.state["optimizer"]) if checkpoint is not None else None)
+            moments = (  # one at a time: a model that fits only because it is shared has no room for all of them whole
+                (name, _received(checkpoint, _FILES[1], name, shape, dtype, optimizer.device))
+                for name, (shape, dtype) in layout.items()
+            )
             optimizer.load({_bare(name): weight for name, weight in model.named_parameters()}, moments, scalars)
     except (LookupError, RuntimeError, SafetensorError) as problem:
         where = checkpoint.path if checkpoint is not None else "the checkpoint"

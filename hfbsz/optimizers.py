@@ -1,6 +1,6 @@
 """The optimizer of a run: from torch, or from a kept library, behind one small face for the loop."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,13 +69,13 @@ class Optimizers:
     def load(
         self,
         weights: Mapping[str, torch.Tensor],
-        tensors: Mapping[str, torch.Tensor],
+        tensors: Iterable[tuple[str, torch.Tensor]],
         scalars: Sequence[Mapping[str, Any]],
     ) -> None:
         """Take back what `tensors` and `scalars` gave; all ranks call it. Raises LookupError for other weights."""
         for group, kept in zip(self.param_groups, scalars, strict=True):
             group.update(kept)
-        for name, tensor in tensors.items():
+        for name, tensor in tensors:
             number, _, rest = name.partition("/")
             weight_name, _, key = rest.rpartition("/")
             weight = weights[weight_name]

@@ -244,7 +244,8 @@ class Recipe(_Part):
         fields = self.model_dump(mode="json", exclude_defaults=True)
         for outside in ("output_dir", "threads", "log", "eval", "checkpoint", "resume"):
             fields.pop(outside, None)
-        fields.get("batch", {}).pop("micro_max", None)
+        if not str(self.batch.ramp).startswith("linear"):  # whose increments are micro-batches × processes
+            fields.get("batch", {}).pop("micro_max", None)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 

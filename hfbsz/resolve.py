@@ -30,8 +30,9 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
 
 def check(recipe: Recipe, world_size: int) -> None:
     """Raise UserError for what is wrong whatever data and model turn out to be: known before either is touched."""
-    if any("epoch" in str(part) for part in (recipe.schedule.warmup, recipe.schedule.decay, recipe.batch.ramp)):
-        return  # how they lie to other amounts depends on the rows
+    parts = (recipe.schedule.warmup, recipe.schedule.decay, recipe.batch.ramp)
+    if not recipe.data.pack or recipe.uses_law() or any("epoch" in str(part) for part in parts):
+        return  # the mean row, the model's size or the rows decide how amounts lie to one another
     boundless = Facts(rows=2**40, tokens_per_row=float(recipe.data.sequence_length), parameters=10**8)
     resolve(recipe, world_size, boundless)
 

@@ -13,7 +13,7 @@ import transformers
 from accelerate import Accelerator
 
 from hfbsz.amounts import short
-from hfbsz.checkpoint import Checkpoint, collect, newest, prune, restore
+from hfbsz.checkpoint import Checkpoint, collect, forget_after, newest, prune, restore
 from hfbsz.checkpoint import read as read_checkpoint
 from hfbsz.checkpoint import save as write_checkpoint
 from hfbsz.data.batches import Windows
@@ -144,6 +144,9 @@ class _Run:
         """The reports; what was recorded after the checkpoint is cut off, for it is trained again."""
         records = path / "records.jsonl"
         sent = trim(records, self.last.step) if records.is_file() else frozenset()
+        own = self.checkpoint if self.checkpoint is not None and self.checkpoint.lies_in(path) else None
+        if own is not None:
+            forget_after(path, self.last.step)
         name = f"{self.label('model')}-{self.label('data')}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
         return Reports(
             path,
@@ -152,7 +155,7 @@ class _Run:
             machine_of(self.accelerator, self.model),
             job=self.job,
             name=f"{name}-s{self.recipe.seed}",
-            wandb_id=self.checkpoint.state["wandb_id"] if self.checkpoint is not None else None,
+            wandb_id=own.state["wandb_id"] if own is not None else None,
             sent=sent,
         )
 
@@ -168,7 +171,7 @@ class _Run:
             found = read_checkpoint(Path(wish))
         if found is not None and found.state["digest"] != self.recipe.digest():
             raise UserError(f"resume: {found.path} is a checkpoint of another recipe: resume=never starts anew")
-        self.folder.begin(self.loaded, anew=found is None or found.path.parent != path)
+        self.folder.begin(self.loaded, anew=found is None or not found.lies_in(path))
         if found is not None:
             self.console.line(f"going on from {found.path}, step {found.state['progress']['step']:,}")
         return found

@@ -1,12 +1,13 @@
 """Checkpoints are complete or absent, and what comes back is what was saved."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from test_loop import Bench, _here  # noqa: F401  (the fixture puts the cache in place)
 
-from hfbsz.checkpoint import collect, newest, prune, read, restore, save, steps
+from hfbsz.checkpoint import collect, forget_after, newest, prune, read, restore, save, steps
 from hfbsz.errors import UserError
 from hfbsz.loop import Progress
 from hfbsz.report.jsonl import trim
@@ -109,3 +110,38 @@ def test_records_are_cut_back_to_the_checkpoint(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "step", "train/glob')
     assert trim(path, 2) == {("step", 3), ("eval", 3)}
     assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:4]
+
+
+def test_a_start_that_was_cut_off_sooner_forgets_nothing_that_was_sent(tmp_path):
+    path = tmp_path / "records.jsonl"
+    for last in (100, 70):  # killed at 100, then, once resumed from 50, at 70
+        path.write_text(
+            "".join(json.dumps({"event": "step", "train/global_step": n}) + "\n" for n in range(1, last + 1))
+        )
+        sent = trim(path, 50)
+    assert sent == {("step", step) for step in range(51, 101)}
+
+
+def test_going_on_from_an_older_one_forgets_the_later(saved):
+    forget_after(saved, 4)
+    assert steps(saved) == [4, 2]
+
+
+def test_a_checkpoint_knows_its_folder_by_any_path(saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    assert read(saved / "checkpoint-2").lies_in(Path(".")) and not read(Path("checkpoint-2")).lies_in(saved.parent)
+
+
+def test_a_full_disk_is_told_as_such(saved, ragged, monkeypatch):
+    from safetensors import SafetensorError
+
+    import hfbsz.checkpoint
+
+    def full(*arguments, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    bench = Bench(ragged)
+    monkeypatch.setattr(hfbsz.checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        save(saved, 8, collect(bench.model, bench.optimizer), {})
+    assert caught.value.strerror and steps(saved) == [6, 4, 2]

@@ -108,7 +108,8 @@ class Builder:
             counts = writer.close()
             bits = _unigram_bits(train.frequencies, writer.frequencies)
             meta["sets"][name] = counts | {"unigram_bits_per_byte": bits / max(1, counts["bytes"])}
-            digest.update(writer.digest.digest())
+            if not name:  # further sets may come and go between two starts
+                digest.update(writer.digest.digest())
         self._refuse_empty(meta)
         return meta | {"data_hash": digest.hexdigest(), "notes": self.notes, "vocab_size": len(self.tokenizer)}
 

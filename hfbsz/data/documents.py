@@ -72,7 +72,8 @@ def split_tail(documents: Sequence[Document], share: float) -> tuple[list[Docume
         last = train.pop()
         if len(last.text) > held:
             cut = len(last.text) - held
-            cut = last.text.rfind("\n", 0, cut) + 1 or cut
+            line = last.text.rfind("\n", 0, cut) + 1
+            cut = line if line and cut - line <= held else cut
             train.append(Document(last.name, last.text[:cut]))
             last = Document(f"{last.name} (tail)", last.text[cut:])
         tail.insert(0, last)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hfbsz.amounts import Amount
 from hfbsz.errors import UserError
 from hfbsz.plan import Facts
-from hfbsz.recipe import Recipe
+from hfbsz.recipe import Recipe, Schedule
 from hfbsz.resolve import resolve
 
 
@@ -31,6 +31,8 @@ def needed_by(recipe: Recipe, parameters: int | None = None) -> Needed | None:
             f"duration: '{duration}' of a stream is not known before it is read to its end: write tokens, sequences "
             "or steps, or data.stream=false"
         )
+    if not data.pack:  # steps of warmup weigh against rows whose mean length is not known yet
+        recipe = recipe.model_copy(update={"schedule": Schedule(warmup=Amount(0, "%"), shape="constant")})
     plan = resolve(recipe, 1, Facts(tokens_per_row=float(data.sequence_length), parameters=parameters))
     sequences = plan.total + plan.largest_batch
     size = recipe.batch.size

@@ -25,7 +25,7 @@ from hfbsz.errors import UserError
 from hfbsz.plan import Facts
 from hfbsz.recipe import Data
 
-_VERSION = 2  # of the cache's form
+_VERSION = 3  # of the cache's form
 
 
 class Rows:

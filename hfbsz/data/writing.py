@@ -38,7 +38,7 @@ class RowWriter:
         tokens[:-1], tokens[-1] = ids, self._end
         self._pending.append(tokens)
         self._bytes.append(len(raw))
-        self.digest.update(hashlib.sha256(raw).digest())
+        self.digest.update(hashlib.sha256(raw).digest() + hashlib.sha256(tokens.tobytes()).digest())
         waiting = self.tokens // _TOKENS_AT_ONCE
         self.documents, self.bytes, self.tokens = self.documents + 1, self.bytes + len(raw), self.tokens + len(tokens)
         if self._pack:

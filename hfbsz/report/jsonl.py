@@ -27,9 +27,11 @@ class JsonLines:
 
 
 def trim(path: Path, step: int) -> frozenset[tuple[str, int]]:
-    """Cut records.jsonl back to what was written up to `step`; gives (event, step) of the records cut off, which were
-    seen by others already. A line that a crash cut short goes too."""
-    kept, cut = [], set()
+    """Cut records.jsonl back to what was written up to `step`; gives (event, step) of the records cut off, now or by
+    an earlier start, which were seen by others already. A line that a crash cut short goes too."""
+    kept: list[str] = []
+    seen = path.with_name("sent.json")  # a start that was cut off sooner must not forget what the one before had sent
+    cut = {(event, at) for event, at in json.loads(seen.read_text())} if seen.is_file() else set()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
@@ -40,6 +42,7 @@ def trim(path: Path, step: int) -> frozenset[tuple[str, int]]:
             kept.append(line + "\n")
         else:
             cut.add((event, at))
+    seen.write_text(json.dumps(sorted(cut)))
     whole = path.with_name(f".{path.name}.tmp")
     whole.write_text("".join(kept), encoding="utf-8")
     whole.replace(path)

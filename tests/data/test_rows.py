@@ -76,6 +76,11 @@ def test_few_documents_hold_out_their_tail_and_say_so(tmp_path):
     assert sum(len(d.text) for d in tail) == 50 and tail[0].text[0] == "y"
 
 
+def test_a_tail_is_cut_at_a_line_only_where_one_is_near():
+    (train,), (tail,) = split_tail([Document("a", "Title\n" + "x" * 4000)], 0.05)
+    assert len(tail.text) == 200 and len(train.text) == 3806
+
+
 def test_the_second_time_comes_from_the_cache_and_new_text_does_not(tmp_path):
     pattern = write(tmp_path, 30)
     made(files=pattern)
