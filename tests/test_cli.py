@@ -140,7 +140,7 @@ def test_a_start_that_failed_leaves_room_for_the_corrected_one(hfbsz, words, tmp
 
 
 def test_what_no_data_can_mend_is_refused_before_anything_is_written(hfbsz, words, tmp_path):
-    ended = hfbsz("pretrain.py", *words, "scaling.rule=noise", plain=True)
+    ended = hfbsz("pretrain.py", *words, "data.pack=true", "scaling.rule=noise", plain=True)
     assert ended.code == 2 and "scaling.noise_scale=120seq" in lines_of(ended)[0]
     assert not (tmp_path / "run").exists()
 
