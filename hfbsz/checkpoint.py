@@ -7,9 +7,10 @@ other files. Weights and optimizer state are safetensors, all else is JSON: noth
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from hfbsz.optimizers import Optimizers
 from hfbsz.sharding import share_like, whole
 
 Tensors = dict[str, torch.Tensor]
+_FORMAT = 2  # of state.json
 _MARK = "complete.json"
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}  # of the format
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def save(
     try:
         save_file(weights, partial / _FILES[0], metadata={"format": "pt"})
         save_file(moments, partial / _FILES[1])
-        (partial / _FILES[2]).write_text(json.dumps({**state, "optimizer": scalars}))
+        (partial / _FILES[2]).write_text(json.dumps({"format": _FORMAT, **state, "optimizer": scalars}))
         sums = {name: _sum(partial / name) for name in _FILES}
         (partial / _MARK).write_text(json.dumps(sums))
         for path in (*partial.iterdir(), partial):
@@ -118,10 +121,11 @@ def steps(folder: Path) -> list[int]:
     return sorted((int(step) for step in found if step.isdigit()), reverse=True)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep`."""
+def prune(folder: Path, keep: int, also: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep`, and those of the steps `also`."""
     for step in steps(folder)[keep:]:
-        shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+        if step not in also:
+            shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
 
 
 def forget_after(folder: Path, step: int) -> None:
@@ -131,15 +135,19 @@ def forget_after(folder: Path, step: int) -> None:
             shutil.rmtree(folder / f"checkpoint-{later}", ignore_errors=True)
 
 
-def newest(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
-    """The newest complete checkpoint of a run's folder; a damaged one is told of and passed over."""
+def newest(folder: Path, tell: Callable[[str], None], until: float = math.inf) -> Checkpoint | None:
+    """The newest complete checkpoint of a run's folder, of a clock up to `until`; a damaged one is told of and passed
+    over."""
     for partial in folder.glob(".checkpoint-*.tmp"):
         shutil.rmtree(partial, ignore_errors=True)
     for step in steps(folder):
         try:
-            return read(folder / f"checkpoint-{step}")
+            found = read(folder / f"checkpoint-{step}")
         except UserError as problem:
             tell(f"{problem.lines[0]}: passed over")
+        else:
+            if found.state["progress"].get("clock", 0) <= until:
+                return found
     return None
 
 
@@ -150,7 +158,10 @@ def read(path: Path) -> Checkpoint:
         for name in _FILES:
             if _sum(path / name) != sums[name]:
                 raise UserError(f"{path}: {name} is damaged")
-        return Checkpoint(path, json.loads((path / "state.json").read_text()))
+        state = json.loads((path / "state.json").read_text())
+        if state["format"] != _FORMAT:
+            raise UserError(f"{path}: written by another version of hfbsz")
+        return Checkpoint(path, state)
     except (OSError, ValueError, LookupError, TypeError) as problem:
         raise UserError(f"{path}: not a complete checkpoint ({problem})") from None
 
@@ -186,8 +197,8 @@ def _layout(checkpoint: Checkpoint | None) -> dict[str, tuple[tuple[int, ...], s
     if checkpoint is None:
         return None
     with safe_open(checkpoint.path / _FILES[1], "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-    return {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        return {name: (tuple(one.get_shape()), _DTYPES[one.get_dtype()]) for name, one in slices.items()}
 
 
 def _agreed(value: Any) -> Any:

@@ -10,33 +10,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
 
 from hfbsz.errors import INTERRUPTED, MISUSED, UserError, complain, rank
+from hfbsz.interrupt import Interrupt
 from hfbsz.loading import Loaded, list_recipes, load
 from hfbsz.resolve import check
 from hfbsz.schema import help_text
-
-
-class Interrupt:
-    """Remembers a signal to end: the run ends at its next step, with a checkpoint. A second SIGINT ends it at once."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.reason: str | None = None  # the signal's name
-        for number in self.SIGNALS:
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if rank() == 0:
-            again = " (SIGINT once more: at once)" if number == signal.SIGINT else ""
-            os.write(2, f"\n{self.reason}: ending after this step with a checkpoint{again}\n".encode())
-
-    def __call__(self) -> bool:
-        return self.reason is not None
 
 
 def _die_with_the_launcher() -> None:

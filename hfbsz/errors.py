@@ -20,6 +20,10 @@ class TrainingError(UserError):
     """A run that cannot go on: a window without targets, or non-finite gradients step after step."""
 
 
+class RankError(UserError):
+    """What one rank alone has met: it says so itself and leaves, and its leaving ends the others."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest known word, else an empty string."""
     import difflib
@@ -28,10 +32,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def complain(lines: Iterable[str], code: int = MISUSED) -> int:
-    """Say what is wrong, on rank 0 alone, and return the exit code."""
-    if rank() == 0:
-        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr, flush=True)
+def complain(lines: Iterable[str], code: int = MISUSED, everywhere: bool = False) -> int:
+    """Say what is wrong, on rank 0 alone or on this rank, whichever it is, and return the exit code."""
+    if rank() == 0 or everywhere:
+        where = f"rank {rank()}: " if everywhere and int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        print("\n".join(f"error: {where}{line}" for line in lines), file=sys.stderr, flush=True)
     else:
         time.sleep(2)  # the launcher ends all ranks once one has left: rank 0 speaks first
     return code

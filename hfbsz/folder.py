@@ -40,6 +40,7 @@ class RunFolder:
         self.path = path_of(loaded)
         self._lock = FileLock(self.path / ".lock")
         self._started = time.time()
+        self._before = read_status(self.path)  # what an earlier start had come to
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -67,7 +68,8 @@ class RunFolder:
         if self._trained() and earlier.digest() != loaded.recipe.digest():
             changed = _difference(earlier.to_dict(), loaded.recipe.to_dict())
             raise UserError(f"{self.path}: holds a run of another recipe ({changed}): choose another output_dir")
-        return read_status(self.path).get("state") == "finished"
+        ended = read_status(self.path).get("state") == "finished"
+        return ended and earlier.duration == loaded.recipe.duration  # a longer one goes on
 
     def _there(self) -> list[Path]:
         return [path for path in self.path.iterdir() if path.name != ".lock" and not path.name.startswith("attempt-")]
@@ -100,6 +102,13 @@ class RunFolder:
             "updated": time.time(),
         }
         write_text(self.path / "status.json", json.dumps(body, indent=1))
+
+    def fail(self, why: str, trained: bool) -> None:
+        """Write that the run has failed; a start that was refused before it trained leaves what there was."""
+        if not trained and self._before.get("state") in ("finished", "preempted"):
+            write_text(self.path / "status.json", json.dumps(self._before, indent=1))
+        else:
+            self.status("failed", why=why)
 
     def release(self) -> None:
         self._lock.release()

@@ -6,9 +6,10 @@ the window is split (DDP and FSDP2 average over ranks).
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +18,9 @@ import torch.distributed as dist
 from hfbsz.data.batches import Batch, Windows, evaluation_batches
 from hfbsz.data.rows import Rows
 from hfbsz.errors import TrainingError
+from hfbsz.interrupt import AGREEMENT_SECONDS, waiting
 from hfbsz.optimizers import Optimizers
-from hfbsz.plan import Decisions, Plan, PlannedStep
+from hfbsz.plan import Plan, PlannedStep
 from hfbsz.record import Step
 from hfbsz.sharding import exchange, release, whole
 from hfbsz.tasks import Task
@@ -46,7 +48,8 @@ class Agreement:
         if self.world_size == 1:
             return list(values)
         message = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(message, group=self._group)
+        with waiting(AGREEMENT_SECONDS):
+            dist.all_reduce(message, group=self._group)
         return message.tolist()
 
 
@@ -66,6 +69,8 @@ class Progress:
         self.step, self.clock = saved.get("step", 0), saved.get("clock", 0)
         self.tokens, self.seconds = saved.get("tokens", 0), saved.get("seconds", 0.0)
         self.since_log = list(saved.get("since_log", [0, 0, 0, 0.0]))  # targets, tokens, steps, seconds
+        # (clock, batch) of an adaptive ramp; grows between two steps, on all ranks alike
+        self.decisions = [(clock, batch) for clock, batch in saved.get("decisions", [])]
         losses = saved.get("losses", [0.0])
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         mine = losses[rank] if len(losses) == ranks else sum(losses) * (rank == 0)
@@ -83,7 +88,7 @@ class Progress:
     def to_dict(self, losses: Sequence[float]) -> dict[str, Any]:
         """Plain data; `losses` is `loss` of every rank."""
         device = {name: float(getattr(self, name)) for name in ("skipped", "streak", "worst")}
-        host = {name: getattr(self, name) for name in ("step", "clock", "tokens", "seconds", "since_log")}
+        host = {name: getattr(self, name) for name in ("step", "clock", "tokens", "seconds", "since_log", "decisions")}
         return {**host, **device, "worst_clock": int(self.worst_clock), "losses": list(losses)}
 
 
@@ -97,21 +102,20 @@ def train(
     *,
     progress: Progress | None = None,
     collectors: Sequence[Collector] = (),
-    decisions: Decisions = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
     """Train to the end of the plan's budget, or until `stop()` is true on any rank; yields every optimizer step.
 
     `model` is prepared by `accelerator`, or sharded. `progress` is where it goes on from, and is kept up to date.
-    `decisions` may grow between two steps (adaptive ramps); all ranks must hold the same. Raises TrainingError for a
-    window without targets and for non-finite gradients in `optim.nonfinite_limit` steps in a row (told at the next
-    logged step). The clock advances on a skipped step.
+    Raises TrainingError for a window without targets and for non-finite gradients in `optim.nonfinite_limit` steps in a
+    row (told at the next logged step). The clock advances on a skipped step.
     """
     progress = progress or Progress(accelerator.device)
     state = _State(plan, model, optimizer, task, windows, accelerator, Agreement(), progress)
+    alone, slowest = state.agreement.world_size == 1, math.inf
     while progress.clock < plan.total:
         started = time.perf_counter()
-        planned = plan.step(progress.clock, decisions)
+        planned = plan.step(progress.clock, progress.decisions)
         batches = windows.window(planned)
         counts = [sum(batch.targets for batch in batches), sum(batch.tokens for batch in batches), int(stop())]
         targets, tokens, stopping = state.agreement.sum(*counts)
@@ -124,8 +128,12 @@ def train(
             )
         progress.step, progress.clock = progress.step + 1, planned.next_clock
         logged = plan.due(plan.recipe.log.every, progress.step, planned.clock, planned.next_clock)
-        collected = state.update(planned, batches, targets, collectors if logged else ())
-        yield state.finish(planned, targets, tokens, logged, collected, started)
+        with waiting(math.inf if alone else AGREEMENT_SECONDS + 2 * slowest):
+            collected = state.update(planned, batches, targets, collectors if logged else ())
+            done = state.finish(planned, targets, tokens, logged, collected, started)
+        seconds = time.perf_counter() - started
+        slowest = seconds if math.isinf(slowest) else max(slowest, seconds)
+        yield done
 
 
 class _State:
@@ -252,6 +260,10 @@ class Sums:
     text_bytes: float  # bytes of the text that the targets stand for
     seconds: float
 
+    def __add__(self, other: "Sums") -> "Sums":
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Sums(*(one + another for one, another in pairs))
+
 
 @torch.no_grad()
 def evaluate(model: Any, task: Task, rows: Rows, numbers: Sequence[int], micro_batch: int, accelerator: Any) -> Sums:
@@ -268,7 +280,8 @@ def evaluate(model: Any, task: Task, rows: Rows, numbers: Sequence[int], micro_b
     release(model)
     counted = torch.tensor(targets, dtype=torch.int64, device=accelerator.device)
     if world_size > 1:
-        nll, counted = accelerator.reduce(nll, reduction="sum"), accelerator.reduce(counted, reduction="sum")
+        with waiting(AGREEMENT_SECONDS + 2 * (time.perf_counter() - started)):
+            nll, counted = accelerator.reduce(nll, reduction="sum"), accelerator.reduce(counted, reduction="sum")
     model.train()
     seconds = time.perf_counter() - started
     return Sums(float(nll), int(counted), float(rows.text_bytes[list(numbers)].sum()), seconds)

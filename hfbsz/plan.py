@@ -6,8 +6,9 @@ clock before it and its rate at the clock after it. There are no partial steps: 
 overshoots its budget by less than one batch.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hfbsz.amounts import Amount
@@ -126,6 +127,26 @@ class Plan:
             planned = self.step(clock, decisions)
             yield planned
             clock = planned.next_clock
+
+    @property
+    def decay_start(self) -> int | None:
+        """The clock at which WSD's decay starts: what was trained before it, a longer run would have trained too."""
+        return math.floor(self.total - self.shape.decay) if self.shape.name == "wsd" else None
+
+    def last_before_decay(self, clock: int) -> bool:
+        """Whether the step that starts at `clock` is the last one that WSD's decay does not touch."""
+        start = self.decay_start
+        end = clock + self.batch_at(clock)
+        return start is not None and end <= start < end + self.batch_at(end)
+
+    def same_until(self, other: "Plan") -> int:
+        """The clock up to which two plans take the same steps, in whatever split."""
+        clock = 0
+        for ours, theirs in zip(self.walk(), other.walk(), strict=False):
+            if replace(theirs, micro_batch=ours.micro_batch, accumulation=ours.accumulation) != ours:
+                break
+            clock = ours.next_clock
+        return clock
 
     def due(self, every: Amount, step: int, clock: int, next_clock: int) -> bool:
         """Whether an interval of the recipe, or the run, ends in step number `step` (from 1) between the two clocks."""

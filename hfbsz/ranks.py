@@ -1,5 +1,6 @@
 """What the launcher gave: threads, precision, the accelerator; and how ranks come to one answer."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -11,6 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from hfbsz.errors import UserError
 from hfbsz.folder import cpu_cores
+from hfbsz.interrupt import AGREEMENT_SECONDS, waiting
 from hfbsz.recipe import Recipe
 
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait this long for rank 0 to tokenise
@@ -61,7 +63,9 @@ def shared(accelerator: Accelerator, value: Any) -> Any:
     """Rank 0's value, on every rank."""
     if accelerator.num_processes == 1:
         return value
-    return broadcast_object_list([value])[0]
+    # rank 0 has done its work and finds the others ready; they may wait long for its work
+    with waiting(AGREEMENT_SECONDS if accelerator.is_main_process else math.inf):
+        return broadcast_object_list([value])[0]
 
 
 def gathered(accelerator: Accelerator, value: Any) -> list[Any]:

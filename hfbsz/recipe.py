@@ -199,6 +199,7 @@ class Log(_Part):
 class Checkpoint(_Part):
     every: AmountField = Field(Amount(25, "%"), description="interval between checkpoints; the end always has one")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    best: bool = Field(True, description="keep the checkpoint of the best evaluation too, made when it is seen")
 
 
 class Recipe(_Part):
@@ -236,6 +237,19 @@ class Recipe(_Part):
         """Whether a number is a law's guess, which may ask for the model's size."""
         return isinstance(self.batch.size, Named) or isinstance(self.optim.lr, Named)
 
+    def extendable(self) -> bool:
+        """Whether a longer `duration` trains the same steps and then more: a constant rate, or WSD before its decay,
+        with nothing that is a share of the run."""
+        schedule, ramp = self.schedule, self.batch.ramp
+        shares = [schedule.warmup, *([schedule.decay] if schedule.shape == "wsd" else [])]
+        mean_batch_matters = ramp is not None and (self.scaling.rule == "sde" or self.scaling.beta2 != "keep")
+        return (
+            schedule.shape in ("constant", "wsd")
+            and all(share.unit != "%" or share.value == 0 for share in shares)
+            and (ramp is None or not ("%" in ramp or ramp.startswith("seesaw")))
+            and not (mean_batch_matters or self.uses_law())
+        )
+
     def digest(self) -> str:
         """8 hex digits over the fields that decide the mathematics of the run.
 
@@ -244,6 +258,8 @@ class Recipe(_Part):
         fields = self.model_dump(mode="json", exclude_defaults=True)
         for outside in ("output_dir", "threads", "log", "eval", "checkpoint", "resume"):
             fields.pop(outside, None)
+        if self.extendable():
+            fields.pop("duration", None)
         if not str(self.batch.ramp).startswith("linear"):  # whose increments are micro-batches × processes
             fields.get("batch", {}).pop("micro_max", None)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]

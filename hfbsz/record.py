@@ -23,6 +23,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "perf/tokens_per_second": ("tokens/s", "training speed over all devices since the last record"),
     "perf/step_seconds": ("s", "mean time of a step since the last record"),
     "perf/peak_memory_bytes": ("B", "peak memory: of the device, or of the process on a CPU"),
+    "perf/checkpoint_seconds": ("s", "time that training stood still for a checkpoint"),
+    "perf/checkpoint_bytes": ("B", "size of the checkpoint"),
     "eval/loss": ("nats/target", "validation loss, ΣNLL ÷ Σtargets"),
     "eval/perplexity": ("", "exp(loss)"),
     "eval/bits_per_byte": ("bits/byte", "ΣNLL ÷ ln 2 ÷ bytes of the text predicted"),

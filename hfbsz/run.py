@@ -1,34 +1,35 @@
 """One run, put together: recipe, plan, data, model, loop, evaluation, records, reports, and the saved model."""
 
+import math
 import os
 import resource
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from hfbsz.amounts import short
-from hfbsz.checkpoint import Checkpoint, collect, forget_after, newest, prune, restore
-from hfbsz.checkpoint import read as read_checkpoint
-from hfbsz.checkpoint import save as write_checkpoint
 from hfbsz.data.batches import Windows
 from hfbsz.data.needed import needed_by
 from hfbsz.data.rows import Prepared, prepare, sample
 from hfbsz.data.tokenizer import load_tokenizer
-from hfbsz.errors import FAILED, INTERRUPTED, TrainingError, UserError, complain
+from hfbsz.errors import FAILED, INTERRUPTED, RankError, TrainingError, UserError, complain
 from hfbsz.folder import RunFolder, path_of, read_status, write_text
+from hfbsz.interrupt import Interrupt
+from hfbsz.keeping import Keeping, final_of, state_of
 from hfbsz.loading import Loaded
 from hfbsz.loop import Progress, evaluate, train
 from hfbsz.model import build_model, count_parameters
 from hfbsz.optimizers import build_optimizer
 from hfbsz.plan import Facts
 from hfbsz.ranks import (
-    gathered,
     make_accelerator,
     on_all,
     on_main,
@@ -47,7 +48,7 @@ from hfbsz.sharding import Sharding, shard, take_wish, whole_weights
 from hfbsz.tasks.language_modeling import LanguageModeling, check_attends_within
 
 
-def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
+def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
     """Train what a recipe asks for; returns the exit code. Raises UserError for what does not fit."""
     transformers.utils.logging.disable_progress_bar()
     set_threads(loaded.recipe)
@@ -66,6 +67,9 @@ def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
             if console is not None:
                 _show_finished(console, loaded)
             return 0
+        if folder is not None:
+            held = folder  # for the thread that calls this
+            stop.leaving = lambda why: held.status("preempted", why=why)
         session = _Run(loaded, job, accelerator, sharding, console, folder)
         return session.train(stop)
     except TrainingError as problem:  # raised on every rank alike: the others wait until rank 0 has told and saved all
@@ -74,6 +78,15 @@ def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
         _fail(folder, session, problem)
         accelerator.wait_for_everyone()
         return FAILED
+    except RankError as problem:
+        _fail(folder, session, problem)
+        return complain(problem.lines, FAILED, everywhere=True)
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        line = _outage(problem, folder)
+        _fail(folder, session, UserError(line) if line else problem)
+        if line is None:
+            raise
+        return complain([line], FAILED, everywhere=True)
     except BaseException as problem:
         _fail(folder, session, problem)
         raise
@@ -85,12 +98,25 @@ def run(loaded: Loaded, job: str, stop: Callable[[], bool]) -> int:
         accelerator.end_training()
 
 
+def _outage(problem: Exception, folder: RunFolder | None) -> str | None:
+    """What a fault of the machine means for a run, in a line; None for any other fault."""
+    again = "the same command goes on from the newest checkpoint"
+    if folder is not None and isinstance(problem, SafetensorError | OSError):
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+        return f"{folder.path}: cannot be written: {reason or problem}: make room, or see to its permissions; {again}"
+    if isinstance(problem, dist.DistError) or any(word in str(problem) for word in ("gloo", "NCCL", "Connection")):
+        return f"another rank has ended: it, or its launcher, says why; {again} ({str(problem).splitlines()[0][:120]})"
+    return None
+
+
 def _fail(folder: RunFolder | None, session: "_Run | None", problem: BaseException) -> None:
-    """Mark a run as failed, unless it had ended before."""
+    """Mark a run as failed, unless it had ended before; where the disk is full, as far as that can be done."""
     if folder is not None and read_status(folder.path).get("state") not in ("finished", "preempted"):
-        folder.status("failed", why=str(problem) or type(problem).__name__)
+        with suppress(OSError):
+            folder.fail(str(problem) or type(problem).__name__, trained=session is not None)
         if session is not None:
-            session.close("failed")
+            with suppress(OSError):
+                session.close("failed")
 
 
 class _Run:
@@ -107,12 +133,13 @@ class _Run:
     ) -> None:
         self.loaded, self.recipe, self.job = loaded, loaded.recipe, job
         self.accelerator, self.console, self.folder = accelerator, console, folder
-        self.checkpoint = on_main(accelerator, self._begin)
+        self.keeping = Keeping(loaded, accelerator, folder, console)
         if folder is not None:
             folder.status("running")
         self.data, facts = self._prepare()
         self.plan = resolve(self.recipe, accelerator.num_processes, facts)
         check_environment(self.plan, os.environ)
+        self.keeping.fit(self.plan, self.data.facts.data_hash)
         if console is not None:
             console.plan(loaded.name, self.plan, self.data.notes)
         self.tokenizer = load_tokenizer(self.data.tokenizer_path)
@@ -128,25 +155,23 @@ class _Run:
         self.optimizer = build_optimizer(self.model, self.plan)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         self.task = LanguageModeling(end if pad is None else pad, end if within else None)
-        saved = shared(accelerator, self.checkpoint and dict(self.checkpoint.state))
-        if saved is not None:
-            self._refuse_other_data(saved)
-            restore(self.checkpoint, self.model, self.optimizer)
+        self.keeping.restore(self.model, self.optimizer)
+        saved = self.keeping.saved
         so_far = saved["progress"] if saved is not None else None
         self.progress = Progress(accelerator.device, so_far, accelerator.process_index)
-        self.final = Reading(**saved["final"]) if saved is not None else None  # the newest evaluation
+        self.final = final_of(saved)  # the newest evaluation
         at = self.progress
         self.last = Step(at.step, at.clock, at.tokens, at.seconds, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
-        self.skipped = int(at.skipped)
+        self.skipped, self.fixed_loss = int(at.skipped), math.nan
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
 
     def _open_reports(self, path: Path, console: Console) -> Reports:
         """The reports; what was recorded after the checkpoint is cut off, for it is trained again."""
         records = path / "records.jsonl"
         sent = trim(records, self.last.step) if records.is_file() else frozenset()
-        own = self.checkpoint if self.checkpoint is not None and self.checkpoint.lies_in(path) else None
-        if own is not None:
-            forget_after(path, self.last.step)
+        saved = self.keeping.saved if self.keeping.own else None
+        if saved is not None:
+            self.keeping.forget_after(self.last.step)
         name = f"{self.label('model')}-{self.label('data')}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
         return Reports(
             path,
@@ -155,32 +180,9 @@ class _Run:
             machine_of(self.accelerator, self.model),
             job=self.job,
             name=f"{name}-s{self.recipe.seed}",
-            wandb_id=own.state["wandb_id"] if own is not None else None,
+            wandb_id=saved["wandb_id"] if saved is not None else None,
             sent=sent,
         )
-
-    def _begin(self) -> Checkpoint | None:
-        """Rank 0's work: the checkpoint to go on from, None where the run begins; the folder is then empty."""
-        if self.folder is None or self.console is None:
-            return None
-        wish, path = self.recipe.resume, self.folder.path
-        found = None
-        if wish == "auto":
-            found = newest(path, self.console.warn)
-        elif wish != "never":
-            found = read_checkpoint(Path(wish))
-        if found is not None and found.state["digest"] != self.recipe.digest():
-            raise UserError(f"resume: {found.path} is a checkpoint of another recipe: resume=never starts anew")
-        self.folder.begin(self.loaded, anew=found is None or not found.lies_in(path))
-        if found is not None:
-            self.console.line(f"going on from {found.path}, step {found.state['progress']['step']:,}")
-        return found
-
-    def _refuse_other_data(self, saved: Mapping[str, Any]) -> None:
-        if saved["data_hash"] != self.data.facts.data_hash:
-            raise UserError(
-                "resume: the data have changed since the checkpoint: bring them back, or start anew with resume=never"
-            )
 
     def _prepare(self) -> tuple[Prepared, Facts]:
         """The data, and what is known of data and model; the model is counted only where a scaling law asks for it."""
@@ -195,7 +197,7 @@ class _Run:
         refuse_other_rows(self.accelerator, prepared.counts)
         return prepared, replace(prepared.facts, parameters=size)
 
-    def train(self, stop: Callable[[], bool]) -> int:
+    def train(self, stop: Interrupt) -> int:
         """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
         self.lifecycle("resumed" if self.last.step else "running")
         if self.final is None:
@@ -210,43 +212,28 @@ class _Run:
                 self.skipped = step.skipped or 0
                 self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
             before, self.last = self.last, step
+            keep = self.plan.due(self.recipe.checkpoint.every, step.step, before.clock, step.clock)
             if self.plan.due(self.recipe.eval.every, step.step, before.clock, step.clock):
                 self.final = self.evaluate(step, full=self.recipe.eval.full and step.clock >= self.plan.total)
-            if self.plan.due(self.recipe.checkpoint.every, step.step, before.clock, step.clock):
+                keep |= self.keeping.is_best(self.fixed_loss, step.step) and self.recipe.checkpoint.best
+            if self.plan.last_before_decay(before.clock):
+                self.keeping.kept["before the decay"] = step.step
+                keep = True
+            if keep:
                 self.save_checkpoint()
         finished = self.last.clock >= self.plan.total
         if not finished:
             self.save_checkpoint()
-        self.save(self.last, self.final, "finished" if finished else "preempted", getattr(stop, "reason", None))
+        self.save(self.last, self.final, "finished" if finished else "preempted", stop.reason)
         return 0 if finished else INTERRUPTED
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of this moment; where the disk does not take it, the run ends and the one before stays."""
-        collected = collect(self.model, self.optimizer)  # on every rank: they gather shares together
-        losses = gathered(self.accelerator, float(self.progress.loss))
-        try:
-            on_main(self.accelerator, lambda: self._write_checkpoint(collected, losses))
-        except UserError as problem:
-            raise TrainingError(problem.lines) from None
-
-    def _write_checkpoint(self, collected: Any, losses: list[float]) -> None:
-        assert self.folder is not None and self.reports is not None and self.final is not None
-        state = {
-            "digest": self.recipe.digest(),
-            "recipe": self.recipe.to_dict(),
-            "data_hash": self.data.facts.data_hash,
-            "progress": self.progress.to_dict(losses),
-            "final": asdict(self.final),
-            "wandb_id": self.reports.wandb_id,
-        }
-        try:
-            write_checkpoint(self.folder.path, self.last.step, collected, state)
-        except OSError as problem:
-            raise UserError(
-                f"{self.folder.path}: the checkpoint of step {self.last.step:,} cannot be written: "
-                f"{problem.strerror}: make room; the same command goes on from the one before"
-            ) from None
-        prune(self.folder.path, self.recipe.checkpoint.keep)
+        """Write a checkpoint of this moment, and tell what it cost."""
+        assert self.final is not None
+        wandb_id = self.reports.wandb_id if self.reports is not None else None
+        state = state_of(self.data.facts.data_hash, self.final, wandb_id)
+        self.keeping.save(self.model, self.optimizer, self.progress, self.plan, state)
+        self.emit(self.keeping.reading(self.last))
 
     def emit(self, reading: Reading) -> None:
         if self.reports is not None:
@@ -263,13 +250,18 @@ class _Run:
             self.reports.close(state)
 
     def evaluate(self, step: Step, full: bool) -> Reading:
-        """Evaluate every set: its fixed part, or all of it."""
+        """Evaluate every set: its fixed part, and the rest too where it is `full`."""
         values: dict[str, float] = {}
+        micro = self.recipe.eval.micro_batch or self.recipe.batch.micro_max
         for name, rows in self.data.sets.items():
-            numbers = range(len(rows)) if full else sample(len(rows), self.recipe.eval.rows)
-            micro = self.recipe.eval.micro_batch or self.recipe.batch.micro_max
+            fixed = sample(len(rows), self.recipe.eval.rows)
+            rest = sorted(set(range(len(rows))) - set(fixed)) if full else []
             with self.optimizer.averaged():
-                sums = evaluate(self.model, self.task, rows, numbers, micro, self.accelerator)
+                sums = evaluate(self.model, self.task, rows, fixed, micro, self.accelerator)
+                if not name:
+                    self.fixed_loss = sums.nll / sums.targets  # comparable over the run, so the best is chosen by it
+                if rest:
+                    sums += evaluate(self.model, self.task, rows, rest, micro, self.accelerator)
             if self.reports is not None:
                 values |= self.reports.measures(f"eval/{name}/" if name else "eval/", sums)
         values["eval/full"] = int(full)

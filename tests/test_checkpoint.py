@@ -41,6 +41,31 @@ def test_a_run_goes_on_as_if_nothing_had_been(ragged, tmp_path, name):
     assert all(torch.equal(one, other) for one, other in weights)
 
 
+def test_the_decisions_of_an_adaptive_ramp_come_back(ragged, tmp_path):
+    """Made at one clock, taken up again at a later one: the same batches."""
+
+    def batches(bench, progress, until):
+        taken = []
+        for step in bench.steps(progress=progress):
+            taken.append(step.global_batch)
+            if step.step == 4:
+                progress.decisions.append((step.clock, 16))
+            if step.step == until:
+                break
+        return taken
+
+    whole, first, second = (Bench(ragged, "duration=20steps") for _ in range(3))
+    expected = batches(whole, Progress(whole.accelerator.device), 100)
+    progress = Progress(first.accelerator.device)
+    begun = batches(first, progress, 7)
+    state = {"progress": progress.to_dict([progress.loss.item()])}
+    found = read(save(tmp_path, 7, collect(first.model, first.optimizer), state))
+    restore(found, second.model, second.optimizer)
+    rest = batches(second, Progress(second.accelerator.device, found.state["progress"]), 100)
+    assert begun + rest == expected and expected[3:6] == [8, 16, 16]
+    assert all(map(torch.equal, second.model.parameters(), whole.model.parameters()))
+
+
 @pytest.fixture
 def saved(ragged, tmp_path):
     """Three checkpoints of a run."""

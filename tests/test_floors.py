@@ -8,6 +8,7 @@ from conftest import ROOT
 
 FLOORS = [
     {"errors", "amounts", "record"},
+    {"interrupt"},
     {"scaling", "schedule", "laws"},
     {"recipe"},
     {"loading"},
@@ -23,7 +24,7 @@ FLOORS = [
     {"ranks"},
     {"metrics"},
     {"report"},
-    {"reports"},
+    {"keeping", "reports"},
     {"run"},
     {"cli", "experiment"},
 ]
@@ -33,7 +34,7 @@ ALLOWED = {
     "wandb": {"report"},
     "omegaconf": {"loading"},
     "pydantic": {"recipe", "loading", "schema"},
-    "accelerate": {"loop", "ranks", "reports", "run"},
+    "accelerate": {"loop", "keeping", "ranks", "reports", "run"},
     "rich": {"report"},
 }
 REPORT_MAY_KNOW = {"record", "plan", "resolve", "explain", "amounts", "errors"}

@@ -11,7 +11,7 @@ from hfbsz.data.rows import prepare, sample
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import TrainingError
 from hfbsz.loading import load
-from hfbsz.loop import evaluate, seed_of, train
+from hfbsz.loop import Progress, evaluate, seed_of, train
 from hfbsz.model import build_model
 from hfbsz.optimizers import build_optimizer
 from hfbsz.resolve import resolve
@@ -104,12 +104,13 @@ def test_unlogged_steps_carry_no_numbers_and_the_loss_is_the_mean_since_the_last
 
 
 def test_decisions_change_the_batch_between_two_steps(ragged):
-    bench, decisions = Bench(ragged), []
+    bench = Bench(ragged)
+    progress = Progress(bench.accelerator.device)
     batches = []
-    for step in bench.steps(decisions=decisions):
+    for step in bench.steps(progress=progress):
         batches.append(step.global_batch)
         if step.clock == 80:
-            decisions.append((80, 16))
+            progress.decisions.append((80, 16))
     assert batches[9:12] == [8, 16, 16] and sum(batches) >= bench.plan.total
 
 

@@ -25,9 +25,9 @@ WORDS = [
 class Started:
     """The real command, to be watched by its records and ended by a signal."""
 
-    def __init__(self, folder, environment, *words, processes=1, config="cpu_2proc.yaml"):
+    def __init__(self, folder, environment, *words, processes=1, config="cpu_2proc.yaml", launched=False):
         path = f"accelerate_configs/{config}"
-        launch = ["-m", "accelerate.commands.launch", "--config_file", path] if processes > 1 else []
+        launch = ["-m", "accelerate.commands.launch", "--config_file", path] if processes > 1 or launched else []
         command = [sys.executable, *launch, "scripts/pretrain.py", *words, f"output_dir={folder}"]
         self.folder = folder
         self.process = subprocess.Popen(

@@ -23,7 +23,7 @@ def test_the_offline_run_is_records_jsonl(hfbsz, ragged, tmp_path, processes):
     (folder,) = (run / "wandb").glob("offline-run-*")  # one run, not one for each rank
     logged = read_run(folder)
     written = lines(run)
-    assert len(logged.history) == len(written) == 50 + 3 + 2
+    assert len(logged.history) == len(written) == 50 + 3 + 2 + 4  # steps, evaluations, states, checkpoints
     for theirs, ours in zip(logged.history, written, strict=True):
         theirs = {name: value for name, value in theirs.items() if not name.startswith("_")}
         assert theirs.keys() == ours.keys()
@@ -44,4 +44,4 @@ def test_a_server_that_is_down_costs_a_warning(hfbsz, ragged, tmp_path):
     )
     assert ended.code == 0 and read_status(run)["state"] == "finished"
     assert ended.out.count("warning: ") == 1 and "Traceback" not in ended.err
-    assert len(lines(run)) == 55
+    assert len(lines(run)) == 59

@@ -21,19 +21,21 @@ from hfbsz.data.cache import cache_folder
 from hfbsz.data.needed import Needed
 from hfbsz.data.sources import Source, open_files, open_source, open_validation
 from hfbsz.data.tokenizer import tokenizer_files
-from hfbsz.errors import UserError
+from hfbsz.errors import RankError, UserError
 from hfbsz.plan import Facts
 from hfbsz.recipe import Data
 
-_VERSION = 3  # of the cache's form
+_VERSION = 4  # of the cache's form
 
 
 class Rows:
-    """Token rows, memory-mapped; `rows[i]` is an int32 array of one row's tokens, inputs and the last target."""
+    """Token rows, memory-mapped; `rows[i]` is an int32 array of one row's tokens, inputs and the last target. Raises
+    RankError where it holds a token that is not of the vocabulary: on a GPU it would end the process without a word."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, vocabulary: int) -> None:
         import datasets
 
+        self.path, self.vocabulary = path, vocabulary
         self._dataset = datasets.Dataset.from_file(str(path))
         chunks = self._dataset.data.column("input_ids").chunks
         self._values = [chunk.values.to_numpy() for chunk in chunks]
@@ -48,7 +50,13 @@ class Rows:
         chunk = int(np.searchsorted(self._ends, index, side="right"))
         local = index - (int(self._ends[chunk - 1]) if chunk else 0)
         start, end = self._offsets[chunk][local : local + 2]
-        return self._values[chunk][start:end]
+        row = self._values[chunk][start:end]
+        if not (len(row) and row.min() >= 0 and row.max() < self.vocabulary):
+            raise RankError(
+                f"{self.path}: row {index} cannot be read (it must hold tokens from 0 to {self.vocabulary - 1}): "
+                f"delete {self.path.parent}, it is made anew"
+            )
+        return row
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ def prepare(data: Data, sets: dict[str, str | list[str]], progress: Progress, ne
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
-            if not entry.is_dir():
+            if not _is_whole(entry):
                 _check_space(entry.parent, 0 if data.stream else sum(source.size() for source in sources.values()))
                 _build(Builder(data, sources, needed, progress), entry)
     except OSError as problem:
@@ -103,8 +111,19 @@ def _open(entry: Path, data: Data, notes: tuple[str, ...]) -> Prepared:
     meta = json.loads((entry / "meta.json").read_text())
     tokenizer = Path(data.tokenizer) if data.tokenizer else entry / "tokenizer"
     facts = Facts(meta["train"]["rows"], None if data.pack else meta["train"]["tokens_per_row"], meta["data_hash"])
-    sets = {name: Rows(entry / f"eval-{number}.arrow") for number, name in enumerate(meta["sets"])}
-    return Prepared(Rows(entry / "train.arrow"), sets, tokenizer, facts, (*notes, *meta["notes"]), meta)
+    size = meta["vocab_size"]
+    sets = {name: Rows(entry / f"eval-{number}.arrow", size) for number, name in enumerate(meta["sets"])}
+    return Prepared(Rows(entry / "train.arrow", size), sets, tokenizer, facts, (*notes, *meta["notes"]), meta)
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether the cache's entry is there and its files have the length they were written with: reading past the end of
+    a memory-mapped file ends a process without a word."""
+    try:
+        sizes = json.loads((entry / "sizes.json").read_text())
+        return all((entry / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
 
 
 def _no_space(folder: Path) -> str:
@@ -126,6 +145,9 @@ def _build(builder: Builder, entry: Path) -> None:
     try:
         meta = builder.build(temporary)
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
+        sizes = {path.name: path.stat().st_size for path in temporary.iterdir() if path.is_file()}
+        (temporary / "sizes.json").write_text(json.dumps(sizes))
+        shutil.rmtree(entry, ignore_errors=True)  # a damaged one
         temporary.rename(entry)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
