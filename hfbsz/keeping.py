@@ -36,7 +36,6 @@ class Keeping:
         self.saved: Mapping[str, Any] | None = None  # what its state.json says, on every rank
         self.own = False  # whether the run goes on where it was, rather than from a checkpoint of elsewhere
         self.kept: dict[str, int] = {}  # what for: the step of a checkpoint that is kept beside the newest ones
-        self.best: float | None = None  # lowest loss of an evaluation's fixed part, nats/target
         self.count, self.seconds = 0, 0.0  # of the checkpoints that this start has written
         self._last_seconds, self._last_bytes = 0.0, 0
 
@@ -66,7 +65,7 @@ class Keeping:
         self.saved = shared(self.accelerator, self.found and dict(self.found.state))
         self.own = shared(self.accelerator, self.found is not None and self._lies_here(self.found))
         if self.saved is not None and self.own:
-            self.kept, self.best = dict(self.saved["kept"]), self.saved["best"]
+            self.kept = dict(self.saved["kept"])
 
     def _fitting(self, plan: Plan, data_hash: str | None) -> Checkpoint | None:
         found = self.found
@@ -109,14 +108,12 @@ class Keeping:
         if self.folder is not None:
             forget_after(self.folder.path, step)
 
-    def is_best(self, loss: float, step: int) -> bool:
-        """Whether an evaluation's loss is the lowest so far; remembers it."""
-        better = self.best is None or loss < self.best
-        if better:
-            self.best = loss
-            if self.recipe.checkpoint.best:
-                self.kept["best"] = step
-        return better
+    def return_to(self, step: int, model: Any, optimizer: Optimizers) -> None:
+        """Put the weights and moments of an earlier step of this run back; all ranks call it. Raises UserError where
+        its checkpoint is gone."""
+        folder = self.folder
+        found = on_main(self.accelerator, lambda: folder and read(folder.path / f"checkpoint-{step}"))
+        restore(found, model, optimizer)
 
     def save(self, model: Any, optimizer: Optimizers, progress: Progress, plan: Plan, state: Mapping[str, Any]) -> None:
         """Write a checkpoint of this moment; all ranks call it. Raises TrainingError where the disk does not take it;
@@ -129,7 +126,6 @@ class Keeping:
             "plan": plan.to_dict(),
             "progress": progress.to_dict(losses),
             "kept": self.kept,
-            "best": self.best,
             **state,
         }
 

@@ -9,9 +9,10 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -252,39 +253,51 @@ class _State:
 
 
 @dataclass(frozen=True)
-class Sums:
-    """What an evaluation added up over all ranks."""
+class Evaluation:
+    """What an evaluation found of each row, in the order in which they were asked for; the same on every rank."""
 
-    nll: float  # nats
-    targets: int
+    nll: np.ndarray  # [rows], nats: the sum over a row's targets
+    targets: np.ndarray  # [rows]
+    outputs: np.ndarray  # [rows, k], the task's own
     text_bytes: float  # bytes of the text that the targets stand for
     seconds: float
 
-    def __add__(self, other: "Sums") -> "Sums":
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return Sums(*(one + another for one, another in pairs))
+    @property
+    def loss(self) -> float:
+        """Nats per target."""
+        return float(self.nll.sum() / self.targets.sum())
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        """Of the rows of both."""
+        arrays = ("nll", "targets", "outputs")
+        joined = (np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays)
+        return Evaluation(*joined, self.text_bytes + other.text_bytes, self.seconds + other.seconds)
 
 
 @torch.no_grad()
-def evaluate(model: Any, task: Task, rows: Rows, numbers: Sequence[int], micro_batch: int, accelerator: Any) -> Sums:
-    """ΣNLL and Σtargets over the rows `numbers`, the same for every micro-batch and world size up to rounding."""
+def evaluate(
+    model: Any, task: Task, rows: Rows, numbers: Sequence[int], micro_batch: int, accelerator: Any
+) -> Evaluation:
+    """The loss of the rows `numbers`, the same for every micro-batch and world size up to rounding."""
     started = time.perf_counter()
     model = accelerator.unwrap_model(model, keep_torch_compile=True)
     model.eval()
-    nll = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    targets = 0
     rank, world_size = accelerator.process_index, accelerator.num_processes
+    parts = []
     for batch in evaluation_batches(rows, numbers, micro_batch, task.collate, rank, world_size):
-        nll += task.loss_sum(model, to_device(batch, accelerator.device))
-        targets += batch.targets
+        nll, targets, outputs = task.judge(model, to_device(batch, accelerator.device))
+        parts.append(torch.cat([nll[:, None].double(), targets[:, None].double(), outputs.double()], dim=1))
     release(model)
-    counted = torch.tensor(targets, dtype=torch.int64, device=accelerator.device)
+    found = torch.stack(parts)  # [passes, micro-batch, 2 + k]
     if world_size > 1:
         with waiting(AGREEMENT_SECONDS + 2 * (time.perf_counter() - started)):
-            nll, counted = accelerator.reduce(nll, reduction="sum"), accelerator.reduce(counted, reduction="sum")
+            found = accelerator.gather(found[None])
+        found = found.transpose(0, 1)  # passes deal rows out rank by rank
+    table = found.reshape(-1, found.shape[-1])[: len(numbers)].cpu().numpy()
     model.train()
     seconds = time.perf_counter() - started
-    return Sums(float(nll), int(counted), float(rows.text_bytes[list(numbers)].sum()), seconds)
+    text_bytes = float(rows.text_bytes[list(numbers)].sum())
+    return Evaluation(table[:, 0], table[:, 1].astype(np.int64), table[:, 2:], text_bytes, seconds)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

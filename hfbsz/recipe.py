@@ -109,6 +109,7 @@ class Data(_Part):
     skip: dict[str, str | list[str]] = Field(
         {}, description="column: values whose rows are left out, and counted (fine-tuning tasks)"
     )
+    id: str | None = Field(None, description="column that names a row: two of one name are refused (fine-tuning tasks)")
     group: str | None = Field(
         None, description="column whose rows of one value are held out together (fine-tuning tasks)"
     )
@@ -275,6 +276,28 @@ class Recipe(_Part):
     seed: int = Field(0, ge=0, description="decides initial weights, order of rows and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads of a process; null: cores ÷ local processes")
     output_dir: str | None = Field(None, description="the run's folder; null: runs/<recipe>-<8 hex>")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_of_a_task(cls, values: Any) -> Any:
+        """A fine-tuning task has a row for each example: nothing is packed."""
+        task = values.get("task", "language_modeling") if isinstance(values, dict) else "language_modeling"
+        if task != "language_modeling" and isinstance(data := values.get("data", {}), dict):
+            return {**values, "data": {"pack": False, **data}}
+        return values
+
+    @model_validator(mode="after")
+    def _fits_its_task(self) -> "Recipe":
+        data, examples = self.data, self.task != "language_modeling"
+        if examples and (data.pack or data.stream):
+            raise ValueError(f"data.pack and data.stream are not for {self.task}: a row is one example")
+        alien = {"classification": ("messages", "prompt", "response"), "instruction": ("label", "labels")}.get(
+            self.task, ("label", "labels", "messages", "prompt", "response", "group", "rows", "id", "skip")
+        )
+        named = [name for name in alien if getattr(data, name)]
+        if named:
+            raise ValueError(f"data.{named[0]} does not belong to task={self.task}")
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe as plain data that `load` reads back to an equal one."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 import hfbsz
 from hfbsz import metrics
 from hfbsz.folder import write_text
-from hfbsz.loop import Sums
+from hfbsz.loop import Evaluation
 from hfbsz.plan import Plan
 from hfbsz.record import Reading
 from hfbsz.report.console import Console
@@ -42,7 +43,8 @@ class Reports:
         wandb_id: str | None,
         sent: Collection[tuple[str, int]],
     ) -> None:
-        recipe, self.console, self.path = plan.recipe, console, path
+        recipe, self.console, self.path, self.task = plan.recipe, console, path, plan.recipe.task
+        self.further = {name: metrics.load(name) for name in recipe.eval.metrics}
         write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
         write_text(path / "machine.json", json.dumps(machine, indent=1))
         self.records = JsonLines(path / "records.jsonl")
@@ -71,18 +73,23 @@ class Reports:
         if reading.event == "eval":
             self.console.evaluation(reading)
 
-    def measures(self, prefix: str, sums: Sums) -> dict[str, float]:
+    def measures(self, prefix: str, found: Evaluation) -> dict[str, float]:
         """The metrics of one evaluation set."""
-        nll, targets, text_bytes = [sums.nll], [sums.targets], [sums.text_bytes]
-        return {
-            f"{prefix}loss": sums.nll / sums.targets,
-            f"{prefix}perplexity": self.perplexity.compute(predictions=nll, references=targets)["perplexity"],
-            f"{prefix}bits_per_byte": self.bits_per_byte.compute(predictions=nll, references=text_bytes)[
-                "bits_per_byte"
-            ],
-            f"{prefix}targets": sums.targets,
-            f"{prefix}seconds": round(sums.seconds, 3),
+        values = {
+            f"{prefix}loss": found.loss,
+            f"{prefix}targets": int(found.targets.sum()),
+            f"{prefix}seconds": round(found.seconds, 3),
         }
+        if self.task == "classification":
+            logits, labels = found.outputs[:, :-1], found.outputs[:, -1].astype(int)
+            measured = metrics.classification(logits, labels)
+            for name, metric in self.further.items():
+                measured |= metric.compute(predictions=logits.argmax(axis=1), references=labels)
+            return values | {f"{prefix}{name}": float(value) for name, value in measured.items()}
+        nll, targets, text_bytes = [float(found.nll.sum())], [int(found.targets.sum())], [found.text_bytes]
+        measured = self.perplexity.compute(predictions=nll, references=targets)
+        measured |= self.bits_per_byte.compute(predictions=nll, references=text_bytes)
+        return values | {f"{prefix}{name}": value for name, value in measured.items()} | extractable(prefix, found)
 
     def close(self, state: str) -> None:
         self.records.close()
@@ -93,6 +100,12 @@ class Reports:
             html.write([self.path], None)
         except Exception as problem:  # the model and the records are safe: a picture must not fail their run
             self.console.warn(f"no page was drawn ({problem}): python scripts/report.py {self.path} tries again")
+
+
+def extractable(prefix: str, found: Evaluation) -> dict[str, float]:
+    """The share of rows that a causal model says by heart, of those long enough to be asked; empty where none is."""
+    asked = found.outputs[np.isfinite(found.outputs)] if found.outputs.shape[1] == 1 else np.empty(0)
+    return {f"{prefix}extractable": float(asked.mean())} if len(asked) else {}
 
 
 def machine_of(accelerator: Accelerator, model: Any) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """One run, put together: recipe, plan, data, model, loop, evaluation, records, reports, and the saved model."""
 
-import math
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,19 @@ import transformers
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from hfbsz.amounts import short
 from hfbsz.data.batches import Windows
 from hfbsz.data.needed import needed_by
-from hfbsz.data.rows import Prepared, prepare, sample
+from hfbsz.data.rows import Prepared, Rows, prepare, sample
 from hfbsz.data.tokenizer import load_tokenizer
+from hfbsz.ending import hints, label, reached, show_finished
 from hfbsz.errors import FAILED, INTERRUPTED, RankError, TrainingError, UserError, complain
-from hfbsz.folder import RunFolder, path_of, read_status, write_text
+from hfbsz.folder import RunFolder, read_status, write_text
 from hfbsz.interrupt import Interrupt
 from hfbsz.keeping import Keeping, final_of, state_of
 from hfbsz.loading import Loaded
-from hfbsz.loop import Progress, evaluate, train
-from hfbsz.model import build_model, count_parameters
+from hfbsz.loop import Evaluation, Progress, evaluate, train
+from hfbsz.measure.overfit import Watch
+from hfbsz.model import build_model, count_parameters, tokenizer_of
 from hfbsz.optimizers import build_optimizer
 from hfbsz.plan import Facts
 from hfbsz.ranks import (
@@ -42,9 +42,11 @@ from hfbsz.record import Reading, Step
 from hfbsz.report.card import model_card
 from hfbsz.report.console import Console
 from hfbsz.report.jsonl import trim
-from hfbsz.reports import Reports, machine_of
+from hfbsz.reports import Reports, extractable, machine_of
 from hfbsz.resolve import check_environment, resolve
 from hfbsz.sharding import Sharding, shard, take_wish, whole_weights
+from hfbsz.tasks import Task
+from hfbsz.tasks.classification import Classification
 from hfbsz.tasks.language_modeling import LanguageModeling, check_attends_within
 
 
@@ -65,7 +67,7 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
         folder = on_main(accelerator, lambda: RunFolder(loaded))
         if shared(accelerator, folder is not None and folder.finished):
             if console is not None:
-                _show_finished(console, loaded)
+                show_finished(console, loaded)
             return 0
         if folder is not None:
             held = folder  # for the thread that calls this
@@ -142,8 +144,10 @@ class _Run:
         self.keeping.fit(self.plan, self.data.facts.data_hash)
         if console is not None:
             console.plan(loaded.name, self.plan, self.data.notes)
-        self.tokenizer = load_tokenizer(self.data.tokenizer_path)
-        model = build_model(self.recipe.model, self.tokenizer, self.recipe.seed, self.recipe.data.sequence_length)
+        classes = self.data.counts.get("labels")  # of a classifier
+        self.tokenizer = load_tokenizer(self.data.tokenizer_path, needs_end=classes is None)
+        length = self.recipe.data.sequence_length
+        model = build_model(self.recipe.model, self.tokenizer, self.recipe.seed, length, classes)
         model = model.double() if self.recipe.precision == "fp64" else model
         within = self.recipe.data.pack and self.recipe.data.attend == "within"
         if within:
@@ -154,7 +158,8 @@ class _Run:
             self.model = accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, self.plan)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        self.task = LanguageModeling(end if pad is None else pad, end if within else None)
+        pad = end if pad is None else pad
+        self.task: Task = LanguageModeling(pad, end if within else None) if classes is None else Classification(pad)
         self.keeping.restore(self.model, self.optimizer)
         saved = self.keeping.saved
         so_far = saved["progress"] if saved is not None else None
@@ -162,7 +167,13 @@ class _Run:
         self.final = final_of(saved)  # the newest evaluation
         at = self.progress
         self.last = Step(at.step, at.clock, at.tokens, at.seconds, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
-        self.skipped, self.fixed_loss = int(at.skipped), math.nan
+        self.skipped = int(at.skipped)
+        self.watch = Watch(
+            self.recipe.eval.patience, saved["watch"] if saved is not None and self.keeping.own else None
+        )
+        wished = self.recipe.eval.watch
+        again = self.recipe.task != "language_modeling" or self.plan.total > len(self.data.train)
+        self.watched = again if wished is None else wished  # whether training rows are evaluated too
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
 
     def _open_reports(self, path: Path, console: Console) -> Reports:
@@ -172,7 +183,8 @@ class _Run:
         saved = self.keeping.saved if self.keeping.own else None
         if saved is not None:
             self.keeping.forget_after(self.last.step)
-        name = f"{self.label('model')}-{self.label('data')}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
+        names = (label(self.loaded, "model"), label(self.loaded, "data"))
+        name = f"{names[0]}-{names[1]}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
         return Reports(
             path,
             console,
@@ -190,10 +202,16 @@ class _Run:
         size = count_parameters(recipe.model, recipe.data.vocab_size) if recipe.uses_law() else None
         show = self.console.work if self.console is not None else lambda *_: None
         needed = needed_by(recipe, size)
-        prepared = on_main(self.accelerator, lambda: prepare(recipe.data, recipe.eval.sets, show, needed))
+
+        def rows() -> Prepared:
+            own = recipe.data.tokenizer or tokenizer_of(recipe.model)
+            data = recipe.data.model_copy(update={"tokenizer": own})
+            return prepare(data, recipe.eval.sets, show, needed, recipe.task)
+
+        prepared = on_main(self.accelerator, rows)
         if self.console is not None:
             self.console.end_work()
-        prepared = on_all(self.accelerator, lambda: prepared or prepare(recipe.data, recipe.eval.sets, show, needed))
+        prepared = on_all(self.accelerator, lambda: prepared or rows())
         refuse_other_rows(self.accelerator, prepared.counts)
         return prepared, replace(prepared.facts, parameters=size)
 
@@ -202,36 +220,66 @@ class _Run:
         self.lifecycle("resumed" if self.last.step else "running")
         if self.final is None:
             self.final = self.evaluate(self.last, full=False)
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        windows = Windows(self.data.train, self.recipe.seed, self.task.collate, rank, world_size)
-        parts = (self.plan, self.model, self.optimizer, self.task, windows, self.accelerator)
-        for step in train(*parts, progress=self.progress, stop=stop):
+        for step in self.steps(stop):
             if self.console is not None:
                 self.console.step(step, self.plan)
             if step.logged:
                 self.skipped = step.skipped or 0
                 self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
             before, self.last = self.last, step
-            keep = self.plan.due(self.recipe.checkpoint.every, step.step, before.clock, step.clock)
-            if self.plan.due(self.recipe.eval.every, step.step, before.clock, step.clock):
-                self.final = self.evaluate(step, full=self.recipe.eval.full and step.clock >= self.plan.total)
-                keep |= self.keeping.is_best(self.fixed_loss, step.step) and self.recipe.checkpoint.best
-            if self.plan.last_before_decay(before.clock):
-                self.keeping.kept["before the decay"] = step.step
-                keep = True
-            if keep:
+            if self.look_and_keep(before, step):
                 self.save_checkpoint()
-        finished = self.last.clock >= self.plan.total
-        if not finished:
+        if self.ended:
+            self.choose()
+        else:
             self.save_checkpoint()
-        self.save(self.last, self.final, "finished" if finished else "preempted", stop.reason)
-        return 0 if finished else INTERRUPTED
+        why = None if self.last.clock >= self.plan.total else stop.reason or "a signal to another rank"
+        if self.watch.stopped:
+            why = f"no evaluation was better in the {self.watch.worse} since step {self.watch.best_step:,}"
+        self.save(self.last, self.final, "finished" if self.ended else "preempted", why)
+        return 0 if self.ended else INTERRUPTED
+
+    @property
+    def ended(self) -> bool:
+        return self.last.clock >= self.plan.total or self.watch.stopped
+
+    def steps(self, stop: Interrupt) -> Iterator[Step]:
+        """The steps from here to the end of the budget, or until validation no longer gets better."""
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        windows = Windows(self.data.train, self.recipe.seed, self.task.collate, rank, world_size)
+        parts = (self.plan, self.model, self.optimizer, self.task, windows, self.accelerator)
+        steps = train(*parts, progress=self.progress, stop=stop)
+        while not self.watch.stopped and (step := next(steps, None)) is not None:
+            yield step
+
+    def look_and_keep(self, before: Step, step: Step) -> bool:
+        """Evaluate where that is due; returns whether a checkpoint of this step is wished for."""
+        checkpoint, kept = self.recipe.checkpoint, self.keeping.kept
+        keep = self.plan.due(checkpoint.every, step.step, before.clock, step.clock)
+        if self.plan.due(self.recipe.eval.every, step.step, before.clock, step.clock):
+            self.final = self.evaluate(step, full=self.recipe.eval.full and step.clock >= self.plan.total)
+            if self.watch.best_step == step.step and (checkpoint.best or checkpoint.save == "best"):
+                kept["best"], keep = step.step, True
+        if self.plan.last_before_decay(before.clock):
+            kept["before the decay"], keep = step.step, True
+        return keep or self.watch.stopped
+
+    def choose(self) -> None:
+        """Put the weights in place that the saved model is to hold, and evaluate them as a whole."""
+        best, whole = self.watch.best_step, self.recipe.eval.full
+        assert self.final is not None
+        if self.recipe.checkpoint.save == "best" and best is not None:
+            if best != self.last.step:
+                self.keeping.return_to(best, self.model, self.optimizer)
+            self.final = self.evaluate(self.last, whole, best=True)
+        elif whole and not self.final.values["eval/full"]:
+            self.final = self.evaluate(self.last, whole)
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of this moment, and tell what it cost."""
         assert self.final is not None
         wandb_id = self.reports.wandb_id if self.reports is not None else None
-        state = state_of(self.data.facts.data_hash, self.final, wandb_id)
+        state = state_of(self.data.facts.data_hash, self.final, wandb_id) | {"watch": self.watch.to_dict()}
         self.keeping.save(self.model, self.optimizer, self.progress, self.plan, state)
         self.emit(self.keeping.reading(self.last))
 
@@ -249,25 +297,43 @@ class _Run:
         if self.reports is not None:
             self.reports.close(state)
 
-    def evaluate(self, step: Step, full: bool) -> Reading:
-        """Evaluate every set: its fixed part, and the rest too where it is `full`."""
-        values: dict[str, float] = {}
-        micro = self.recipe.eval.micro_batch or self.recipe.batch.micro_max
+    def evaluate(self, step: Step, full: bool, best: bool = False) -> Reading:
+        """Evaluate every set: its fixed part, and the rest too where it is `full`. `best`: once more, at the end, the
+        weights of the best evaluation."""
+        values: dict[str, float | str] = {}
         for name, rows in self.data.sets.items():
             fixed = sample(len(rows), self.recipe.eval.rows)
-            rest = sorted(set(range(len(rows))) - set(fixed)) if full else []
-            with self.optimizer.averaged():
-                sums = evaluate(self.model, self.task, rows, fixed, micro, self.accelerator)
-                if not name:
-                    self.fixed_loss = sums.nll / sums.targets  # comparable over the run, so the best is chosen by it
-                if rest:
-                    sums += evaluate(self.model, self.task, rows, rest, micro, self.accelerator)
+            found = self.evaluated(rows, fixed)
+            if not name and not best:  # fixed parts are comparable over the run, so the best is chosen by them
+                values |= self.compare(step, found)
+            if full and (rest := sorted(set(range(len(rows))) - set(fixed))):
+                found += self.evaluated(rows, rest)
             if self.reports is not None:
-                values |= self.reports.measures(f"eval/{name}/" if name else "eval/", sums)
+                values |= self.reports.measures(f"eval/{name}/" if name else "eval/", found)
+        if best:
+            values |= {"eval/best": 1, "overfit/best_step": float(self.watch.best_step or 0)}
         values["eval/full"] = int(full)
         reading = Reading("eval", step.step, step.clock, step.tokens, step.seconds, values)
         self.emit(reading)
         return reading
+
+    def evaluated(self, rows: Rows, numbers: Sequence[int]) -> Evaluation:
+        micro = self.recipe.eval.micro_batch or self.recipe.batch.micro_max
+        with self.optimizer.averaged():
+            return evaluate(self.model, self.task, rows, numbers, micro, self.accelerator)
+
+    def compare(self, step: Step, validation: Evaluation) -> dict[str, float]:
+        """Training rows beside validation: what tells of overfitting."""
+        train = None
+        if self.watched:
+            train = self.evaluated(self.data.train, sample(len(self.data.train), self.recipe.eval.rows))
+        if step.step == 0:  # a model that was not trained is no candidate for the best
+            return (
+                {} if train is None else {"overfit/train_loss": train.loss, "overfit/gap": validation.loss - train.loss}
+            )
+        return self.watch.see(step.step, validation.nll, validation.targets, train and train.loss) | (
+            {} if train is None else extractable("overfit/train_", train)
+        )
 
     def peak_memory_bytes(self) -> int:
         if self.accelerator.device.type == "cuda":
@@ -296,63 +362,10 @@ class _Run:
         with self.optimizer.averaged():
             model.save_pretrained(path, state_dict=weights)
         self.tokenizer.save_pretrained(path)
-        reached = self.reached(last, final)
-        ended = "Trained to the end of its budget." if state == "finished" else "Stopped before the end of its budget."
-        card = model_card(
-            self.loaded.name, self.label("model"), self.label("data"), str(path), ended, reached, self.plan
-        )
-        write_text(path / "README.md", card)
-        why = None if state == "finished" else reason or "a signal to another rank"
-        folder.status(state, why=why, step=last.step, clock=last.clock, of=self.plan.total, reached=reached)
+        told = reached(self.recipe, self.plan, self.data.counts["sets"][""], last, final, self.skipped)
+        names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
+        ended = f"Stopped before the end of its budget: {reason}." if reason else "Trained to the end of its budget."
+        write_text(path / "README.md", model_card(*names, str(path), ended, told, self.plan))
+        folder.status(state, why=reason, step=last.step, clock=last.clock, of=self.plan.total, reached=told)
         self.close(state)
-        console.last_page(f"{self.loaded.name} {state}", reached, path, _hints(path, self.loaded.name))
-
-    def reached(self, last: Step, final: Reading) -> dict[str, str]:
-        """What a person wants to know at the end, with units."""
-        values, counts = final.values, self.data.counts["sets"][""]
-        full = "all of validation" if values["eval/full"] else f"a fixed part of validation, step {final.step}"
-        speed = f"{short(last.tokens / last.seconds)} tokens/s" if last.seconds else "no step yet"
-        batches = " → ".join(str(batch) for batch in dict.fromkeys(phase.batch for phase in self.plan.phases))
-        unigram = counts["unigram_bits_per_byte"]
-        return {
-            "loss": f"{values['eval/loss']:.4f} nats/target ({full})",
-            "bits per byte": f"{values['eval/bits_per_byte']:.4f} (token frequencies alone: {unigram:.3f})",
-            "perplexity": f"{values['eval/perplexity']:.2f}",
-            "trained": f"{short(last.tokens)} tokens in {last.step:,} steps of {batches} sequences",
-            "time": f"{last.seconds:.3g} s of training, {speed}",
-            "skipped": f"{self.skipped} steps with gradients that were not finite",
-        }
-
-    def label(self, part: str) -> str:
-        """The preset's name of the model or the data, else what it was made from."""
-        named = [Path(origin).stem for key, origin in self.loaded.sources.items() if origin.startswith(f"{part}/")]
-        if named:
-            return named[0]
-        if part == "data":
-            data = self.recipe.data
-            source = data.package.partition("==")[0] if data.package else Path(data.hub).name if data.hub else "own"
-            return "python_stdlib" if source == "own" and data.files is None else source
-        path, shape = self.recipe.model.path, self.recipe.model.shape or {}
-        return Path(path).name if path else str(shape["model_type"])
-
-
-def _hints(path: Path, name: str) -> list[str]:
-    """What to do next; the arms of the README's comparison name one another."""
-    look = f"look at it           open {path}/report.html"
-    load = f"load the model       AutoModelForCausalLM.from_pretrained({str(path)!r})"
-    if name not in ("large_batch", "small_batch_pretrain"):
-        return [look, load]
-    other = "small_batch_pretrain" if name == "large_batch" else "large_batch"
-    return [
-        look,
-        f"another batch        accelerate launch scripts/pretrain.py recipe={other}",
-        f"lay them over        python scripts/report.py {path} runs/{other}-*",
-        load,
-    ]
-
-
-def _show_finished(console: Console, loaded: Loaded) -> None:
-    path = path_of(loaded)
-    reached: Mapping[str, str] = read_status(path).get("reached", {})
-    hints = ["to train it again: another seed=…, or another output_dir=…", *_hints(path, loaded.name)]
-    console.last_page("this run is finished already", reached, path, hints)
+        console.last_page(f"{self.loaded.name} {state}", told, path, hints(path, self.loaded))

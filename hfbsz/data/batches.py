@@ -10,6 +10,8 @@ from hfbsz.data.order import Order
 from hfbsz.data.rows import Rows
 from hfbsz.plan import PlannedStep
 
+IGNORED = -100  # a label that the loss does not count
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -21,7 +23,7 @@ class Batch:
     tokens: int  # input tokens, padding excluded
 
 
-Collate = Callable[[Sequence[np.ndarray | None]], Batch]  # None stands for a row without targets
+Collate = Callable[[Sequence[Any]], Batch]  # of rows; None stands for a row without targets
 
 
 class Windows:

@@ -32,7 +32,7 @@ class Builder:
     def __init__(self, data: Data, sources: Mapping[str, Source], needed: Needed | None, progress: Progress) -> None:
         self.data, self.sources, self.progress = data, sources, progress
         self.needed = needed if data.stream else None
-        self.share = 0.0 if "" in sources else _share(data)
+        self.share = 0.0 if "" in sources else share_of(data)
         self.documents = Documents(sources[TRAIN], data.text)
         self.notes: list[str] = []
 
@@ -128,7 +128,7 @@ class Builder:
                 raise UserError(f"{where}: no text to evaluate on: take a larger share or more files")
 
 
-def _share(data: Data) -> float:
+def share_of(data: Data) -> float:
     """The share of the documents that is held out, from 0 to 1."""
     share = data.validation.value / 100
     if data.validation.unit != "%" or not 0 < share < 1:

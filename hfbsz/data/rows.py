@@ -11,13 +11,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 
 from hfbsz.data.build import TRAIN, Builder, Progress
 from hfbsz.data.cache import cache_folder
+from hfbsz.data.examples import ExampleBuilder
 from hfbsz.data.needed import Needed
 from hfbsz.data.sources import Source, open_files, open_source, open_validation
 from hfbsz.data.tokenizer import tokenizer_files
@@ -29,34 +30,53 @@ _VERSION = 4  # of the cache's form
 
 
 class Rows:
-    """Token rows, memory-mapped; `rows[i]` is an int32 array of one row's tokens, inputs and the last target. Raises
-    RankError where it holds a token that is not of the vocabulary: on a GPU it would end the process without a word."""
+    """Token rows, memory-mapped. `rows[i]` is an int32 array of one row's tokens, inputs and the last target; of a
+    fine-tuning task a Row of tokens and labels. Raises RankError where it holds a token that is not of the vocabulary:
+    on a GPU it would end the process without a word."""
 
     def __init__(self, path: Path, vocabulary: int) -> None:
         import datasets
 
         self.path, self.vocabulary = path, vocabulary
         self._dataset = datasets.Dataset.from_file(str(path))
-        chunks = self._dataset.data.column("input_ids").chunks
-        self._values = [chunk.values.to_numpy() for chunk in chunks]
-        self._offsets = [chunk.offsets.to_numpy() for chunk in chunks]
-        self._ends = np.cumsum([len(chunk) for chunk in chunks])
+        self._tokens = _Lists(self._dataset.data.column("input_ids").chunks)
+        labelled = "labels" in self._dataset.column_names
+        self._labels = _Lists(self._dataset.data.column("labels").chunks) if labelled else None
         self.text_bytes: np.ndarray = self._dataset.data.column("text_bytes").to_numpy()  # of each row's targets
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        chunk = int(np.searchsorted(self._ends, index, side="right"))
-        local = index - (int(self._ends[chunk - 1]) if chunk else 0)
-        start, end = self._offsets[chunk][local : local + 2]
-        row = self._values[chunk][start:end]
+    def __getitem__(self, index: int) -> Any:
+        row = self._tokens[index]
         if not (len(row) and row.min() >= 0 and row.max() < self.vocabulary):
             raise RankError(
                 f"{self.path}: row {index} cannot be read (it must hold tokens from 0 to {self.vocabulary - 1}): "
                 f"delete {self.path.parent}, it is made anew"
             )
-        return row
+        return row if self._labels is None else Row(row, self._labels[index])
+
+
+class Row(NamedTuple):
+    """A row of a fine-tuning task, in int32: labels are a class, or one for each token (−100: not counted)."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+
+
+class _Lists:
+    """A column of lists of numbers, read in place."""
+
+    def __init__(self, chunks: Sequence[Any]) -> None:
+        self._values = [chunk.values.to_numpy() for chunk in chunks]
+        self._offsets = [chunk.offsets.to_numpy() for chunk in chunks]
+        self._ends = np.cumsum([len(chunk) for chunk in chunks])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        chunk = int(np.searchsorted(self._ends, index, side="right"))
+        local = index - (int(self._ends[chunk - 1]) if chunk else 0)
+        start, end = self._offsets[chunk][local : local + 2]
+        return self._values[chunk][start:end]
 
 
 @dataclass(frozen=True)
@@ -71,7 +91,13 @@ class Prepared:
     counts: dict[str, Any]
 
 
-def prepare(data: Data, sets: dict[str, str | list[str]], progress: Progress, needed: Needed | None = None) -> Prepared:
+def prepare(
+    data: Data,
+    sets: dict[str, str | list[str]],
+    progress: Progress,
+    needed: Needed | None = None,
+    task: str = "language_modeling",
+) -> Prepared:
     """Rows of the recipe's data, from the cache or made now (by whichever process takes the lock first).
 
     `needed` says how much of a stream is read. Raises UserError for sources that are missing, empty or no text, and for
@@ -83,13 +109,18 @@ def prepare(data: Data, sets: dict[str, str | list[str]], progress: Progress, ne
     if (validation := open_validation(data)) is not None:
         sources[""] = validation
     sources |= {name: open_files(f"eval.sets.{name}", patterns) for name, patterns in sets.items()}
-    entry = cache_folder() / _key(data, sources, needed)
+    entry = cache_folder() / _key(data, sources, needed, task)
+    builder: Any = (
+        Builder(data, sources, needed, progress)
+        if task == "language_modeling"
+        else ExampleBuilder(task, data, sources, progress)
+    )
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
             if not _is_whole(entry):
                 _check_space(entry.parent, 0 if data.stream else sum(source.size() for source in sources.values()))
-                _build(Builder(data, sources, needed, progress), entry)
+                _build(builder, entry)
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(_no_space(entry.parent)) from None
@@ -97,19 +128,20 @@ def prepare(data: Data, sets: dict[str, str | list[str]], progress: Progress, ne
     return _open(entry, data, tuple(note for source in sources.values() for note in source.notes))
 
 
-def _key(data: Data, sources: Mapping[str, Source], needed: Needed | None) -> str:
+def _key(data: Data, sources: Mapping[str, Source], needed: Needed | None, task: str) -> str:
     """16 hex digits over all that decides the rows."""
     fields = data.model_dump(mode="json", exclude={"files", "validation_files", "sha256"})
     stamps = {name: source.stamp() for name, source in sources.items()}
     made_by = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tokenizer_files(data.tokenizer)]
     read = [needed.sequences, needed.tokens] if data.stream and needed is not None else None
-    whole = json.dumps([_VERSION, fields, stamps, made_by, read], sort_keys=True)
+    whole = json.dumps([_VERSION, task, fields, stamps, made_by, read], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def _open(entry: Path, data: Data, notes: tuple[str, ...]) -> Prepared:
     meta = json.loads((entry / "meta.json").read_text())
-    tokenizer = Path(data.tokenizer) if data.tokenizer else entry / "tokenizer"
+    own = entry / "tokenizer"
+    tokenizer = Path(data.tokenizer) if data.tokenizer and not own.is_dir() else own
     facts = Facts(meta["train"]["rows"], None if data.pack else meta["train"]["tokens_per_row"], meta["data_hash"])
     size = meta["vocab_size"]
     sets = {name: Rows(entry / f"eval-{number}.arrow", size) for number, name in enumerate(meta["sets"])}
@@ -137,7 +169,7 @@ def _check_space(folder: Path, text_bytes: int) -> None:
         raise UserError(f"{_no_space(folder)} (about {2 * text_bytes / 1e6:.0f} MB, {free / 1e6:.0f} MB are free)")
 
 
-def _build(builder: Builder, entry: Path) -> None:
+def _build(builder: Any, entry: Path) -> None:
     """Write the cache's entry into a temporary folder and move it into place whole."""
     temporary = entry.with_name(f"{entry.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -29,10 +29,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token=END)
 
 
-def load_tokenizer(name: str | Path) -> Any:
+def load_tokenizer(name: str | Path, needs_end: bool = True) -> Any:
     """A tokenizer by folder or Hub id; a folder may hold nothing but GPT-2's vocab.json and merges.txt.
 
-    One that cannot be had, or marks no document's end, raises UserError.
+    One that cannot be had, or marks no document's end where that is needed, raises UserError.
     """
     from transformers import AutoTokenizer
 
@@ -44,7 +44,7 @@ def load_tokenizer(name: str | Path) -> Any:
     except (OSError, ValueError) as problem:
         reason = str(problem).splitlines()[0]
         raise UserError(f"data.tokenizer: {str(name)!r} cannot be loaded: {reason}") from None
-    if tokenizer.eos_token_id is None:
+    if needs_end and tokenizer.eos_token_id is None:
         raise UserError(f"data.tokenizer: {str(name)!r} has no end-of-text token to set documents apart")
     if folder.is_dir() and (folder / "vocab.json").is_file():
         _check_entries(tokenizer, folder)

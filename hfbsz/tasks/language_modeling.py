@@ -7,15 +7,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hfbsz.data.batches import Batch
+from hfbsz.data.batches import IGNORED, Batch
+from hfbsz.data.rows import Row
 from hfbsz.errors import UserError
+from hfbsz.tasks import Judged
 
-IGNORED = -100
+_PROMPT, _SAID = 16, 16  # targets of a row that are given, and that have to be said, to count as extractable
 
 
 class LanguageModeling:
-    """Rows hold n+1 tokens: n inputs and, shifted by one, n targets. Shorter rows are padded on the right: under causal
-    attention padding cannot reach a token before it, so no mask is needed.
+    """Rows hold n+1 tokens: n inputs and, shifted by one, n targets, of which rows with labels count some alone (the
+    answers of a conversation). Shorter rows are padded on the right: under causal attention padding cannot reach a
+    token before it, so no mask is needed.
 
     With an `end_token`, which ends a document, a token of a packed row attends to its own document alone: positions
     restart after every end, and no end predicts the next document's first token. The model must honour it
@@ -25,14 +28,17 @@ class LanguageModeling:
     def __init__(self, pad_token: int, end_token: int | None = None) -> None:
         self.pad_token, self.end_token = pad_token, end_token
 
-    def collate(self, rows: Sequence[np.ndarray | None]) -> Batch:
+    def collate(self, rows: Sequence[Any]) -> Batch:
         """Tensors of shape [rows, longest]; a None row counts nothing."""
-        lengths = [0 if row is None else len(row) - 1 for row in rows]
+        tokens = [row.tokens if isinstance(row, Row) else row for row in rows]
+        lengths = [0 if row is None else len(row) - 1 for row in tokens]
         shape = (len(rows), max(1, *lengths) if len(lengths) > 1 else max(1, lengths[0]))
         inputs, labels = np.full(shape, self.pad_token, np.int64), np.full(shape, IGNORED, np.int64)
-        for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        for place, (row, length) in enumerate(zip(tokens, lengths, strict=True)):
             if row is not None:
-                inputs[place, :length], labels[place, :length] = row[:-1], row[1:]
+                whole = rows[place]
+                inputs[place, :length] = row[:-1]
+                labels[place, :length] = whole.labels[1:] if isinstance(whole, Row) else row[1:]
         tensors = {"input_ids": torch.from_numpy(inputs)}
         if self.end_token is not None:
             labels[inputs == self.end_token] = IGNORED
@@ -41,10 +47,25 @@ class LanguageModeling:
 
     def loss_sum(self, model: Any, batch: Batch) -> torch.Tensor:
         """ΣNLL over the targets, in nats."""
-        logits = model(**batch.inputs, use_cache=False).logits
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
+        logits = _logits(model, batch)
         return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def judge(self, model: Any, batch: Batch) -> Judged:
+        """Outputs: 1 where the row's 17th to 32nd targets are each the likeliest token after what stands before it, so
+        that greedy decoding would say them (extractable: Carlini et al. 2023); 0 where not; nan in a shorter row."""
+        logits, labels = _logits(model, batch), batch.labels
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        counted = labels != IGNORED
+        place = counted.cumsum(dim=1)
+        asked = counted & (place > _PROMPT) & (place <= _PROMPT + _SAID)
+        said = ((logits.argmax(dim=-1) == labels) | ~asked).all(dim=1)
+        extractable = said.double().masked_fill(place[:, -1] < _PROMPT + _SAID, torch.nan)
+        return Judged(losses.view_as(labels).double().sum(dim=1), counted.sum(dim=1), extractable[:, None])
+
+
+def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    logits = model(**batch.inputs, use_cache=False).logits
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def positions_within(inputs: np.ndarray, end_token: int) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Measures: from Steps, evaluations and models to Readings."""
