@@ -269,9 +269,10 @@ class Evaluation:
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
         """Of the rows of both."""
-        arrays = ("nll", "targets", "outputs")
-        joined = (np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays)
-        return Evaluation(*joined, self.text_bytes + other.text_bytes, self.seconds + other.seconds)
+        nll, targets, outputs = (
+            np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("nll", "targets", "outputs")
+        )
+        return Evaluation(nll, targets, outputs, self.text_bytes + other.text_bytes, self.seconds + other.seconds)
 
 
 @torch.no_grad()

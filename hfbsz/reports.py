@@ -44,7 +44,7 @@ class Reports:
         sent: Collection[tuple[str, int]],
     ) -> None:
         recipe, self.console, self.path, self.task = plan.recipe, console, path, plan.recipe.task
-        self.further = {name: metrics.load(name) for name in recipe.eval.metrics}
+        self.further = [metrics.load(name) for name in recipe.eval.metrics]
         write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
         write_text(path / "machine.json", json.dumps(machine, indent=1))
         self.records = JsonLines(path / "records.jsonl")
@@ -83,7 +83,7 @@ class Reports:
         if self.task == "classification":
             logits, labels = found.outputs[:, :-1], found.outputs[:, -1].astype(int)
             measured = metrics.classification(logits, labels)
-            for name, metric in self.further.items():
+            for metric in self.further:
                 measured |= metric.compute(predictions=logits.argmax(axis=1), references=labels)
             return values | {f"{prefix}{name}": float(value) for name, value in measured.items()}
         nll, targets, text_bytes = [float(found.nll.sum())], [int(found.targets.sum())], [found.text_bytes]

@@ -168,9 +168,8 @@ class _Run:
         at = self.progress
         self.last = Step(at.step, at.clock, at.tokens, at.seconds, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
         self.skipped = int(at.skipped)
-        self.watch = Watch(
-            self.recipe.eval.patience, saved["watch"] if saved is not None and self.keeping.own else None
-        )
+        seen = saved["watch"] if saved is not None and self.keeping.own else None
+        self.watch = Watch(self.recipe.eval.patience, seen)
         wished = self.recipe.eval.watch
         again = self.recipe.task != "language_modeling" or self.plan.total > len(self.data.train)
         self.watched = again if wished is None else wished  # whether training rows are evaluated too
@@ -324,16 +323,15 @@ class _Run:
 
     def compare(self, step: Step, validation: Evaluation) -> dict[str, float]:
         """Training rows beside validation: what tells of overfitting."""
-        train = None
+        loss, values = None, {}
         if self.watched:
             train = self.evaluated(self.data.train, sample(len(self.data.train), self.recipe.eval.rows))
-        if step.step == 0:  # a model that was not trained is no candidate for the best
-            return (
-                {} if train is None else {"overfit/train_loss": train.loss, "overfit/gap": validation.loss - train.loss}
-            )
-        return self.watch.see(step.step, validation.nll, validation.targets, train and train.loss) | (
-            {} if train is None else extractable("overfit/train_", train)
-        )
+            loss, values = train.loss, extractable("overfit/train_", train)
+        if step.step:
+            values |= self.watch.see(step.step, validation.nll, validation.targets, loss)
+        elif loss is not None:  # a model that was not trained is no candidate for the best
+            values |= {"overfit/train_loss": loss, "overfit/gap": validation.loss - loss}
+        return values
 
     def peak_memory_bytes(self) -> int:
         if self.accelerator.device.type == "cuda":
