@@ -1,0 +1,30 @@
+"""Matthews correlation of predicted and true labels: 1 where all are right, 0 where they tell nothing of each other."""
+
+import datasets
+import evaluate
+import numpy as np
+
+
+class Matthews(evaluate.Metric):
+    """Takes predicted and true labels, two or more; NaN without rows.
+
+    R_K of Gorodkin 2004, eq. 8: the correlation of the two tables of indicators [rows, labels]. It is 0/0 where all
+    predictions, or all references, are of one label: that tells nothing, so 0, as in scikit-learn.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="cov(predictions, references) ÷ √(cov(predictions, predictions)·cov(references, references))",
+            citation="Gorodkin 2004, Comparing two K-category assignments by a K-category correlation coefficient",
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+            format="numpy",
+        )
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        if not len(references):
+            return {"matthews": float("nan")}
+        labels, numbers = np.unique(np.concatenate([predictions, references]), return_inverse=True)
+        predicted, true = (np.bincount(part, minlength=len(labels)) * 1.0 for part in np.split(numbers, 2))
+        rows, hits = len(references), np.sum(predictions == references)
+        spread = (rows**2 - predicted @ predicted) * (rows**2 - true @ true)
+        return {"matthews": float((hits * rows - predicted @ true) / np.sqrt(spread)) if spread else 0.0}
