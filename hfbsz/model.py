@@ -1,5 +1,6 @@
 """The model of a run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,13 +9,21 @@ from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe import Model
 
 
-def build_model(wanted: Model, tokenizer: Any, seed: int, sequence_length: int) -> Any:
+def tokenizer_of(wanted: Model) -> str | None:
+    return wanted.path
+
+
+def build_model(
+    wanted: Model, tokenizer: Any, seed: int, sequence_length: int, labels: Sequence[str] | None = None
+) -> Any:
     """A causal language model with float32 weights: loaded from `path`, or new from `shape` with `seed`.
 
     A path that cannot be loaded, an unknown shape, a vocabulary or window that is too small raises UserError.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    kind = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    more = {} if labels is None else {"num_labels": len(labels)}
     if (wanted.path is None) == (wanted.shape is None):
         raise UserError(
             "model: name a preset (model=tiny), a folder or Hub id (model.path=…) or a model.shape, one of them"
@@ -22,8 +31,8 @@ def build_model(wanted: Model, tokenizer: Any, seed: int, sequence_length: int) 
     torch.manual_seed(seed)
     if wanted.path is not None:
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                wanted.path, dtype=torch.float32, attn_implementation=wanted.attention, trust_remote_code=False
+            model = kind.from_pretrained(
+                wanted.path, **more, dtype=torch.float32, attn_implementation=wanted.attention, trust_remote_code=False
             )
         except (OSError, ValueError) as problem:
             raise UserError(f"model.path: {wanted.path!r} cannot be loaded: {str(problem).splitlines()[0]}") from None

@@ -10,8 +10,6 @@ from hfbsz.data.order import Order
 from hfbsz.data.rows import Rows
 from hfbsz.plan import PlannedStep
 
-IGNORED = -100  # a label that the loss does not count
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hfbsz.data.batches import IGNORED
+from hfbsz.data import IGNORED
 from hfbsz.data.build import TRAIN, Progress, share_of
 from hfbsz.data.conversations import TEMPLATE, conversation, render
 from hfbsz.data.documents import is_held_out

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hfbsz.data.batches import IGNORED, Batch
+from hfbsz.data import IGNORED
+from hfbsz.data.batches import Batch
 from hfbsz.tasks import Judged
 
 
