@@ -70,13 +70,22 @@ class Console:
 
     def evaluation(self, reading: Reading) -> None:
         parts = [f"step {reading.step:>6,}  {short(reading.tokens):>5} tokens"]
-        for name, value in reading.values.items():
+        values = reading.values
+        for name, value in values.items():
             prefix, _, last = name.rpartition("/")
             label = prefix.removeprefix("eval").strip("/")
             if last == "loss":
                 parts.append(f"{label or 'validation'} loss {value:.4f} nats/target")
             elif last == "bits_per_byte":
                 parts.append(f"{value:.4f} bits/byte")
+            elif last == "accuracy":
+                parts.append(f"accuracy {value:.3f}")
+        if "overfit/train_loss" in values:
+            parts.append(f"training rows {values['overfit/train_loss']:.4f} (gap {values['overfit/gap']:+.4f})")
+        if values.get("overfit/best_step") == reading.step:
+            parts.append("the best so far")
+        if "overfit/onset_step" in values:
+            parts.append(f"overfitting since step {values['overfit/onset_step']:,.0f}")
         self._last_line = time.monotonic()
         self.line("  ".join(parts))
 
