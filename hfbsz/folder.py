@@ -33,25 +33,32 @@ def read_status(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def claim(folder: Path, if_busy: str, if_unwritable: str) -> FileLock:
+    """Make a run's folder, where it is missing, and hold it until the lock is released.
+
+    Raises UserError where a run is at work in it, and where it cannot be written; both say what to do then.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = read_status(folder)
+        who = f" (process {holder['pid']} on {holder['host']})" if "pid" in holder else ""
+        raise UserError(f"{folder}: another run is at work in this folder{who}: {if_busy}") from None
+    except OSError as problem:
+        raise UserError(f"{folder}: cannot be written: {problem.strerror}: {if_unwritable}") from None
+    return lock
+
+
 class RunFolder:
     """The folder of a run while rank 0 holds it: `finished`, or to be begun."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.path = path_of(loaded)
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = claim(self.path, "wait, or choose output_dir=…", "choose output_dir=…")
         self._started = time.time()
         self._before = read_status(self.path)  # what an earlier start had come to
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            holder = read_status(self.path)
-            who = f" (process {holder['pid']} on {holder['host']})" if "pid" in holder else ""
-            raise UserError(
-                f"{self.path}: another run is at work in this folder{who}: wait, or choose output_dir=…"
-            ) from None
-        except OSError as problem:
-            raise UserError(f"{self.path}: cannot be written: {problem.strerror}: choose output_dir=…") from None
         try:
             self.finished = self._inspect(loaded)
         except UserError:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,8 +22,10 @@ from hfbsz.plan import Plan
 from hfbsz.record import Reading
 from hfbsz.report.console import Console
 from hfbsz.report.jsonl import JsonLines
-from hfbsz.report.wandb import WandbReporter
+from hfbsz.report.wandb import Identity, WandbReporter, config_of
 from hfbsz.sharding import is_sharded
+
+NOT_IN_AN_ID = re.compile("[^\\w.-]")  # W&B refuses a run whose id has one of :;,#?/'
 
 
 class Reports:
@@ -49,23 +52,13 @@ class Reports:
         write_text(path / "machine.json", json.dumps(machine, indent=1))
         self.records = JsonLines(path / "records.jsonl")
         self.perplexity, self.bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
-        self.wandb_id = wandb_id or f"{path.name}-{os.urandom(3).hex()}"
+        self.wandb_id = wandb_id or f"{NOT_IN_AN_ID.sub('-', path.name)[-100:]}-{os.urandom(3).hex()}"
+        log = recipe.log
+        entity = log.entity or os.environ.get("WANDB_ENTITY")  # it may be sent from another shell
+        identity = Identity(self.wandb_id, log.project, entity, log.group, job, name)
+        identity.write(path)  # whatever the mode: a run can be sent later
         self.wandb = WandbReporter(
-            folder=path,
-            mode=recipe.log.wandb,
-            project=recipe.log.project,
-            entity=recipe.log.entity,
-            group=recipe.log.group,
-            job_type=job,
-            name=name,
-            config={
-                "recipe": recipe.to_dict(),
-                "plan": {key: value for key, value in plan.to_dict().items() if key != "recipe"},
-                "machine": machine,
-            },
-            run_id=self.wandb_id,
-            warn=console.warn,
-            sent=sent,
+            folder=path, mode=log.wandb, identity=identity, config=config_of(path), warn=console.warn, sent=sent
         )
 
     def emit(self, reading: Reading) -> None:

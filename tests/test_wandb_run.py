@@ -2,9 +2,16 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY, records
+from fake_wandb import fake_server
+from test_resume import Started
 from wandb_reader import read_run
 
 from hfbsz.folder import read_status
@@ -45,3 +52,48 @@ def test_a_server_that_is_down_costs_a_warning(hfbsz, ragged, tmp_path):
     assert ended.code == 0 and read_status(run)["state"] == "finished"
     assert ended.out.count("warning: ") == 1 and "Traceback" not in ended.err
     assert len(lines(run)) == 59
+
+
+def test_a_run_that_was_killed_and_resumed_offline_is_sent_once(hfbsz, ragged, environment, tmp_path):
+    """Two offline folders of one id, which `wandb sync` would lay over each other; records.jsonl has each row once."""
+    run = tmp_path / "run"
+    words = [TINY, f"data.files={ragged}", "log.wandb=offline", "duration=90steps", "checkpoint.every=7steps"]
+    words += ["threads=1"]
+    first = Started(run, environment, *words)
+    first.wait_for(lambda: first.step() >= 12)
+    first.end(signal.SIGKILL)
+    ended = hfbsz("pretrain.py", *words, f"output_dir={run}", plain=True)
+    assert ended.code == 0 and "going on from" in ended.out, ended.err
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 2
+    with fake_server() as server:
+        sent = hfbsz("sync.py", run, plain=True, env=server.environment())
+        assert sent.code == 0, sent.err
+        assert server.run.rows() == lines(run) and server.run.exit_code == 0
+        (run_id,) = server.runs
+        assert run_id == json.loads((run / "wandb.json").read_text())["id"] and run_id.startswith("run-")
+        assert server.run.config["recipe"]["value"]["optim"]["lr"] == 0.003
+        again = hfbsz("sync.py", run, plain=True, env=server.environment())
+        assert again.code == 0 and "complete" in again.out and server.run.rows() == lines(run)
+
+
+def test_a_run_whose_wandb_dies_midway_finishes_and_is_sent_later(hfbsz, ragged, environment, tmp_path):
+    run = tmp_path / "run"
+    words = [TINY, f"data.files={ragged}", "log.wandb=offline", "duration=200steps", "threads=1", f"output_dir={run}"]
+    process = subprocess.Popen(
+        [sys.executable, "scripts/pretrain.py", *words],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not (
+        (run / "records.jsonl").exists() and (run / "records.jsonl").read_text().count("\n") > 40
+    ):
+        time.sleep(0.01)
+    (core,) = (child for child in psutil.Process(process.pid).children() if child.name() == "wandb-core")
+    core.kill()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err, err
+    assert out.count("warning: ") == 1 and f"sync.py {run}" in out
+    assert [record["train/global_step"] for record in records(run, "step")] == [*range(1, 201)]
+    assert records(run, "lifecycle")[-1]["state"] == read_status(run)["state"] == "finished"
+    with fake_server() as server:
+        assert hfbsz("sync.py", run, plain=True, env=server.environment()).code == 0
+        assert server.run.rows() == lines(run)

@@ -4,14 +4,18 @@ W&B lives in a thread of its own: the run puts rows on a queue, and waits, a bou
 Whatever goes wrong is told once and ends W&B, never the run: `records.jsonl` is the truth.
 """
 
+import json
 import os
 import queue
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hfbsz.errors import UserError
+from hfbsz.folder import write_text
 from hfbsz.record import CLOCK
 
 if TYPE_CHECKING:
@@ -27,10 +31,47 @@ SLACK_SECONDS = 10.0  # beyond its own limits, before W&B counts as hung
 WAITING_ROWS = 10_000
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What tells a run from others in W&B; `wandb.json` keeps it, for a run may be sent later."""
+
+    id: str
+    project: str
+    entity: str | None
+    group: str | None
+    job_type: str
+    name: str
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / "wandb.json", json.dumps(asdict(self), indent=1))
+
+
+def read_identity(folder: Path) -> Identity:
+    """Raises UserError where the run has none, or none that can be read."""
+    try:
+        return Identity(**_read(folder, "wandb.json"))
+    except TypeError:
+        raise UserError(f"{folder}: wandb.json cannot be read: of another version of hfbsz") from None
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """A run's config in W&B: recipe, plan and machine. Raises UserError where a file of them cannot be read."""
+    plan, machine = _read(folder, "plan.json"), _read(folder, "machine.json")
+    return {"recipe": plan.pop("recipe", {}), "plan": plan, "machine": machine}
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / name).read_text()))
+    except (OSError, ValueError, TypeError) as problem:
+        reason = getattr(problem, "strerror", None) or "not a JSON object"
+        raise UserError(f"{folder}: {name} cannot be read: {reason}") from None
+
+
 class WandbReporter:
     """Logs a run to W&B: online where the user is logged in, else offline in `folder`/wandb; never asks a question.
 
-    `auto` follows WANDB_MODE. `warn` is called in the caller's thread, once for each fault. A `run_id` that the
+    `auto` follows WANDB_MODE. `warn` is called in the caller's thread, once for each fault. A run whose id the
     server knows is resumed; offline, every start is a folder of its own with the same id. `sent` names the rows, by
     event and step, that an interrupted start has sent already: they are not sent again.
     """
@@ -40,17 +81,12 @@ class WandbReporter:
         *,
         folder: Path,
         mode: Mode,
-        project: str,
-        entity: str | None,
-        group: str | None,
-        job_type: str,
-        name: str,
+        identity: Identity,
         config: Mapping[str, Any],
-        run_id: str,
         warn: Callable[[str], None],
         sent: Collection[tuple[str, int]] = (),
     ) -> None:
-        self._warn, self._sent = warn, frozenset(sent)
+        self._warn, self._sent, self._later = warn, frozenset(sent), _later(folder)
         self._faults: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._waiting: queue.SimpleQueue[dict[str, Any] | int] = (
             queue.SimpleQueue()
@@ -59,8 +95,7 @@ class WandbReporter:
         self._on = mode != "off" and not (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled")
         if not self._on:
             return
-        what: dict[str, Any] = {"dir": str(folder), "id": run_id, "name": name, "config": dict(config)}
-        what |= {"project": project, "entity": entity, "group": group, "job_type": job_type}
+        what = {**asdict(identity), "dir": str(folder), "config": dict(config)}
         self._thread = threading.Thread(target=self._work, args=(mode, what), name="wandb", daemon=True)
         self._thread.start()
         if not self._opened.wait(2 * INIT_SECONDS + SLACK_SECONDS):
@@ -90,20 +125,16 @@ class WandbReporter:
             self._warn(self._faults.get())
 
     def _give_up(self, reason: str) -> None:
-        """Switches a hung W&B off, and ends its service process, which Python would wait for at exit."""
-        import psutil
-
         self._switch_off(reason)
-        for child in psutil.Process().children():
-            with suppress(psutil.Error):
-                if child.name() == "wandb-core":
-                    child.kill()
+        end_service()
         self._thread.join(0.3)  # it now meets a closed connection and ends
 
     def _switch_off(self, reason: str) -> None:
         if self._on:
             self._on = False
-            self._faults.put(f"W&B is off for the rest of the run, {reason}; records.jsonl holds every row")
+            self._faults.put(
+                f"W&B is off for the rest of the run, {reason}; records.jsonl holds every row; {self._later}"
+            )
 
     def _work(self, mode: Mode, what: dict[str, Any]) -> None:
         """The life of the thread: opens the run, sends rows until the exit code comes, ends the run."""
@@ -113,16 +144,13 @@ class WandbReporter:
             if run is None:
                 self._on = False
                 return
-            known: set[str] = set()
+            rows = Rows(run)
             while not isinstance(item := self._waiting.get(), int):
-                for metric in item.keys() - known:
-                    _define(run, metric)
-                known |= item.keys()
-                run.log(item)  # without `step=`: W&B drops what goes back
+                rows.log(item)
             self._close(run, item)
         except Exception as fault:  # whatever fails in W&B, the run goes on
-            self._switch_off(_line(fault))
-            _tear_down()
+            self._switch_off(in_a_line(fault))
+            tear_down()
         finally:
             self._opened.set()
 
@@ -130,42 +158,60 @@ class WandbReporter:
         try:
             run.finish(exit_code=exit_code)
         except TimeoutError:
-            folder = Path(run.dir).parent
-            self._faults.put(f"W&B took not every row within {FINISH_SECONDS:g} s; send the rest: wandb sync {folder}")
+            self._faults.put(f"W&B took not every row within {FINISH_SECONDS:g} s; {self._later}")
+
+
+def _later(folder: Path | str) -> str:
+    return f"to send what is missing, once the run has ended: python scripts/sync.py {folder}"
 
 
 def _open(mode: Mode, what: dict[str, Any], tell: Callable[[str], None]) -> "wandb.Run | None":
     """The run, online if it can be; None where a settings file of W&B disables it."""
     import wandb
 
-    settings = wandb.setup(_settings()).settings
+    settings = wandb.setup(quiet_settings()).settings
     asked = os.environ.get("WANDB_MODE") if mode == "auto" else mode
     wanted = asked or settings.mode  # W&B reads the environment once a process, so its own answer may be old
     if wanted == "disabled":
         return None
     if wanted not in ("offline", "dryrun"):
         try:
-            if _logged_in(settings.base_url):
-                return _init(what, mode="online", resume="allow")
+            if logged_in(settings.base_url):
+                return start(what, mode="online", resume="allow")
             if asked:
                 tell("W&B is offline for this run, nobody is logged in (wandb login, or WANDB_API_KEY)")
         except Exception as fault:  # a server that is down, refuses or stalls, a malformed key: the run goes on
-            tell(f"W&B is offline for this run, {_line(fault)}; later: wandb sync {what['dir']}/wandb/offline-run-*")
-            _tear_down()  # or the service holds the run's id in use
-    return _init(what, mode="offline")
+            tell(f"W&B is offline for this run, {in_a_line(fault)}; {_later(what['dir'])}")
+            tear_down()  # or the service holds the run's id in use
+    return start(what, mode="offline")
 
 
-def _logged_in(server: str) -> bool:
+def logged_in(server: str) -> bool:
     """Whether there is a key for the server, found as `wandb.init` finds it, without its prompt."""
     from wandb.sdk.lib import wbauth
 
     return wbauth.authenticate_session(host=server, source="hfbsz", prompt=False) is not None
 
 
-def _init(what: dict[str, Any], **how: Any) -> "wandb.Run":
+def start(what: Mapping[str, Any], **how: Any) -> "wandb.Run":
     import wandb
 
-    return wandb.init(**what, **how, reinit="create_new", settings=_settings())
+    return wandb.init(**{"reinit": "create_new", "settings": quiet_settings(), **what, **how})
+
+
+class Rows:
+    """Logs lines of records.jsonl to an open run, each metric over its axis."""
+
+    def __init__(self, run: "wandb.Run") -> None:
+        self._run = run
+        self._known: set[str] = set()
+
+    def log(self, row: Row) -> None:
+        for metric in row.keys() - self._known:
+            _define(self._run, metric)
+        self._known |= row.keys()
+        when = {"_timestamp": row["time"]} if "time" in row else {}  # it may be sent long after it was measured
+        self._run.log({**row, **when})  # without `step=`: W&B drops what goes back
 
 
 def _define(run: "wandb.Run", name: str) -> None:
@@ -173,27 +219,35 @@ def _define(run: "wandb.Run", name: str) -> None:
     if name in NOT_DRAWN:
         run.define_metric(name, hidden=True)
     else:
-        is_eval_loss = name.startswith("eval/") and name.endswith("/loss")
-        run.define_metric(name, step_metric=AXIS, step_sync=False, summary="min,last" if is_eval_loss else None)
+        run.define_metric(name, step_metric=AXIS, step_sync=False, summary="min,last" if has_lowest(name) else None)
 
 
-def _settings() -> "wandb.Settings":
+def has_lowest(name: str) -> bool:
+    """Whether the summary of a run tells a metric's lowest value beside its last."""
+    return name.startswith("eval/") and name.endswith("/loss")
+
+
+def quiet_settings(**more: Any) -> "wandb.Settings":
     """Silent, bounded in time, and without the source code or the git diff, which may hold what is not for others."""
     import wandb
 
-    return wandb.Settings(
-        silent=True,
-        console="off",
-        disable_git=True,
-        disable_code=True,
-        save_code=False,
-        init_timeout=INIT_SECONDS,
-        finish_timeout=FINISH_SECONDS,
-        finish_timeout_raises=True,
-    )
+    asked: dict[str, Any] = {"silent": True, "console": "off"}
+    asked |= {"disable_git": True, "disable_code": True, "save_code": False}
+    asked |= {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
+    return wandb.Settings(**asked | more)
 
 
-def _tear_down() -> None:
+def end_service() -> None:
+    """Kills W&B's service process, which hangs or still has rows to send: Python would wait for it at exit."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if child.name() == "wandb-core":
+                child.kill()
+
+
+def tear_down() -> None:
     """Ends W&B's service process here, for at Python's exit its faults print a traceback."""
     with suppress(Exception, SystemExit):
         import wandb
@@ -201,5 +255,5 @@ def _tear_down() -> None:
         wandb.teardown()
 
 
-def _line(fault: Exception) -> str:
+def in_a_line(fault: Exception) -> str:
     return f"{type(fault).__name__}: {fault}".splitlines()[0].removesuffix(": ")[:200]

@@ -3,7 +3,6 @@
 wandb keeps state in a process, so every scenario is a process of its own, with its own home and on loopback only.
 """
 
-import gzip
 import importlib.util
 import json
 import math
@@ -12,18 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from fake_wandb import KEY, FakeServer, fake_server
 
 from hfbsz.record import Reading
 
-KEY = "0123456789" * 4
 SCENARIO = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -37,8 +33,8 @@ told, slowest = [], 0.0
 def start(mode, **more):
     begin = time.monotonic()
     reporter = report.WandbReporter(
-        folder=Path("run"), mode=mode, project="p", entity=None, group="g", job_type="pretrain", name="n",
-        config={"batch": {"size": "64 sequences"}, "plan": {"steps": 9}}, run_id="abcd1234", warn=told.append, **more,
+        folder=Path("run"), mode=mode, identity=report.Identity("abcd1234", "p", None, "g", "pretrain", "n"),
+        config={"batch": {"size": "64 sequences"}, "plan": {"steps": 9}}, warn=told.append, **more,
     )
     return reporter, time.monotonic() - begin
 
@@ -117,72 +113,6 @@ def the_folder(place: Path, pattern: str) -> Path:
     return folder
 
 
-class FakeServer(ThreadingHTTPServer):
-    """As much of a W&B server as wandb-core asks for; keeps the history and the last config sent."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.history: list[dict[str, Any]] = []
-        self.config: dict[str, Any] = {}
-        self.broken = False
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FakeServer
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        self.reply()
-
-    def do_PUT(self) -> None:
-        self.reply()
-
-    def reply(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        if self.headers.get("content-encoding") == "gzip":
-            body = gzip.decompress(body)
-        answer: dict[str, Any] = {}
-        if self.path == "/graphql":
-            answer = {"data": self.query(json.loads(body))}
-        elif self.path.endswith("/file_stream") and not self.server.broken:
-            sent = json.loads(body).get("files", {}).get("wandb-history.jsonl", {"content": []})
-            self.server.history += [json.loads(line) for line in sent["content"]]
-        data = json.dumps(answer).encode()
-        self.send_response(500 if self.server.broken else 200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def query(self, asked: dict[str, Any]) -> dict[str, Any]:
-        variables = asked["variables"]
-        if asked["operationName"] == "UpsertBucket":
-            if variables["config"]:
-                self.server.config = json.loads(variables["config"])
-            project = {"id": "p1", "name": "p", "entity": {"id": "e1", "name": "team"}}
-            run = {"id": "r1", "name": variables["name"], "displayName": "n", "description": "", "config": "{}"}
-            run |= {"sweepName": None, "historyLineCount": 0, "project": project}
-            return {"upsertBucket": {"bucket": run, "inserted": True}}
-        if asked["operationName"] == "CreateRunFiles":
-            files = [{"name": name, "uploadUrl": f"{self.server.url}/upload/{name}"} for name in variables["files"]]
-            return {"createRunFiles": {"runID": "r1", "uploadHeaders": [], "files": files}}
-        return {}
-
-
-@contextmanager
-def fake_server() -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-
-
 def test_offline_run_holds_every_key_and_value(tmp_path: Path, rows: list, reader: ModuleType) -> None:
     seen = play(tmp_path, PLAIN.format(mode="auto"))
     assert seen["told"] == []
@@ -218,12 +148,20 @@ def test_online_where_logged_in(tmp_path: Path, rows: list) -> None:
         (tmp_path / "netrc").chmod(0o600)
         seen = play(tmp_path, PLAIN.format(mode="auto"), WANDB_BASE_URL=server.url)
     assert seen["told"] == [] and seen["log"] < 0.5
-    sent = [{name: value for name, value in row.items() if name[0] != "_"} for row in server.history]
-    assert same(sent, rows)
-    metrics = server.config["_wandb"]["value"]["m"]
+    assert same(server.run.rows(), rows)
+    metrics = server.run.config["_wandb"]["value"]["m"]
     axis_of = {entry["1"]: metrics[entry["5"] - 1]["1"] for entry in metrics if "5" in entry}
     assert axis_of["eval/loss"] == axis_of["train/loss"] == "train/num_input_tokens_seen"
-    assert KEY not in json.dumps(server.config)
+    assert KEY not in json.dumps(server.run.config)
+
+
+def test_a_resumed_run_goes_on_in_the_same_history(tmp_path: Path, rows: list) -> None:
+    body = 'reporter, started = start("online"); log(reporter, rows[{part}]); end(reporter, started)'
+    with fake_server() as server:
+        for part in (":20", "20:"):
+            play(tmp_path, body.format(part=part), WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+        assert same(server.run.rows(), rows)
+        assert [row["_step"] for row in server.run.history] == [*range(len(rows))]
 
 
 def test_server_that_is_down(tmp_path: Path, rows: list, reader: ModuleType) -> None:
@@ -267,7 +205,7 @@ end(reporter, started)
         seen = play(tmp_path, body, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     assert seen["log"] < 0.5 and seen["finish"] < 8
     (warning,) = seen["told"]
-    assert "wandb sync" in warning
+    assert "sync.py run" in warning
     assert same(reader.read_run(the_folder(tmp_path, "run-*")).history, rows)
 
 
