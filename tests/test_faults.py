@@ -72,7 +72,7 @@ def test_a_rank_that_hangs_does_not_hold_a_signalled_one(ragged, environment, tm
 
 def test_an_orphan_ends_with_its_launcher(ragged, environment, tmp_path):
     folder = tmp_path / "run"
-    run = Started(folder, environment, *LONG, f"data.files={ragged}", config="cpu.yaml", launched=True)
+    run = Started(folder, environment, *LONG, f"data.files={ragged}", config="cpu.yaml")
     run.wait_for(lambda: checkpoints(folder))
     (child,) = ranks(run.process.pid).values()
     run.process.kill()

@@ -25,10 +25,10 @@ WORDS = [
 class Started:
     """The real command, to be watched by its records and ended by a signal."""
 
-    def __init__(self, folder, environment, *words, processes=1, config="cpu_2proc.yaml", launched=False):
-        path = f"accelerate_configs/{config}"
-        launch = ["-m", "accelerate.commands.launch", "--config_file", path] if processes > 1 or launched else []
-        command = [sys.executable, *launch, "scripts/pretrain.py", *words, f"output_dir={folder}"]
+    def __init__(self, folder, environment, *words, processes=1, config=None, script="pretrain.py"):
+        path = f"accelerate_configs/{config or 'cpu_2proc.yaml'}"
+        launch = ["-m", "accelerate.commands.launch", "--config_file", path] if processes > 1 or config else []
+        command = [sys.executable, *launch, f"scripts/{script}", *words, f"output_dir={folder}"]
         self.folder = folder
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
