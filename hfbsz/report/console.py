@@ -77,6 +77,12 @@ class Console:
                 parts.append(f"{label or 'validation'} loss {value:.4f} nats/target")
             elif last == "bits_per_byte":
                 parts.append(f"{value:.4f} bits/byte")
+            elif last == "accuracy":
+                parts.append(f"accuracy {value:.3f}")
+            elif name == "overfit/gap":
+                parts.append(f"gap to the training rows {value:+.4f}")
+        if "eval/best" in reading.values:
+            parts.append("(best weights)")
         self._last_line = time.monotonic()
         self.line("  ".join(parts))
 
