@@ -86,6 +86,8 @@ class Console:
             parts.append("the best so far")
         if "overfit/onset_step" in values:
             parts.append(f"overfitting since step {values['overfit/onset_step']:,.0f}")
+        if "eval/best" in values:
+            parts.append("(best weights)")
         self._last_line = time.monotonic()
         self.line("  ".join(parts))
 

@@ -21,7 +21,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # 
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.2, 1.5), (7, 2, 1.2, 2))  # for runs beyond the palette
 DENSE = 150  # points of a curve; of more, means over stretches are drawn
 INK, CARD = "#0a0b0c", "#fefdfc"  # stand for the page's own colours, which are light or dark
-_LOOK: dict[Any, Any] = {
+LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["Segoe UI", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -53,7 +53,7 @@ def pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
     pictures = {}
     for name, (axis, metrics, label) in wanted.items():
         if any(run.values(metric) for run in runs for metric in metrics):
-            with matplotlib.rc_context({**_LOOK, "svg.hashsalt": name}):
+            with matplotlib.rc_context({**LOOK, "svg.hashsalt": name}):
                 pictures[name] = _picture(runs, axis, metrics, label)
     return pictures
 
@@ -68,7 +68,7 @@ def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: 
     axes.set(xlabel=xlabel, ylabel=label)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=axis == STEPS))
-    axes.xaxis.set_major_formatter(_tick)
+    axes.xaxis.set_major_formatter(tick)
     if metrics == _LOSSES:
         axes.set_ylim(*loss_range(runs)[:2])
     elif metrics[0] in ("batch/global", "batch/accumulation"):
@@ -76,12 +76,12 @@ def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: 
         axes.set_yscale("log", base=2)
         axes.set_ylim(2 ** (math.floor(math.log2(min(values))) - 0.3), 2 ** (math.ceil(math.log2(max(values))) + 0.3))
         axes.yaxis.set_major_locator(LogLocator(base=2))
-        axes.yaxis.set_major_formatter(_tick)
+        axes.yaxis.set_major_formatter(tick)
     elif not metrics[0].startswith("eval/"):
         axes.set_ylim(bottom=0)
     if metrics[0] == "perf/tokens_per_second":
-        axes.yaxis.set_major_formatter(_tick)
-    return _svg(figure, f"{label} over {xlabel}")
+        axes.yaxis.set_major_formatter(tick)
+    return svg(figure, f"{label} over {xlabel}")
 
 
 def _axis(runs: Sequence[RunData], axis: str) -> tuple[str, float]:
@@ -143,7 +143,7 @@ def loss_range(runs: Sequence[RunData]) -> tuple[float | None, float | None, flo
     return bottom - margin, top + margin, top + margin if max(every) > top + margin else None
 
 
-def _svg(figure: Figure, label: str) -> Markup:
+def svg(figure: Figure, label: str) -> Markup:
     """The figure as an SVG element that takes its width, and ink and ground, from the page."""
     buffer = io.StringIO()
     figure.savefig(
@@ -161,7 +161,7 @@ def style(place: int) -> tuple[str, tuple[float, ...]]:
     return PALETTE[place % len(PALETTE)], DASHES[place // len(PALETTE) % len(DASHES)]
 
 
-def _tick(value: float, _: object = None) -> str:
+def tick(value: float, _: object = None) -> str:
     if 1000 <= abs(value) < 10_000:
         return f"{value / 1000:g}k"
     return f"{value:g}" if abs(value) < 1000 else short(value)

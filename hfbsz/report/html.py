@@ -15,8 +15,22 @@ from hfbsz.amounts import short
 from hfbsz.errors import UserError
 from hfbsz.explain import explain
 from hfbsz.report.figures import loss_range, pictures, style
+from hfbsz.report.overfit import held_weights, of_best_weights, overfitting_of, stopped_early
+from hfbsz.report.panel import loss_limits, panel
 from hfbsz.report.runs import SECONDS, STEPS, TOKENS, RunData, is_number, names, read_run
 from hfbsz.resolve import from_dict
+
+# what an evaluation may say beside its loss: (metric, heading, unit or range, what it is, form)
+MEASURES = (
+    ("eval/accuracy", "Accuracy", "share of rows", "share of rows", ".3f"),
+    ("eval/macro_f1", "Macro F1", "0 to 1", "mean over labels, 0 to 1", ".3f"),
+    ("eval/matthews", "Matthews correlation", "−1 to 1", "−1 to 1, chance is 0", ".3f"),
+    ("eval/calibration_error", "Calibration error", "best is 0", "confidence − accuracy, best is 0", ".3f"),
+    ("eval/bits_per_byte", "Bits per byte", "bits/byte", "bits/byte, compares across tokenizers", ".4f"),
+    ("eval/perplexity", "Perplexity", "no unit", "exp(loss), no unit", ".4g"),
+    ("eval/extractable", "Extractable", "share of rows", "share of rows, word for word", ".3f"),
+)
+_OTHERS = ("eval/loss", "eval/targets", "eval/seconds", "eval/full", "eval/best")
 
 
 def render(runs: Sequence[RunData]) -> str:
@@ -30,13 +44,18 @@ def render(runs: Sequence[RunData]) -> str:
     )
     environment.filters.update(number=_number, count=_count, duration=_duration, memory=_memory)
     views = [_view(run, name, place) for place, (run, name) in enumerate(zip(runs, names(runs), strict=True))]
+    watched = [(place, view["overfitting"]) for place, view in enumerate(views) if view["overfitting"]]
     return environment.get_template("page.html.jinja").render(
         runs=views,
         # whole sets first: a fixed part is easier or harder by chance
         ranking=sorted(views, key=lambda view: (math.isnan(view["loss"]), not view["full"], view["loss"])),
         data_hashes={(run.plan.get("facts") or {}).get("data_hash") for run in runs} - {None},
+        tasks={(run.plan.get("recipe") or {}).get("task") for run in runs} - {None},
         pictures=pictures(runs),
         cut=loss_range(runs)[2],
+        measures=_measures([view["evaluation"] for view in views]),
+        panel=panel(watched) if watched else None,
+        panel_cut=bool(watched) and loss_limits([found for _, found in watched])[2],
     )
 
 
@@ -66,8 +85,12 @@ def write(folders: Sequence[Path], out: Path | None) -> Path:
 def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
     """What the page says of a run in words and numbers; None: not known."""
     plan = run.plan
-    evaluations = [record for record in run.records if is_number(record.get("eval/loss"))]
+    evaluations = [
+        record for record in run.records if is_number(record.get("eval/loss")) and not record.get("eval/best")
+    ]
     last = max(evaluations, key=lambda record: (record.get(STEPS, 0), record.get("eval/full", 0)), default={})
+    best = of_best_weights(run)
+    told = last if best is None else best
     tokens, steps, seconds = (run.largest(axis) for axis in (TOKENS, STEPS, SECONDS))
     accumulation = _range(plan.get("accumulation", ()))
     accumulation = f"({accumulation})" if "→" in accumulation else accumulation
@@ -78,9 +101,15 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
         "dashes": " ".join(map(str, style(place)[1])),
         "state": run.status.get("state", "unknown"),
         "why": run.status.get("why"),
-        "loss": last.get("eval/loss", math.nan),
-        "full": bool(last.get("eval/full")),
-        "evaluation": last,
+        "loss": told.get("eval/loss", math.nan),
+        "full": bool(told.get("eval/full")),
+        "evaluation": told,
+        "of_best": best is not None,
+        "last_evaluation": last,
+        "overfitting": overfitting_of(run),
+        "held": held_weights(run),
+        "early": stopped_early(run),
+        "patience": ((plan.get("recipe") or {}).get("eval") or {}).get("patience"),
         "tokens": tokens,
         "steps": steps,
         "planned_steps": plan.get("steps"),
@@ -93,6 +122,16 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
         "explanation": _explanation(plan),
         "recipe": run.recipe,
     }
+
+
+def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str, str]]:
+    """Those of `MEASURES` that a run has, then further metrics that a recipe named."""
+    found = {name for evaluation in evaluations for name in evaluation if is_number(evaluation[name])}
+    known = {name for name, *_ in MEASURES} | set(_OTHERS)
+    further = sorted(name for name in found - known if name.startswith("eval/") and name.count("/") == 1)
+    return [measure for measure in MEASURES if measure[0] in found] + [
+        (name, name.removeprefix("eval/"), "own unit", "in its own unit", ".4g") for name in further
+    ]
 
 
 def _explanation(plan: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from hfbsz.errors import UserError
 
 TOKENS, STEPS, SECONDS = "train/num_input_tokens_seen", "train/global_step", "train/seconds"
+CLOCK = "train/sequences"
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -27,15 +28,24 @@ class RunData:
     recipe: str  # YAML text
 
     def series(self, metric: str, axis: str, full: bool | None = None) -> tuple[Array, Array]:
-        """A metric over an axis; `full`: only evaluations of the whole set, or only of its fixed part."""
+        """A metric over an axis; `full`: only evaluations of the whole set, or only of its fixed part.
+
+        An evaluation of the best weights, taken up again at the end, is no point of a curve.
+        """
         found = [
             (record[axis], record[metric])
             for record in self.records
             if is_number(record.get(axis)) and is_number(record.get(metric))
             if full is None or bool(record.get("eval/full")) == full
+            if not record.get("eval/best")
         ]
         x, y = np.array(found, dtype=float).reshape(-1, 2).T
         return x, np.where(np.isfinite(y), y, np.nan)
+
+    @property
+    def rows(self) -> float | None:
+        """Training rows: an epoch."""
+        return (self.plan.get("facts") or {}).get("rows")
 
     def values(self, metric: str) -> list[float]:
         """The finite values of a metric, in order."""
