@@ -1,0 +1,96 @@
+"""Two ways to fine-tune a classifier, to be timed by scripts/bench.py: hfbsz's loop, and transformers' Trainer."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+from hfbsz.data.batches import Windows
+from hfbsz.data.rows import Prepared, prepare
+from hfbsz.data.tokenizer import load_tokenizer
+from hfbsz.loading import load
+from hfbsz.loop import train
+from hfbsz.model import build_model, tokenizer_of
+from hfbsz.optimizers import build_optimizer
+from hfbsz.plan import Plan
+from hfbsz.ranks import set_threads
+from hfbsz.record import Step
+from hfbsz.resolve import resolve
+from hfbsz.tasks.classification import Classification
+
+
+def ways(words: list[str], steps: int) -> Mapping[str, Callable[[], float]]:
+    """By name, a function that trains so many further steps and gives rows a second."""
+    recipe = load(words).recipe
+    set_threads(recipe)
+    wished = recipe.data.model_copy(update={"tokenizer": recipe.data.tokenizer or tokenizer_of(recipe.model)})
+    data = prepare(wished, {}, lambda *_: None, task=recipe.task)
+    plan = resolve(recipe, 1, data.facts)
+    tokenizer = load_tokenizer(data.tokenizer_path, needs_end=False)
+
+    def model() -> Any:
+        return build_model(recipe.model, tokenizer, recipe.seed, recipe.data.sequence_length, data.counts["labels"])
+
+    ours = _loop(plan, data, model(), tokenizer.pad_token_id)
+
+    def hfbsz() -> float:
+        started, before = time.perf_counter(), plan.largest_batch * steps
+        assert len(list(islice(ours, steps))) == steps, "the recipe's duration is too short for so many steps"
+        return before / (time.perf_counter() - started)
+
+    found: dict[str, Callable[[], float]] = {"hfbsz": hfbsz}
+    for order in ("random", "group_by_length"):
+        found[f"Trainer, {order}"] = _Trained(plan, data, model(), tokenizer, order, steps)
+    return found
+
+
+def _loop(plan: Plan, data: Prepared, model: Any, pad: int) -> Iterator[Step]:
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    task = Classification(pad)
+    windows = Windows(data.train, plan, task.collate, 0, 1)
+    return train(plan, model, build_optimizer(model, plan), task, windows, accelerator)
+
+
+class _Clock(TrainerCallback):
+    """Training alone: from the first step's begin to the last one's end."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds = time.perf_counter() - self.started
+
+
+class _Trained:
+    """The Trainer with dynamic padding on the same rows, batch and optimizer."""
+
+    def __init__(self, plan: Plan, data: Prepared, model: Any, tokenizer: Any, order: str, steps: int) -> None:
+        self.plan, self.model, self.tokenizer, self.order, self.steps = plan, model, tokenizer, order, steps
+        rows = [data.train[index] for index in range(len(data.train))]
+        self.rows = [
+            {"input_ids": row.tokens.tolist(), "attention_mask": [1] * len(row.tokens), "labels": int(row.labels[0])}
+            for row in rows
+        ]
+
+    def __call__(self) -> float:
+        optim, clock = self.plan.recipe.optim, _Clock()
+        micro = self.plan.recipe.batch.micro_max
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder, train_sampling_strategy=self.order, optim="adamw_torch_fused", report_to=[],
+                learning_rate=optim.lr, weight_decay=optim.weight_decay, max_grad_norm=optim.clip, disable_tqdm=True,
+                per_device_train_batch_size=micro, gradient_accumulation_steps=max(1, self.plan.largest_batch // micro),
+                max_steps=self.steps, save_strategy="no", logging_strategy="no", use_cpu=not torch.cuda.is_available(),
+            )  # fmt: skip
+            collate = DataCollatorWithPadding(self.tokenizer)
+            trainer = Trainer(
+                model=self.model, args=arguments, train_dataset=self.rows, data_collator=collate, callbacks=[clock]
+            )
+            trainer.train()
+        return self.plan.largest_batch * self.steps / clock.seconds
