@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +44,14 @@ class Identity:
 
     def write(self, folder: Path) -> None:
         write_text(folder / "wandb.json", json.dumps(asdict(self), indent=1))
+
+
+def as_launched(identity: Identity) -> Identity:
+    """The agent's, where the agent of a W&B sweep launches the run: `wandb.init` takes that over any other."""
+    if not os.environ.get("WANDB_SWEEP_ID"):
+        return identity
+    given = {"id": "WANDB_RUN_ID", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
+    return replace(identity, **{field: os.environ[name] for field, name in given.items() if os.environ.get(name)})
 
 
 def read_identity(folder: Path) -> Identity:
