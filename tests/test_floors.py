@@ -21,7 +21,7 @@ FLOORS = [
     {"tasks"},
     {"folder", "loop", "checkpoint"},
     {"ranks"},
-    {"metrics"},
+    {"metrics", "measure"},
     {"report"},
     {"reports"},
     {"run"},
