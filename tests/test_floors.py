@@ -22,7 +22,7 @@ FLOORS = [
     {"tasks"},
     {"folder", "loop", "checkpoint"},
     {"ranks"},
-    {"metrics"},
+    {"metrics", "measure"},
     {"report"},
     {"keeping", "reports"},
     {"run"},

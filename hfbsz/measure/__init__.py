@@ -1,0 +1,1 @@
+"""What is measured on runs, and what of it can be believed."""
