@@ -119,7 +119,9 @@ def _pairs(words: Sequence[str], errors: list[str]) -> list[tuple[str, Any]]:
             continue
         try:
             value = (
-                text if key in ("recipe", *PRESETS) else OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]))
+                text
+                if key in ("recipe", *PRESETS)
+                else OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=True)
             )
             pairs.append((key, value["v"] if isinstance(value, dict) else value))
         except Exception as problem:  # whatever the YAML reader makes of a user's text

@@ -171,6 +171,7 @@ class Plan:
             "tokens_per_row": self.tokens_per_row,
             "epochs": self.total / self.facts.rows if self.facts.rows else None,
             "micro_batch": self.micro_batch,
+            "largest_batch": self.largest_batch,
             "accumulation": [self.accumulation(phase.batch) for phase in self.phases],
             "reference_sequences": self.reference,
             "reference_learning_rate": self.rate,

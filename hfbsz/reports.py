@@ -22,7 +22,7 @@ from hfbsz.plan import Plan
 from hfbsz.record import Reading
 from hfbsz.report.console import Console
 from hfbsz.report.jsonl import JsonLines
-from hfbsz.report.wandb import Identity, WandbReporter, config_of
+from hfbsz.report.wandb import Identity, WandbReporter, as_launched, config_of
 from hfbsz.sharding import is_sharded
 
 NOT_IN_AN_ID = re.compile("[^\\w.-]")  # W&B refuses a run whose id has one of :;,#?/'
@@ -52,10 +52,11 @@ class Reports:
         write_text(path / "machine.json", json.dumps(machine, indent=1))
         self.records = JsonLines(path / "records.jsonl")
         self.perplexity, self.bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
-        self.wandb_id = wandb_id or f"{NOT_IN_AN_ID.sub('-', path.name)[-100:]}-{os.urandom(3).hex()}"
+        own_id = wandb_id or f"{NOT_IN_AN_ID.sub('-', path.name)[-100:]}-{os.urandom(3).hex()}"
         log = recipe.log
         entity = log.entity or os.environ.get("WANDB_ENTITY")  # it may be sent from another shell
-        identity = Identity(self.wandb_id, log.project, entity, log.group, job, name)
+        identity = as_launched(Identity(own_id, log.project, entity, log.group, job, name))
+        self.wandb_id = identity.id
         identity.write(path)  # whatever the mode: a run can be sent later
         self.wandb = WandbReporter(
             folder=path, mode=log.wandb, identity=identity, config=config_of(path), warn=console.warn, sent=sent

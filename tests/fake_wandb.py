@@ -21,6 +21,7 @@ class KeptRun:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)  # with what the run was opened last
+    begun: dict[str, Any] = field(default_factory=dict)  # with what it was opened first
     openings: int = 0
     exit_code: int | None = None
 
@@ -107,7 +108,7 @@ class Answer(BaseHTTPRequestHandler):
             inserted = variables["name"] not in self.server.runs
             run = self.server.runs.setdefault(variables["name"], KeptRun())
             run.openings += 1
-            run.asked = variables
+            run.asked, run.begun = variables, run.begun or variables
             if variables["config"]:
                 run.config = json.loads(variables["config"])
             bucket = {"id": "r1", "name": variables["name"], "displayName": variables["displayName"]}

@@ -61,7 +61,9 @@ def test_every_other_command_names_what_exists():
 
     for command in COMMANDS:
         words = shlex.split(command.split(" && ")[-1])
-        assert all((ROOT / word).exists() for word in words if word.startswith(("scripts/", "accelerate_configs/")))
+        assert all(
+            (ROOT / word).exists() for word in words if word.startswith(("scripts/", "accelerate_configs/", "sweeps/"))
+        )
         fields = [word for word in words if "=" in word and not word.startswith(("out=", "picture=", "world_size="))]
         if "scripts/pretrain.py" in words:
             load(fields)
@@ -73,6 +75,7 @@ def test_the_tree_names_every_file():
         *(ROOT / "hfbsz").glob("*.py"),
         *(ROOT / "scripts").glob("*.py"),
         *(ROOT / "accelerate_configs").iterdir(),
+        *(ROOT / "sweeps").iterdir(),
     ]:
         if path.name != "__init__.py":
             assert path.name in tree or path.stem in tree, path.name

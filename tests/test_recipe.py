@@ -70,6 +70,14 @@ def test_a_mistake_names_itself_and_what_would_be_right(word, message):
     assert message in line
 
 
+def test_a_word_takes_values_from_the_environment(monkeypatch):
+    monkeypatch.setenv("NUMBER", "7")
+    recipe = load(["recipe=debug", "output_dir=runs/${oc.env:NUMBER}/a", "seed=${oc.env:NUMBER}"]).recipe
+    assert recipe.output_dir == "runs/7/a" and recipe.seed == 7
+    (line,) = refused("recipe=debug", "log.group=${oc.env:NOT_THERE}")
+    assert line.startswith("log.group: cannot read") and "NOT_THERE" in line
+
+
 def test_a_file_that_is_no_recipe(tmp_path):
     for text, message in (
         ("- a\n- b", "a recipe is a mapping"),

@@ -14,7 +14,9 @@ from fake_wandb import fake_server
 from test_resume import Started
 from wandb_reader import read_run
 
+from hfbsz.checkpoint import newest
 from hfbsz.folder import read_status
+from hfbsz.report.wandb import read_identity
 
 
 def lines(folder):
@@ -40,7 +42,22 @@ def test_the_offline_run_is_records_jsonl(hfbsz, ragged, tmp_path, processes):
     assert (logged.group, logged.job_type) == ("a test", "pretrain") and logged.name.startswith(
         "llama-own-b8-lr0.003-s0"
     )
+    assert logged.config["plan"]["largest_batch"] == 8  # by which a dashboard groups
     assert logged.config["plan"]["steps"] == 50 and logged.config["recipe"]["optim"]["lr"] == 0.003
+
+
+def test_a_run_that_an_agent_launches_is_the_agents_when_it_is_resumed_or_sent_later_too(hfbsz, ragged, tmp_path):
+    words = [TINY, f"data.files={ragged}", "log.wandb=offline", "duration=4 steps"]
+    words.append(f"output_dir={tmp_path}/sweep-${{oc.env:WANDB_SWEEP_ID}}/${{oc.env:WANDB_RUN_ID}}")
+    agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "run7", "WANDB_ENTITY": "team", "WANDB_PROJECT": "swept"}
+    ended = hfbsz("pretrain.py", *words, plain=True, env=agent)
+    assert ended.code == 0, ended.err
+    run = tmp_path / "sweep-sweep1" / "run7"
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    assert (read_run(folder).run_id, read_run(folder).project) == ("run7", "swept")
+    assert newest(run, print).state["wandb_id"] == "run7"
+    identity = read_identity(run)
+    assert (identity.id, identity.project, identity.entity) == ("run7", "swept", "team")
 
 
 def test_a_server_that_is_down_costs_a_warning(hfbsz, ragged, tmp_path):

@@ -8,9 +8,9 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,7 @@ INIT_SECONDS = 10.0  # for the server to take a new run
 FINISH_SECONDS = 10.0  # to upload what is left when a run ends
 SLACK_SECONDS = 10.0  # beyond its own limits, before W&B counts as hung
 WAITING_ROWS = 10_000
+ANSWER_SECONDS = 20  # for one question to the server
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Identity:
 
     def write(self, folder: Path) -> None:
         write_text(folder / "wandb.json", json.dumps(asdict(self), indent=1))
+
+
+def as_launched(identity: Identity) -> Identity:
+    """The agent's, where the agent of a W&B sweep launches the run: `wandb.init` takes that over any other."""
+    if not os.environ.get("WANDB_SWEEP_ID"):
+        return identity
+    given = {"id": "WANDB_RUN_ID", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
+    return replace(identity, **{field: os.environ[name] for field, name in given.items() if os.environ.get(name)})
 
 
 def read_identity(folder: Path) -> Identity:
@@ -184,6 +193,25 @@ def _open(mode: Mode, what: dict[str, Any], tell: Callable[[str], None]) -> "wan
             tell(f"W&B is offline for this run, {in_a_line(fault)}; {_later(what['dir'])}")
             tear_down()  # or the service holds the run's id in use
     return start(what, mode="offline")
+
+
+@contextmanager
+def session() -> Iterator["wandb.Api"]:
+    """W&B, logged in, for work outside a run: silent, and without a prompt. Its faults become a UserError."""
+    import wandb
+
+    try:
+        settings = wandb.setup(quiet_settings(x_graphql_retry_max=2)).settings
+        if not logged_in(settings.base_url):
+            raise UserError("nobody is logged in to W&B: wandb login, or set WANDB_API_KEY")
+        yield wandb.Api(timeout=ANSWER_SECONDS)
+    except BaseException as fault:
+        end_service()  # or it goes on sending, and keeps Python waiting
+        if isinstance(fault, UserError) or not isinstance(fault, Exception):
+            raise
+        raise UserError(f"W&B: {in_a_line(fault)}") from None
+    finally:
+        tear_down()
 
 
 def logged_in(server: str) -> bool:

@@ -9,8 +9,8 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +23,11 @@ from hfbsz.report.wandb import (
     Row,
     Rows,
     config_of,
-    end_service,
     has_lowest,
-    in_a_line,
-    logged_in,
     quiet_settings,
     read_identity,
+    session,
     start,
-    tear_down,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
 Show = Callable[[str, float, float, str], None]  # label, done, total, state
 AGAIN = "the same command goes on from there"
 QUIET_SECONDS = 600.0  # without a record, after which a run on another machine counts as killed
-ANSWER_SECONDS = 20  # for one question to the server
 FINISH_SECONDS = 60.0  # and 1 s for every 100 rows, for the server to take what is still on its way to it
 SETTLE_SECONDS = 60.0  # for the server to show all rows that it has taken
 
@@ -72,7 +68,7 @@ def sync(folders: Sequence[Path], show: Show, tell: Callable[[str], None]) -> No
                 errors += problem.lines
         if errors:
             raise UserError(errors)
-        with _session() as api:
+        with session() as api:
             for run in runs:
                 sent = _sync(api, run, show)
                 tell(f"{run.folder}: {sent:,} of {len(run.records):,} rows sent" if sent else f"{run.folder}: complete")
@@ -100,25 +96,6 @@ def _refuse_at_work(folder: Path) -> None:
             f"{folder}: a run on {host} wrote a record {quiet:.0f} s ago: sync it once that has ended, or, "
             f"if it was killed, {QUIET_SECONDS / 60:g} minutes after its last record"
         )
-
-
-@contextmanager
-def _session() -> Iterator["wandb.Api"]:
-    """W&B, logged in. Its faults become a UserError."""
-    import wandb
-
-    try:
-        settings = wandb.setup(quiet_settings(x_graphql_retry_max=2)).settings
-        if not logged_in(settings.base_url):
-            raise UserError("nobody is logged in to W&B: wandb login, or set WANDB_API_KEY")
-        yield wandb.Api(timeout=ANSWER_SECONDS)
-    except BaseException as fault:
-        end_service()  # or it goes on sending, and keeps Python waiting
-        if isinstance(fault, UserError) or not isinstance(fault, Exception):
-            raise
-        raise UserError(f"W&B: {in_a_line(fault)}") from None
-    finally:
-        tear_down()
 
 
 def _sync(api: "wandb.Api", run: Unsent, show: Show) -> int:

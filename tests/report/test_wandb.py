@@ -164,6 +164,22 @@ def test_a_resumed_run_goes_on_in_the_same_history(tmp_path: Path, rows: list) -
         assert [row["_step"] for row in server.run.history] == [*range(len(rows))]
 
 
+def test_a_run_of_a_sweep_is_the_agents(tmp_path: Path, rows: list) -> None:
+    """The agent of a sweep has named run, project and team; our own names give way, and not a word of it is told."""
+    given = tmp_path / "config-run7.yaml"
+    given.write_text("wandb_version: 1\n\noptim.lr:\n  value: 0.002\n")
+    agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "run7", "WANDB_SWEEP_PARAM_PATH": str(given)}
+    agent |= {"WANDB_ENTITY": "team", "WANDB_PROJECT": "swept"}
+    with fake_server() as server:
+        seen = play(tmp_path, PLAIN.format(mode="auto"), **agent, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+        run = server.run
+    assert seen["told"] == [] and same(run.rows(), rows)
+    begun = run.begun
+    assert (begun["name"], begun["sweep"], begun["project"], begun["entity"]) == ("run7", "sweep1", "swept", "team")
+    assert (begun["displayName"], begun["groupName"], begun["jobType"]) == ("n", "g", "pretrain")
+    assert run.config["optim.lr"]["value"] == 0.002 and run.config["plan"]["value"] == {"steps": 9}
+
+
 def test_server_that_is_down(tmp_path: Path, rows: list, reader: ModuleType) -> None:
     with FakeServer() as closed:
         url = closed.url

@@ -1,0 +1,228 @@
+"""The dashboard's specification, built offline; what saving it sends, to a server on loopback; and its refusals."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from conftest import ROOT
+from fake_wandb import KEY, Answer, fake_server
+
+from hfbsz.loading import load
+from hfbsz.plan import Facts
+from hfbsz.record import METRICS
+from hfbsz.report.dashboard import TOPICS, Panel, Place, Topic, specification
+from hfbsz.resolve import resolve
+
+TOKENS = "train/num_input_tokens_seen"
+SCRIPT = str(ROOT / "scripts" / "dashboard.py")
+ASKED = {
+    "Quality over tokens": {"eval/loss", "eval/bits_per_byte", "eval/perplexity", "train/loss"},
+    "Batch and rate": {
+        "batch/global",
+        "batch/accumulation",
+        "batch/ratio",
+        "train/learning_rate",
+        "train/weight_decay",
+    },
+    "Throughput": {"perf/tokens_per_second", "perf/step_seconds", "perf/peak_memory_bytes"},
+    "Noise": {"train/grad_norm", "train/skipped"},
+    "Overfitting": {"train/loss", "eval/loss", "train/epoch"},
+}
+HOSTILE = "it's a \"g\" = <1e-3> \\ and State == 'x' + é🚀" + "x" * 200
+
+
+def dashboard(place: Path, *words: str, before: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """The script, where nothing of the user's W&B is known and nobody is there to answer."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    clean |= {"HOME": str(place), "NETRC": str(place / "netrc"), "NO_PROXY": "*", "no_proxy": "*"}
+    code = f"import runpy, sys; {before}sys.argv[0] = {SCRIPT!r}; runpy.run_path({SCRIPT!r}, run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=ROOT, env=clean | env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spec() -> dict[str, Any]:
+    return specification(Place("team", "hfbsz", "arms"))
+
+
+def sections(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The view's panels by section."""
+    bank = spec["workspace"]["spec"]["section"]["panelBankConfig"]
+    return {section["name"]: [panel["config"] for panel in section["panels"]] for section in bank["sections"]}
+
+
+def grids(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [block["metadata"] for block in spec["report"]["spec"]["blocks"] if block["type"] == "panel-grid"]
+
+
+def runsets(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of the view and of every grid of the report."""
+    return [
+        *spec["workspace"]["spec"]["section"]["runSets"],
+        *(sets for grid in grids(spec) for sets in grid["runSets"]),
+    ]
+
+
+def test_sections_and_their_metrics(spec: dict[str, Any]) -> None:
+    drawn = {name: {m for panel in panels for m in panel["metrics"]} for name, panels in sections(spec).items()}
+    assert list(drawn) == list(ASKED)
+    for name, asked in ASKED.items():
+        assert asked <= drawn[name] <= METRICS.keys()
+    assert drawn["Throughput"] == {metric for metric in METRICS if metric.startswith("perf/")}
+
+
+def test_every_panel_is_over_tokens_and_says_its_units(spec: dict[str, Any]) -> None:
+    for panel in (panel for panels in sections(spec).values() for panel in panels):
+        assert panel["xAxis"] == TOKENS and panel["xAxisTitle"].endswith(f"({METRICS[TOKENS][0]})")
+        units = {METRICS[metric][0] for metric in panel["metrics"]}
+        assert len(units) == 1 and panel["yAxisTitle"].endswith(f"({units.pop() or 'no unit'})")
+        assert panel["groupAgg"] == "mean" and panel["groupArea"] == "minmax"
+
+
+def test_the_report_has_the_same_pictures(spec: dict[str, Any]) -> None:
+    for grid, panels in zip(grids(spec), sections(spec).values(), strict=True):
+        shown = grid["panelBankSectionConfig"]["panels"]
+        assert [panel["config"] for panel in shown] == panels
+        places = [tuple(panel["layout"].values()) for panel in shown]
+        assert len(set(places)) == len(places)
+    text = json.dumps(spec["report"], ensure_ascii=False)
+    assert all(f"{name}: {METRICS[name][1]}" in text for metrics in ASKED.values() for name in metrics)
+
+
+def test_runs_are_filtered_by_group_and_grouped_by_what_a_runs_config_holds(spec: dict[str, Any]) -> None:
+    plan = resolve(load(["recipe=large_batch"]).recipe, 1, Facts())
+    for runs in runsets(spec):
+        (group,), (only,) = runs["grouping"], runs["filters"]["filters"]
+        assert (only["key"], only["op"], only["value"]) == ({"section": "run", "name": "group"}, "=", "arms")
+        assert group["section"] == "config"
+        config = {"plan": {"value": plan.to_dict()}}  # as W&B keeps {"plan": {…}}
+        first, value, name = group["name"].split(".")
+        assert config[first][value][name] == 64
+    bank = spec["workspace"]["spec"]["section"]["panelBankConfig"]
+    assert all(section["localPanelSettings"]["useRunsTableGroupingInPanels"] for section in bank["sections"])
+    assert all(runs["filters"]["filters"] == [] for runs in runsets(specification(Place("team", "hfbsz"))))
+
+
+def test_a_prefix_stands_for_what_the_table_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = Topic("", "", ("noise/", "noise", "eval/loss", "eval/not_yet"))
+    assert list(topic.panels()) == [Panel(("eval/loss",))]
+    monkeypatch.setitem(METRICS, "noise/scale", ("sequences", "gradient noise scale"))
+    assert list(topic.panels()) == [Panel(("noise/scale",)), Panel(("eval/loss",))]
+    noise = sections(specification(Place("team", "hfbsz")))["Noise"]
+    assert noise[0]["yAxisTitle"] == "scale (sequences)"
+
+
+def test_the_pattern_draws_every_loss_and_nothing_else() -> None:
+    (pattern,) = {p.pattern for topic in TOPICS for p in topic.panels() if p.pattern}
+    logged = [*METRICS, "eval/code/loss", "eval/code/perplexity"]
+    assert [name for name in logged if re.search(pattern, name)] == ["train/loss", "eval/loss", "eval/code/loss"]
+
+
+def test_any_group_is_taken_at_its_word() -> None:
+    spec = specification(Place("team", "hfbsz", HOSTILE))
+    assert all(runs["filters"]["filters"][0]["value"] == HOSTILE for runs in runsets(spec))
+    assert spec["workspace"]["name"].startswith("Batch size: it's a") and len(spec["workspace"]["name"]) == 128
+
+
+def test_json_needs_neither_login_nor_server(tmp_path: Path, spec: dict[str, Any]) -> None:
+    words = ("entity=team", "project=hfbsz", "group=arms", "format=json")
+    done = dashboard(tmp_path, *words, WANDB_BASE_URL="http://127.0.0.1:9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sections(json.loads(done.stdout)) == sections(spec)
+    alone = json.loads(dashboard(tmp_path, *words, "report=no").stdout)
+    assert list(alone) == ["workspace"]
+    assert (alone["workspace"]["entity"], alone["workspace"]["project"]) == ("team", "hfbsz")
+
+
+@pytest.mark.parametrize("env", [{}, {"WANDB_MODE": "disabled"}, {"WANDB_MODE": "offline"}])
+def test_without_a_login_one_line(tmp_path: Path, env: dict[str, str]) -> None:
+    done = dashboard(tmp_path, "entity=team", WANDB_BASE_URL="http://127.0.0.1:9", **env)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "nobody is logged in" in line and "wandb login" in line
+
+
+def test_a_server_that_is_down_is_one_line_and_soon(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    done = dashboard(tmp_path, "entity=team", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)
+    assert done.returncode == 2 and time.monotonic() - begin < 30
+    (line,) = done.stderr.splitlines()
+    assert "127.0.0.1:9" in line and KEY not in line
+
+
+def test_without_the_package_one_line_says_how_to_install_it(tmp_path: Path) -> None:
+    done = dashboard(tmp_path, "entity=team", "format=json", before="sys.modules['wandb_workspaces'] = None; ")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "wandb-workspaces" in line and "pip install" in line and "[dashboard]" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["project=p"], ["entity=… is missing"]),
+        (["entity="], ["entity= is empty"]),
+        (["entity=t", "gruop=g", "report=maybe"], ["did you mean 'group'", "report=maybe: it is yes or no"]),
+    ],
+)
+def test_mistakes_are_told_at_once(tmp_path: Path, words: list[str], lines: list[str]) -> None:
+    done = dashboard(tmp_path, *words)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == len(lines)
+    assert all(line in told for line, told in zip(lines, done.stderr.splitlines(), strict=True))
+
+
+def test_without_words_it_explains_itself(tmp_path: Path) -> None:
+    assert (dashboard(tmp_path).returncode, dashboard(tmp_path, "--help").returncode) == (2, 0)
+
+
+class Views(Answer):
+    """A server that takes views and reports, and keeps what it took."""
+
+    taken: ClassVar[list[dict[str, Any]]] = []
+
+    def query(self, asked: dict[str, Any]) -> dict[str, Any]:
+        text, variables = asked["query"], asked.get("variables", {})
+        if "query Viewer" in text:
+            teams = {"edges": [{"node": {"name": "team"}}]}
+            return {
+                "viewer": {"id": "u1", "entity": "team", "username": "u", "email": "", "flags": "{}", "teams": teams}
+            }
+        if "ProjectInternalId" in text:
+            return {"project": {"id": "p1", "internalId": "i1"}}
+        if "GetProjects" in text:
+            known = {"id": "p1", "name": "hfbsz", "entityName": "team", "createdAt": "2026-01-01T00:00:00"}
+            known |= {"isBenchmark": False, "user": None}
+            return {"models": {"pageInfo": {"endCursor": None, "hasNextPage": False}, "edges": [{"node": known}]}}
+        assert "upsertView" in text, text
+        self.taken.append(variables)
+        view = {"id": "Vmlldzox", "type": "runs", "description": "", "spec": variables["spec"]}
+        view |= {"name": variables["name"], "displayName": variables["displayName"]}
+        view |= {"project": {"id": "p1", "name": "hfbsz", "entityName": "team"}}
+        view |= {"createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00"}
+        return {"upsertView": {"view": view, "inserted": True}}
+
+
+def test_saving_sends_the_specification_and_tells_the_addresses(tmp_path: Path, spec: dict[str, Any]) -> None:
+    with fake_server() as server:
+        server.RequestHandlerClass = Views
+        done = dashboard(tmp_path, "entity=team", "group=arms", **server.environment())
+        url = server.url
+    assert (done.returncode, done.stderr) == (0, "")
+    view, report = Views.taken
+    assert [view["type"], report["type"]] == ["project-view", "runs"]
+    assert {each["projectName"] for each in (view, report)} == {"hfbsz"}
+    sent = {"workspace": {"spec": json.loads(view["spec"])}, "report": {"spec": json.loads(report["spec"])}}
+    assert sections(sent) == sections(spec) and len(grids(sent)) == len(grids(spec))
+    named = [runs["project"] for grid in grids(sent) for runs in grid["runSets"]]
+    assert all((runs["name"], runs["entityName"], runs["id"]) == ("hfbsz", "team", "i1") for runs in named)
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"workspace {url}/team/hfbsz?nw=")
+    assert second.startswith(f"report    {url}/team/hfbsz/reports/")
