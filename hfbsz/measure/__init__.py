@@ -1,5 +1,1 @@
-<<<<<<< HEAD
-"""Measures: from Steps, evaluations and models to Readings."""
-=======
-"""What is measured on runs, and what of it can be believed."""
->>>>>>> main
+"""Measures: from Steps, evaluations and finished runs to numbers and findings."""
