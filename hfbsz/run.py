@@ -44,7 +44,7 @@ from hfbsz.report.console import Console
 from hfbsz.report.jsonl import trim
 from hfbsz.reports import Reports, machine_of
 from hfbsz.resolve import check_environment, resolve
-from hfbsz.sharding import Sharding, shard, take_wish, whole_weights
+from hfbsz.sharding import Sharding, is_sharded, shard, take_wish, whole_weights
 from hfbsz.tasks.language_modeling import LanguageModeling, check_attends_within
 
 
@@ -203,7 +203,7 @@ class _Run:
         if self.final is None:
             self.final = self.evaluate(self.last, full=False)
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        windows = Windows(self.data.train, self.recipe.seed, self.task.collate, rank, world_size)
+        windows = Windows(self.data.train, self.plan, self.task.collate, rank, world_size, is_sharded(self.model))
         parts = (self.plan, self.model, self.optimizer, self.task, windows, self.accelerator)
         for step in train(*parts, progress=self.progress, stop=stop):
             if self.console is not None:
