@@ -25,7 +25,7 @@ from hfbsz.optimizers import Optimizers
 from hfbsz.sharding import share_like, whole
 
 Tensors = dict[str, torch.Tensor]
-_FORMAT = 2  # of state.json
+_FORMAT = 3  # of state.json
 _MARK = "complete.json"
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "I64": "int64", "BOOL": "bool"}  # of the format

@@ -4,7 +4,7 @@ import math
 
 from hfbsz.amounts import short
 from hfbsz.laws import Named
-from hfbsz.plan import Plan
+from hfbsz.plan import BLOCK, Plan
 from hfbsz.scaling import BETA2_SOURCE, OPTIMIZERS, RULES, SDE_SOURCE, WARMUP_SOURCE, WEIGHT_DECAY_SOURCE
 
 
@@ -29,13 +29,36 @@ def _batch(plan: Plan) -> list[str]:
     lines = [
         f"budget    {about}{short(plan.total * row)} tokens = {plan.total:,} sequences of {about}{row:,g} tokens"
         + share,
-        f"batch     micro {plan.micro_batch} × accumulation {plan.accumulation(largest)} × processes {plan.world_size} "
-        f"= {largest:,} sequences = {about}{short(largest * row)} tokens"
+        f"batch     {_split(plan)}{largest:,} sequences = {about}{short(largest * row)} tokens"
         + ("" if len(plan.phases) == 1 else f" (largest of {len(plan.phases)} phases)"),
+        *_like_lengths(plan),
     ]
     if len(plan.phases) > 1:
         follows = "follows" if plan.recipe.batch.lr == "follow" else "is held"
         lines += [f"ramp      {plan.recipe.batch.ramp}; rate {follows}", *_phase_table(plan)]
+    return lines
+
+
+def _split(plan: Plan) -> str:
+    """How the largest batch is split: an equation where every micro-batch has as many sequences."""
+    if plan.micro_batch is None:
+        return f"{plan.largest_batch // plan.world_size:,} sequences × processes {plan.world_size} = "
+    accumulation = plan.accumulation(plan.largest_batch)
+    return f"micro {plan.micro_batch} × accumulation {accumulation} × processes {plan.world_size} = "
+
+
+def _like_lengths(plan: Plan) -> list[str]:
+    """What is done so that ragged rows are padded little."""
+    batch, lines = plan.recipe.batch, []
+    if batch.micro_tokens is not None:
+        lines.append(
+            f"micro     ≤ {batch.micro_tokens:,} tokens, padding included: of a process's rows, sorted by length, as "
+            "many as fill them; a longer row alone"
+        )
+    if batch.by_length:
+        lines.append(
+            f"order     by length: blocks of {BLOCK} batches are sorted by length, cut into batches, and these shuffled"
+        )
     return lines
 
 
@@ -110,7 +133,7 @@ def _phase_table(plan: Plan) -> list[str]:
             f"{phase.clock:,}",
             f"{phase.clock / plan.total:.0%}",
             f"{phase.batch:,}",
-            f"{plan.accumulation(phase.batch):,}",
+            "as filled" if (accumulation := plan.accumulation(phase.batch)) is None else f"{accumulation:,}",
             f"{phase.steps:,}",
             f"{plan.peak_rate(phase.batch):.3g}",
         )

@@ -13,6 +13,7 @@ from hfbsz.errors import UserError
 from hfbsz.loading import Loaded, from_mapping, read_yaml, write_yaml
 
 STATES = ("running", "finished", "preempted", "failed")
+_MAY_CHANGE = ("output_dir", "threads", "batch.micro_max", "batch.micro_tokens", "resume")  # when a run goes on
 
 
 def cpu_cores() -> int:
@@ -136,6 +137,6 @@ def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> s
         if isinstance(before, dict) and isinstance(after, dict):
             if key not in ("log", "eval", "checkpoint"):
                 changed += [part for part in [_difference(before, after, f"{prefix}{key}.")] if part]
-        elif before != after and prefix + key not in ("output_dir", "threads", "batch.micro_max", "resume"):
+        elif before != after and prefix + key not in _MAY_CHANGE:
             changed.append(f"{prefix}{key}: {before} there, {after} here")
     return "; ".join(changed[:4])

@@ -60,6 +60,9 @@ def seed_of(seed: int, clock: int, rank: int, micro: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+_NOTHING = (0, 0, 0, 0, 0.0)  # targets, tokens, positions, steps, seconds
+
+
 class Progress:
     """How far a run has come, and what it carries from step to step; on the device where reading it would cost a
     synchronisation. Changes with every step; a checkpoint holds what `to_dict` gives."""
@@ -69,7 +72,7 @@ class Progress:
         saved = saved or {}
         self.step, self.clock = saved.get("step", 0), saved.get("clock", 0)
         self.tokens, self.seconds = saved.get("tokens", 0), saved.get("seconds", 0.0)
-        self.since_log = list(saved.get("since_log", [0, 0, 0, 0.0]))  # targets, tokens, steps, seconds
+        self.since_log = list(saved.get("since_log", _NOTHING))
         # (clock, batch) of an adaptive ramp; grows between two steps, on all ranks alike
         self.decisions = [(clock, batch) for clock, batch in saved.get("decisions", [])]
         losses = saved.get("losses", [0.0])
@@ -118,11 +121,11 @@ def train(
         started = time.perf_counter()
         planned = plan.step(progress.clock, progress.decisions)
         batches = windows.window(planned)
-        counts = [sum(batch.targets for batch in batches), sum(batch.tokens for batch in batches), int(stop())]
-        targets, tokens, stopping = state.agreement.sum(*counts)
+        counts = [sum(getattr(batch, name) for batch in batches) for name in ("targets", "tokens", "positions")]
+        *counts, stopping = state.agreement.sum(*counts, int(stop()))
         if stopping:
             return
-        if targets == 0:
+        if counts[0] == 0:
             raise TrainingError(
                 f"the step at clock {planned.clock} holds no targets: "
                 f"{state.rows_of(planned.clock, planned.next_clock)}"
@@ -130,8 +133,8 @@ def train(
         progress.step, progress.clock = progress.step + 1, planned.next_clock
         logged = plan.due(plan.recipe.log.every, progress.step, planned.clock, planned.next_clock)
         with waiting(math.inf if alone else AGREEMENT_SECONDS + 2 * slowest):
-            collected = state.update(planned, batches, targets, collectors if logged else ())
-            done = state.finish(planned, targets, tokens, logged, collected, started)
+            collected = state.update(planned, batches, counts[0], collectors if logged else ())
+            done = state.finish(planned, batches, counts, logged, collected, started)
         seconds = time.perf_counter() - started
         slowest = seconds if math.isinf(slowest) else max(slowest, seconds)
         yield done
@@ -190,34 +193,36 @@ class _State:
     def finish(
         self,
         planned: PlannedStep,
-        targets: int,
-        tokens: int,
+        batches: Sequence[Batch],
+        counts: Sequence[int],
         logged: bool,
         collected: Mapping,
         started: float,
     ) -> Step:
-        """The Step of what was done; only a logged one waits for the device."""
-        so_far = self.progress
+        """The Step of what was done; only a logged one waits for the device. `counts` are targets, tokens and positions
+        of the window over all ranks."""
+        so_far, (targets, tokens, _) = self.progress, counts
         so_far.tokens += tokens
         measured = self._read(targets) if logged else {}
         elapsed = time.perf_counter() - started
         so_far.seconds += elapsed
-        totals = [total + more for total, more in zip(so_far.since_log, (targets, tokens, 1, elapsed), strict=True)]
+        totals = [total + more for total, more in zip(so_far.since_log, (*counts, 1, elapsed), strict=True)]
         if logged:
             measured |= {
                 "loss": measured["loss"] / totals[0],
-                "tokens_per_second": totals[1] / totals[3],
-                "step_seconds": totals[3] / totals[2],
+                "tokens_per_second": totals[1] / totals[4],
+                "step_seconds": totals[4] / totals[3],
+                "padding": None if self.plan.recipe.data.pack else 1 - totals[1] / totals[2],
             }
-        so_far.since_log = [0, 0, 0, 0.0] if logged else totals
+        so_far.since_log = list(_NOTHING) if logged else totals
         return Step(
             step=so_far.step,
             clock=planned.next_clock,
             tokens=so_far.tokens,
             seconds=so_far.seconds,
             global_batch=planned.global_batch,
-            micro_batch=planned.micro_batch,
-            accumulation=planned.accumulation,
+            micro_batch=planned.micro_batch or max(len(batch.labels) for batch in batches),
+            accumulation=planned.accumulation or len(batches),
             ratio=planned.ratio,
             learning_rate=planned.learning_rate,
             weight_decay=planned.weight_decay,

@@ -16,6 +16,7 @@ from hfbsz.recipe import Recipe
 from hfbsz.scaling import RateRule, weight_decay_at
 from hfbsz.schedule import Shape
 
+BLOCK = 16  # batches whose rows batch.by_length sorts together
 Decisions = Sequence[tuple[int, int]]  # (clock, batch) of an adaptive ramp: from that clock on, that batch
 
 
@@ -45,8 +46,8 @@ class PlannedStep:
     clock: int  # before the step, sequences
     next_clock: int
     global_batch: int  # sequences, over all processes
-    micro_batch: int
-    accumulation: int
+    micro_batch: int | None  # None, with batch.micro_tokens: each as many as fill so many tokens
+    accumulation: int | None
     ratio: float  # κ
     learning_rate: float
     weight_decay: float
@@ -65,7 +66,7 @@ class Plan:
     total: int  # sequences
     shape: Shape
     phases: tuple[Phase, ...]
-    micro_batch: int
+    micro_batch: int | None  # None, with batch.micro_tokens: each as many as fill so many tokens
     reference: float  # sequences
     rate: float  # peak learning rate at the reference
     rule: RateRule
@@ -83,9 +84,10 @@ class Plan:
     def largest_batch(self) -> int:
         return max(phase.batch for phase in self.phases)
 
-    def accumulation(self, batch: int) -> int:
-        """Forward passes of one device that make up a global batch."""
-        return batch // (self.micro_batch * self.world_size)
+    def accumulation(self, batch: int) -> int | None:
+        """Forward passes of one device that make up a global batch; None with batch.micro_tokens: as many as it takes,
+        which rows and ranks decide."""
+        return self.micro_batch and batch // (self.micro_batch * self.world_size)
 
     def multiplier(self, batch: int) -> float:
         """What a step of `batch` sequences multiplies the reference rate by; a held rate stays the first batch's."""

@@ -334,7 +334,8 @@ class Recipe(_Part):
         if self.extendable():
             fields.pop("duration", None)
         if not str(self.batch.ramp).startswith("linear"):  # whose increments are micro-batches × processes
-            fields.get("batch", {}).pop("micro_max", None)
+            for split in ("micro_max", "micro_tokens"):
+                fields.get("batch", {}).pop(split, None)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 

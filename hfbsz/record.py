@@ -16,8 +16,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "train/skipped": ("steps", "steps skipped for non-finite gradients since the start"),
     "train/seconds": ("s", "training time since the start, evaluation excluded"),
     "batch/global": ("sequences", "global batch = micro-batch × accumulation × processes"),
-    "batch/micro": ("sequences", "sequences of one forward pass on one device"),
-    "batch/accumulation": ("passes", "forward passes per optimizer step on one device"),
+    "batch/micro": ("sequences", "sequences of one forward pass on one device (batch.micro_tokens: rank 0's largest)"),
+    "batch/accumulation": ("passes", "forward passes per optimizer step on one device (batch.micro_tokens: on rank 0)"),
     "batch/tokens": ("tokens", "input tokens of the step, padding excluded"),
     "batch/padding": ("", "share of padding among the positions computed since the last record"),
     "batch/ratio": ("", "κ: global batch ÷ reference batch"),
@@ -61,7 +61,7 @@ class Step:
     tokens: int  # input tokens seen, this step's included
     seconds: float  # training time since the start, s
     global_batch: int
-    micro_batch: int
+    micro_batch: int  # with batch.micro_tokens the largest of this rank, and how many it made
     accumulation: int
     ratio: float  # κ
     learning_rate: float
@@ -74,6 +74,7 @@ class Step:
     skipped: int | None = None  # steps skipped since the start
     tokens_per_second: float | None = None
     step_seconds: float | None = None
+    padding: float | None = None  # share of the positions computed since the last logged step; None: rows are packed
     collected: Mapping[str, float] = field(default_factory=dict)  # what collectors measured on this step
 
     def reading(self, rows: int, peak_memory_bytes: int) -> "Reading":
@@ -89,6 +90,7 @@ class Step:
             "batch/micro": self.micro_batch,
             "batch/accumulation": self.accumulation,
             "batch/tokens": self.step_tokens,
+            "batch/padding": self.padding,
             "batch/ratio": self.ratio,
             "perf/tokens_per_second": self.tokens_per_second,
             "perf/step_seconds": self.step_seconds,

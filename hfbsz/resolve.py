@@ -32,6 +32,8 @@ def check(recipe: Recipe, world_size: int) -> None:
     """Raise UserError for what is wrong whatever data and model turn out to be: known before either is touched."""
     parts = (recipe.schedule.warmup, recipe.schedule.decay, recipe.batch.ramp)
     if not recipe.data.pack or recipe.uses_law() or any("epoch" in str(part) for part in parts):
+        if errors := _misfits(recipe):
+            raise UserError(errors)
         return  # the mean row, the model's size or the rows decide how amounts lie to one another
     boundless = Facts(rows=2**40, tokens_per_row=float(recipe.data.sequence_length), parameters=10**8)
     resolve(recipe, world_size, boundless)
@@ -50,6 +52,7 @@ class _Resolver:
     def plan(self) -> Plan:
         if self.world < 1:
             raise UserError(f"world_size: {self.world} is not a number of processes; it is 1 or more")
+        self.errors += _misfits(self.recipe)
         ramp = schedule.Ramp.parse(self.recipe.batch.ramp) if self.recipe.batch.ramp else None
         start, size = self.ends(ramp)
         self.refuse_if_any()
@@ -57,7 +60,8 @@ class _Resolver:
         for batch in explicit:
             self.check_divisible(batch)
         self.refuse_if_any()
-        micro = self.micro_batch(explicit)
+        micro_batch = self.micro_batch(explicit)
+        micro = micro_batch or 1  # a process's share of any batch is a multiple of it
         reference, rate = tuning.reference(self.ledger, start), tuning.peak_rate(self.ledger)
         self.warmup_factor = start / reference if self.recipe.scaling.warmup == "steps" else 1.0
         rule = tuning.rate_rule(self.ledger, reference)
@@ -73,8 +77,8 @@ class _Resolver:
         self.check_schedule_free()
         self.refuse_if_any()
         return Plan(
-            self.recipe, self.world, self.facts, self.tokens_per_row, total, shape, phases, micro, reference, rate,
-            rule, betas, eps, mean_ratio, tuple(self.ledger.guesses), tuple(self.warnings),
+            self.recipe, self.world, self.facts, self.tokens_per_row, total, shape, phases, micro_batch, reference,
+            rate, rule, betas, eps, mean_ratio, tuple(self.ledger.guesses), tuple(self.warnings),
         )  # fmt: skip
 
     def ends(self, ramp: schedule.Ramp | None) -> tuple[int, int]:
@@ -140,9 +144,11 @@ class _Resolver:
                 f"batch: {batch} sequences do not divide over {self.world} processes: take {near} sequences"
             )
 
-    def micro_batch(self, explicit: Sequence[int]) -> int:
+    def micro_batch(self, explicit: Sequence[int]) -> int | None:
         """The largest micro-batch ≤ micro_max that divides every named batch of a process, so that compiled code is
-        reused along a ramp and only the accumulation moves."""
+        reused along a ramp and only the accumulation moves; None where micro-batches are filled with tokens."""
+        if self.recipe.batch.micro_tokens is not None:
+            return None
         limit = self.recipe.batch.micro_max
         shared = math.gcd(*(batch // self.world for batch in explicit))
         micro = max(value for value in range(1, min(limit, shared) + 1) if shared % value == 0)
@@ -255,6 +261,19 @@ class _Resolver:
             self.warnings.append(f"the run passes {total / rows:.1f} times over its {rows} rows: watch for overfitting")
 
 
+def _misfits(recipe: Recipe) -> list[str]:
+    """What rows of like length cannot go with."""
+    batch, pack = recipe.batch, recipe.data.pack
+    packed = "packed rows are all of one length: take data.pack=false, or"
+    ramp = f"sorts batches of one size, which the ramp '{batch.ramp}' changes: take batch.ramp=null"
+    found = [
+        (batch.by_length and batch.ramp is not None, f"batch.by_length: {ramp}, or batch.by_length=false"),
+        (batch.by_length and pack, f"batch.by_length: {packed} batch.by_length=false"),
+        (batch.micro_tokens is not None and pack, f"batch.micro_tokens: {packed} batch.micro_max"),
+    ]
+    return [message for wrong, message in found if wrong]
+
+
 def _realise(thresholds: Sequence[tuple[float, int]], total: int) -> tuple[Phase, ...]:
     """The phases as they are walked: each takes whole steps until its end is reached or passed."""
     phases: list[Phase] = []
@@ -271,10 +290,11 @@ def _realise(thresholds: Sequence[tuple[float, int]], total: int) -> tuple[Phase
 def check_environment(plan: Plan, environment: Mapping[str, str]) -> None:
     """Raise UserError where the launcher's environment contradicts the plan."""
     name = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-    planned = sorted({plan.accumulation(phase.batch) for phase in plan.phases})
+    planned = sorted({plan.accumulation(phase.batch) or 0 for phase in plan.phases})
+    shown = ", ".join(str(value or "as many as fill batch.micro_tokens") for value in planned)
     given = environment.get(name, "1")
-    if given != "1" and [given] != [str(value) for value in planned]:
+    if given not in ("1", shown):
         raise UserError(
-            f"{name}={given} contradicts the plan, whose accumulation is {', '.join(map(str, planned))}: "
+            f"{name}={given} contradicts the plan, whose accumulation is {shown}: "
             "remove gradient_accumulation_steps from the launch command, the accelerate config or the environment"
         )

@@ -44,7 +44,7 @@ from hfbsz.report.console import Console
 from hfbsz.report.jsonl import trim
 from hfbsz.reports import Reports, extractable, machine_of
 from hfbsz.resolve import check_environment, resolve
-from hfbsz.sharding import Sharding, shard, take_wish, whole_weights
+from hfbsz.sharding import Sharding, is_sharded, shard, take_wish, whole_weights
 from hfbsz.tasks import Task
 from hfbsz.tasks.classification import Classification
 from hfbsz.tasks.language_modeling import LanguageModeling, check_attends_within
@@ -245,7 +245,7 @@ class _Run:
     def steps(self, stop: Interrupt) -> Iterator[Step]:
         """The steps from here to the end of the budget, or until validation no longer gets better."""
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        windows = Windows(self.data.train, self.recipe.seed, self.task.collate, rank, world_size)
+        windows = Windows(self.data.train, self.plan, self.task.collate, rank, world_size, is_sharded(self.model))
         parts = (self.plan, self.model, self.optimizer, self.task, windows, self.accelerator)
         steps = train(*parts, progress=self.progress, stop=stop)
         while not self.watch.stopped and (step := next(steps, None)) is not None:

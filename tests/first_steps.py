@@ -28,11 +28,13 @@ class Gradients:
 
     first = None
 
+    passes = 0
+
     def before_window(self, model, planned):
         self.model = model
 
     def after_micro(self, index, batch):
-        pass
+        self.passes += self.first is None
 
     def after_window(self):
         if self.first is None:
@@ -53,7 +55,7 @@ def first_steps(out, preset, precision, accelerator, sharding, words):
     rank, world_size = accelerator.process_index, accelerator.num_processes
     plain, poison = run.task.loss_sum, []
     run.task.loss_sum = lambda *given: plain(*given) * (math.nan if poison else 1)
-    windows = Windows(run.data.train, run.recipe.seed, run.task.collate, rank, world_size)
+    windows = Windows(run.data.train, run.plan, run.task.collate, rank, world_size, is_sharded(run.model))
     collector = Gradients()
     steps = train(run.plan, run.model, run.optimizer, run.task, windows, accelerator, collectors=[collector])
     assert next(steps).skipped == 0
@@ -69,6 +71,7 @@ def first_steps(out, preset, precision, accelerator, sharding, words):
         "unchanged": all(map(torch.equal, before, after)),
         "third": [third.skipped, third.loss, third.grad_norm],
         "moved": not any(map(torch.equal, after, shares(run.model))),
+        "passes": collector.passes,
         "finite": all(bool(torch.isfinite(share).all()) for share in shares(run.model)),
     }
     name = f"{Path(preset).stem}-{precision}"

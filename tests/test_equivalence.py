@@ -10,7 +10,7 @@ SPLITS = {"4x2": (4, 1), "2x4": (2, 1), "1x8": (1, 1), "2 ranks of 4x1": (4, 2),
 
 @pytest.fixture(scope="module")
 def train(hfbsz, ragged, tmp_path_factory):
-    def run(micro, processes=1, precision="fp64", script="pretrain.py"):
+    def run(micro, processes=1, precision="fp64", script="pretrain.py", more=()):
         folder = tmp_path_factory.mktemp("run") / "run"
         words = [
             TINY,
@@ -18,6 +18,7 @@ def train(hfbsz, ragged, tmp_path_factory):
             f"batch.micro_max={micro}",
             f"precision={precision}",
             f"output_dir={folder}",
+            *more,
         ]
         ended = hfbsz(script, *words, processes=processes)
         assert ended.code == 0, ended.err
@@ -55,6 +56,24 @@ def test_a_split_changes_nothing(train, whole, split):
         assert np.linalg.norm(ours[name] - weight) <= 1e-9 * np.linalg.norm(weight)
     ends = [records(path, "eval")[-1]["eval/loss"] for path in (folder, whole)]
     assert ends[0] == pytest.approx(ends[1], rel=1e-9)  # evaluated with other micro-batches and ranks
+
+
+@pytest.fixture(scope="module")
+def by_length(train):
+    return train(8, more=["batch.by_length=true"])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rows_of_like_length_and_micro_batches_of_tokens_change_nothing(train, by_length, processes):
+    """float64, 50 steps to 1e-9, on two processes that make different numbers of passes."""
+    folder = train(8, processes, more=["batch.by_length=true", "batch.micro_tokens=150"])
+    assert deviation(folder, by_length) < 1e-9
+    steps = records(folder, "step")
+    assert all(step["batch/global"] == 8 and 0 <= step["batch/padding"] < 1 for step in steps)
+    assert len({step["batch/accumulation"] for step in steps}) > 1  # short rows fill a pass in greater numbers
+    assert [s["train/num_input_tokens_seen"] for s in steps] == [
+        s["train/num_input_tokens_seen"] for s in records(by_length, "step")
+    ]
 
 
 def test_float32_holds_the_first_steps(train):

@@ -1,11 +1,13 @@
 """The loop in this process: gradients, decisions, collectors, faults."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from hfbsz.checkpoint import collect, read, restore, save
 from hfbsz.data.batches import Windows
 from hfbsz.data.rows import prepare, sample
 from hfbsz.data.tokenizer import load_tokenizer
@@ -30,7 +32,7 @@ class Bench:
         self.model = build_model(self.recipe.model, tokenizer, self.recipe.seed, self.recipe.data.sequence_length)
         self.optimizer = build_optimizer(self.model, self.plan)
         self.task = LanguageModeling(tokenizer.eos_token_id)
-        self.windows = Windows(self.data.train, self.recipe.seed, self.task.collate, 0, 1)
+        self.windows = Windows(self.data.train, self.plan, self.task.collate, 0, 1)
 
     def steps(self, **given):
         return train(self.plan, self.model, self.optimizer, self.task, self.windows, self.accelerator, **given)
@@ -58,18 +60,21 @@ def _here(monkeypatch, cache):
     monkeypatch.setenv("HFBSZ_CACHE", str(cache))
 
 
-def first_gradient(ragged, micro):
-    bench, collector = Bench(ragged, f"batch.micro_max={micro}"), Gradients()
+def first_gradient(ragged, *words, passes):
+    bench, collector = Bench(ragged, *words), Gradients()
     step = next(bench.steps(collectors=[collector]))
-    assert step.collected == {"test/passes": 8 // micro}
+    assert step.collected == {"test/passes": passes} and step.accumulation == passes
     return collector.whole, step
 
 
 def test_a_gradient_is_the_same_in_every_split_and_is_that_of_the_mean(ragged):
     """Whole gradient, float32, ragged rows: 1e-6 relative L2; and equal to one plain backward of the mean."""
-    whole, step = first_gradient(ragged, 8)
-    for micro in (4, 2, 1):
-        assert torch.linalg.norm(first_gradient(ragged, micro)[0] - whole) < 1e-6 * torch.linalg.norm(whole)
+    whole, step = first_gradient(ragged, "batch.micro_max=8", passes=1)
+    splits = [(f"batch.micro_max={micro}", 8 // micro) for micro in (4, 2, 1)]
+    splits += [(f"batch.micro_tokens={most}", passes) for most, passes in ((1, 8), (100, 7), (200, 3), (10_000, 1))]
+    for word, passes in splits:
+        gradient, _ = first_gradient(ragged, word, passes=passes)
+        assert torch.linalg.norm(gradient - whole) < 1e-6 * torch.linalg.norm(whole)
     bench = Bench(ragged)
     (batch,) = bench.windows.window(bench.plan.step(0))
     logits = bench.model(**batch.inputs).logits
@@ -101,6 +106,44 @@ def test_unlogged_steps_carry_no_numbers_and_the_loss_is_the_mean_since_the_last
     assert fifth[4].loss == pytest.approx(mean, rel=1e-6)
     assert fifth[-1].grad_norm == pytest.approx(every[-1].grad_norm, rel=1e-4)
     assert every[-1].tokens == sum(step.step_tokens for step in every) == sum(step.targets for step in every)
+
+
+def test_padding_is_its_share_since_the_last_record(ragged):
+    """Of ragged rows; less by length, and least where micro-batches are of like lengths too."""
+    ways = ["log.every=1steps"], ["log.every=5steps"], ["log.every=5steps", "batch.by_length=true"]
+    every, fifth, sorted_ = (list(Bench(ragged, "duration=10steps", *words).steps()) for words in ways)
+    positions = [step.step_tokens / (1 - step.padding) for step in every]
+    assert fifth[9].padding == pytest.approx(1 - sum(s.step_tokens for s in every[5:10]) / sum(positions[5:10]))
+    assert fifth[8].padding is None and fifth[9].reading(10, 0).values["batch/padding"] == fifth[9].padding
+    shares = [sum(step.padding for step in steps if step.logged) for steps in (fifth, sorted_)]
+    assert shares[1] < 0.3 * shares[0]
+    packed = next(Bench(ragged, "data.pack=true").steps())
+    assert packed.padding is None and "batch/padding" not in packed.reading(10, 0).values
+
+
+def test_filled_micro_batches_are_told_as_they_were(ragged):
+    bench = Bench(ragged, "batch.micro_tokens=200", "duration=10steps")
+    for step in bench.steps():
+        batches = bench.windows.window(bench.plan.step(step.clock - 8))
+        assert (step.accumulation, step.micro_batch) == (len(batches), max(len(batch.labels) for batch in batches))
+
+
+def test_rows_of_like_length_go_on_from_a_checkpoint_as_if_nothing_had_been(ragged, tmp_path):
+    """Stopped inside a block and between two records, with dropout: weights and records bit-identical."""
+    words = ["model=tiny_gpt2", "model.shape.resid_pdrop=0.1", "log.every=3steps", "duration=24steps"]
+    words += ["batch.by_length=true", "batch.micro_tokens=200"]
+    whole, begun, gone_on = (Bench(ragged, *words) for _ in range(3))
+    told = list(whole.steps())
+    progress = Progress(begun.accelerator.device)
+    before = list(begun.steps(progress=progress, stop=lambda: progress.step == 19))
+    state = {"progress": progress.to_dict([float(progress.loss)])}
+    checkpoint = read(save(tmp_path, 19, collect(begun.model, begun.optimizer), state))
+    restore(checkpoint, gone_on.model, gone_on.optimizer)
+    progress = Progress(begun.accelerator.device, checkpoint.state["progress"])
+    after = list(gone_on.steps(progress=progress))
+    assert all(map(torch.equal, whole.model.parameters(), gone_on.model.parameters()))
+    timed = {"seconds": 0.0, "step_seconds": None, "tokens_per_second": None}
+    assert [replace(step, **timed) for step in told] == [replace(step, **timed) for step in before + after]
 
 
 def test_decisions_change_the_batch_between_two_steps(ragged):

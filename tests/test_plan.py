@@ -1,4 +1,5 @@
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -174,7 +175,9 @@ def test_the_launchers_accumulation_must_be_the_plans():
     made, ramp = plan("batch.size=64seq"), plan(*RAMPS["doubling"])
     name = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
     check_environment(made, {}), check_environment(made, {name: "1"}), check_environment(made, {name: "8"})
-    for wrong in (made, {name: "4"}), (ramp, {name: "8"}):
+    filled = plan(*RAGGED, "batch.micro_tokens=512")
+    check_environment(filled, {}), check_environment(filled, {name: "1"})
+    for wrong in (made, {name: "4"}), (ramp, {name: "8"}), (filled, {name: "8"}):
         with pytest.raises(UserError, match="contradicts the plan"):
             check_environment(*wrong)
 
@@ -196,6 +199,46 @@ def test_ragged_rows_are_converted_by_their_mean_and_marked():
     recipe = load(["data.pack=false", "batch.size=1024tok", "duration=32ktok"]).recipe
     made = resolve(recipe, 1, Facts(rows=9000, tokens_per_row=31.7))
     assert made.step(0).global_batch == round(1024 / 31.7) and "≈" in explain(made)
+
+
+RAGGED = ["data.pack=false", "batch.size=64seq"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*RAMPS["doubling"], "data.pack=false", "batch.by_length=true"], "take batch.ramp=null"),
+        (["batch.size=64seq", "batch.by_length=true"], "take data.pack=false, or batch.by_length=false"),
+        (["batch.size=64seq", "batch.micro_tokens=512"], "take data.pack=false, or batch.micro_max"),
+    ],
+)
+def test_what_rows_of_like_length_cannot_go_with_is_told_in_a_line_before_the_data(words, message):
+    (line,) = refused(*words)
+    assert message in line
+    with pytest.raises(UserError, match=re.escape(line)):
+        check(load(["duration=500ktok", "scaling.reference=1024tok", *words]).recipe, 1)
+
+
+def test_micro_batches_of_tokens_are_said_in_words_and_only_divide_over_processes():
+    """As many as fill the tokens: no number of the plan depends on micro_max, and none is made up."""
+    words = [*RAGGED, "batch.micro_tokens=2048", "batch.by_length=true"]
+    made = plan(*words, "batch.micro_max=7", world=4)
+    assert made.step(0).micro_batch is made.step(0).accumulation is None and not made.warnings[1:]
+    text = explain(made)
+    assert "16 sequences × processes 4 = 64 sequences" in text and "micro     ≤ 2,048 tokens, padding included" in text
+    assert "blocks of 16 batches are sorted by length" in text and "accumulation" not in text
+    assert from_dict(made.to_dict()) == made and made.steps == plan(*RAGGED, world=4).steps
+    assert "60 or 65" in refused(*words, world=5)[0]
+    ramp = plan("data.pack=false", "batch.micro_tokens=512", "batch.ramp=linear:8,64,50%", world=2)
+    assert all(phase.batch % 2 == 0 for phase in ramp.phases) and "as filled" in explain(ramp)
+
+
+def test_micro_batches_of_tokens_do_not_make_another_run():
+    digests = [
+        load([*RAGGED, *words]).recipe.digest()
+        for words in ([], ["batch.micro_tokens=512"], ["batch.micro_max=2"], ["batch.by_length=true"])
+    ]
+    assert digests[0] == digests[1] == digests[2] != digests[3]
 
 
 def test_a_plan_comes_back_from_its_json():

@@ -46,9 +46,9 @@ def loaded(tmp_path_factory):
 def first_steps(hfbsz, ragged, loaded, tmp_path_factory):
     """Folders of what tests/first_steps.py saw under each launcher."""
 
-    def run(config, *more, **given):
+    def run(config, *more, split="batch.micro_max=2", **given):
         out = tmp_path_factory.mktemp("steps")
-        words = [out, "tiny", "tiny_gpt2", loaded, *more, "--", TINY, f"data.files={ragged}", "batch.micro_max=2"]
+        words = [out, "tiny", "tiny_gpt2", loaded, *more, "--", TINY, f"data.files={ragged}", split]
         ended = hfbsz(str(ROOT / "tests" / "first_steps.py"), *words, config=config, **given)
         assert ended.code == 0, ended.err
         return out
@@ -57,6 +57,8 @@ def first_steps(hfbsz, ragged, loaded, tmp_path_factory):
         "one process": run(None, plain=True),
         "DDP": run("cpu_2proc.yaml"),
         "FSDP2": run("fsdp2_cpu_2proc.yaml", "tiny:bf16"),
+        "DDP by tokens": run("cpu_2proc.yaml", split="batch.micro_tokens=100"),
+        "FSDP2 by tokens": run("fsdp2_cpu_2proc.yaml", split="batch.micro_tokens=100"),
     }
 
 
@@ -76,6 +78,17 @@ def test_the_gradient_is_that_of_ddp_and_of_one_process(first_steps, model):
     """float32, ragged rows, two micro-batches (four on one process): 1e-6 relative L2."""
     sharded, ddp, single = (gradient(first_steps[name], model) for name in ("FSDP2", "DDP", "one process"))
     assert apart(sharded, single) < 1e-6 and apart(sharded, ddp) < 1e-6 and apart(ddp, single) < 1e-6
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_micro_batches_of_tokens_have_the_same_gradient(first_steps, model):
+    """float32: 1e-6 relative L2. DDP's ranks make 4 and 3 passes; FSDP2's, whose passes are collective, 4 each."""
+    single, whole = (gradient(first_steps[name], model) for name in ("one process", "DDP"))
+    for name, passes in (("DDP by tokens", [4, 3]), ("FSDP2 by tokens", [4, 4])):
+        found = [json.loads((first_steps[name] / f"{model}-{rank}.json").read_text()) for rank in (0, 1)]
+        assert [rank["passes"] for rank in found] == passes and found[0]["third"] == found[1]["third"]
+        assert apart(gradient(first_steps[name], model), single) < 1e-6
+        assert apart(gradient(first_steps[name], model), whole) < 1e-6
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_gradients(first_steps):

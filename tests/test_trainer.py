@@ -11,6 +11,7 @@ from hfbsz.data.rows import prepare
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.loading import load
 from hfbsz.model import build_model
+from hfbsz.resolve import resolve
 from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling
 
 SAME = ["schedule.shape=constant", "schedule.warmup=0seq", "batch.micro_max=4", "optim.lr=1e-3", "log.every=1steps"]
@@ -20,7 +21,8 @@ def trainer_losses(recipe, folder):
     """The Trainer on the rows that our plan takes, one after another, in 2 × 4 sequences."""
     data = prepare(recipe.data, {}, lambda *_: None)
     tokenizer = load_tokenizer(data.tokenizer_path)
-    windows = Windows(data.train, recipe.seed, LanguageModeling(tokenizer.eos_token_id).collate, 0, 1)
+    plan = resolve(recipe, 1, data.facts)
+    windows = Windows(data.train, plan, LanguageModeling(tokenizer.eos_token_id).collate, 0, 1)
     numbers = windows.row_numbers(0, 50 * 8)
     rows = [{"input_ids": data.train[int(number)]} for number in numbers]
 

@@ -1,14 +1,14 @@
 """Which rows a step trains on, and how ranks and micro-batches share them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hfbsz.data.order import Order
+from hfbsz.data.order import LengthOrder, Order
 from hfbsz.data.rows import Rows
-from hfbsz.plan import PlannedStep
+from hfbsz.plan import Plan, PlannedStep
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Batch:
     targets: int  # labels that count
     tokens: int  # input tokens, padding excluded
 
+    @property
+    def positions(self) -> int:
+        """Positions that the model computes, padding included: rows × the longest."""
+        return self.inputs["input_ids"].numel()
+
 
 Collate = Callable[[Sequence[Any]], Batch]  # of rows; None stands for a row without targets
 
@@ -28,12 +33,17 @@ class Windows:
     """The micro-batches of every step, for one rank.
 
     A step takes rows [clock, clock + global_batch) of the order, dealt out micro-batch by micro-batch, so that it
-    trains on the same rows on any number of ranks.
+    trains on the same rows on any number of ranks. With `batch.micro_tokens` ranks get equally many rows of like
+    lengths, and each cuts its own into micro-batches; `equal_counts` (FSDP2) has them make equally many, which they
+    know without a message, for every rank knows all lengths.
     """
 
-    def __init__(self, rows: Rows, seed: int, collate: Collate, rank: int, world_size: int) -> None:
-        self.rows, self.order, self.collate = rows, Order(len(rows), seed), collate
+    def __init__(
+        self, rows: Rows, plan: Plan, collate: Collate, rank: int, world_size: int, equal_counts: bool = False
+    ) -> None:
+        self.rows, self.order, self.collate = rows, _order(rows, plan), collate
         self.rank, self.world_size = rank, world_size
+        self.micro_tokens, self.equal_counts = plan.recipe.batch.micro_tokens, equal_counts
 
     def row_numbers(self, start: int, stop: int) -> np.ndarray:
         """Row numbers of the clocks start … stop−1."""
@@ -42,8 +52,47 @@ class Windows:
     def window(self, planned: PlannedStep) -> list[Batch]:
         """This rank's micro-batches of a step."""
         numbers = self.row_numbers(planned.clock, planned.next_clock)
-        mine = numbers.reshape(planned.accumulation, self.world_size, planned.micro_batch)[:, self.rank]
-        return [self.collate([self.rows[int(number)] for number in micro]) for micro in mine]
+        return [self.collate([self.rows[int(number)] for number in micro]) for micro in self._split(numbers, planned)]
+
+    def _split(self, numbers: np.ndarray, planned: PlannedStep) -> Iterable[np.ndarray]:
+        """This rank's row numbers of a window, micro-batch by micro-batch."""
+        if planned.micro_batch is not None:
+            return numbers.reshape(-1, self.world_size, planned.micro_batch)[:, self.rank]
+        assert self.micro_tokens is not None  # or the plan would name a micro-batch
+        dealt = numbers[deal(self.rows.lengths[numbers], self.world_size)]
+        lengths = self.rows.lengths[dealt]
+        ranks = range(self.world_size) if self.equal_counts else [self.rank]
+        count = max(len(cut(lengths[rank], self.micro_tokens)) for rank in ranks)
+        return np.split(dealt[self.rank], cut(lengths[self.rank], self.micro_tokens, count)[1:])
+
+
+def _order(rows: Rows, plan: Plan) -> Order | LengthOrder:
+    seed = plan.recipe.seed
+    if plan.recipe.batch.by_length:
+        return LengthOrder(rows.lengths, seed, plan.largest_batch, plan.total)
+    return Order(len(rows), seed)
+
+
+def deal(lengths: np.ndarray, ranks: int) -> np.ndarray:
+    """Places of rows (shape [ranks, rows ÷ ranks]), the longest of each rank first: dealt by length there and back, so
+    that ranks get like lengths."""
+    places = np.argsort(-lengths, kind="stable").reshape(-1, ranks)
+    places[1::2] = places[1::2, ::-1].copy()
+    return places.T
+
+
+def cut(lengths: np.ndarray, most: int, count: int = 1) -> list[int]:
+    """Where micro-batches begin among rows that grow shorter, so that rows × longest ≤ `most` tokens (a longer row is
+    alone): as few as that takes, or `count` if that is more (at most one for each row)."""
+    starts, place = [], 0
+    while place < len(lengths):
+        starts.append(place)
+        place += max(1, most // max(1, int(lengths[place])))
+    while len(starts) < count:  # halve the one with the most rows
+        sizes = np.diff([*starts, len(lengths)])
+        largest = int(sizes.argmax())
+        starts.insert(largest + 1, starts[largest] + int(sizes[largest]) // 2)
+    return starts
 
 
 def evaluation_batches(

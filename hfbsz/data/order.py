@@ -1,6 +1,9 @@
-"""The order in which a run sees its rows: a seeded pseudo-random permutation with O(1) memory and O(1) seek."""
+"""The order in which a run sees its rows: a seeded pseudo-random permutation with O(1) memory and O(1) seek, and one
+whose batches hold rows of like length."""
 
 import numpy as np
+
+from hfbsz.plan import BLOCK
 
 SMALL = 1024  # below this a true permutation is as cheap, and uniform
 _ROUNDS = 6
@@ -44,6 +47,40 @@ class Order:
             else:
                 right = right ^ (_mix(left ^ key) & np.uint64(2**self._right - 1))
         return (left << np.uint64(self._right)) | right
+
+
+class LengthOrder:
+    """Row numbers of a run whose batches hold rows of like length, so that little is padded.
+
+    Positions 0 … end−1 of `Order`, `end` being `total` in whole batches, are cut into blocks of 16 batches, the last of
+    which ends with the run: so every block holds the rows that it holds in `Order`. A block is sorted by length
+    (`lengths`, shape [rows]), cut into batches, and its batches are shuffled. A pure function of seed, lengths, batch
+    and total; the block that was read last is kept.
+    """
+
+    def __init__(self, lengths: np.ndarray, seed: int, batch: int, total: int) -> None:
+        self.order = Order(len(lengths), seed)
+        self.lengths, self.batch, self.end = lengths, batch, -(-total // batch) * batch
+        self._kept: tuple[int, np.ndarray] = -1, np.empty(0, np.int64)
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """Row numbers (int64, shape [count]) of the run's positions start … start+count−1; raises ValueError beyond its
+        end."""
+        size, stop = BLOCK * self.batch, start + count
+        if start < 0 or stop > self.end:
+            raise ValueError(f"positions {start} to {stop} of a run of {self.end}")
+        first = start // size
+        blocks = [self._block(number) for number in range(first, -(-stop // size))]
+        return np.concatenate(blocks)[start - first * size : stop - first * size] if count else np.empty(0, np.int64)
+
+    def _block(self, number: int) -> np.ndarray:
+        if self._kept[0] != number:
+            start = number * BLOCK * self.batch
+            rows = self.order.take(start, min(BLOCK * self.batch, self.end - start))
+            batches = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(-1, self.batch)
+            generator = np.random.default_rng((self.order.seed, number, 1))  # the 1: not the generator of an epoch
+            self._kept = number, generator.permutation(batches).ravel()
+        return self._kept[1]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

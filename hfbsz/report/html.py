@@ -92,9 +92,6 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
     best = of_best_weights(run)
     told = last if best is None else best
     tokens, steps, seconds = (run.largest(axis) for axis in (TOKENS, STEPS, SECONDS))
-    accumulation = _range(plan.get("accumulation", ()))
-    accumulation = f"({accumulation})" if "→" in accumulation else accumulation
-    split = (plan.get("micro_batch"), accumulation, plan.get("world_size"))
     return {
         "name": name,
         "colour": style(place)[0],
@@ -118,7 +115,7 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
         "memory": run.largest("perf/peak_memory_bytes"),
         "batch": _range([phase["batch"] for phase in plan.get("phases", ())] or run.values("batch/global")),
         "rate": run.largest("train/learning_rate"),
-        "split": " × ".join(map(str, split)) if all(split) else "–",
+        "split": _split(plan),
         "explanation": _explanation(plan),
         "recipe": run.recipe,
     }
@@ -132,6 +129,17 @@ def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, 
     return [measure for measure in MEASURES if measure[0] in found] + [
         (name, name.removeprefix("eval/"), "own unit", "in its own unit", ".4g") for name in further
     ]
+
+
+def _split(plan: Mapping[str, Any]) -> str:
+    """`8 × (1 → 8) × 2`, or what fills a micro-batch where that is tokens."""
+    tokens = plan.get("recipe", {}).get("batch", {}).get("micro_tokens")
+    if tokens is not None:
+        return f"≤ {tokens:,} tokens × as many × {plan.get('world_size')}"
+    accumulation = _range(plan.get("accumulation", ()))
+    accumulation = f"({accumulation})" if "→" in accumulation else accumulation
+    split = (plan.get("micro_batch"), accumulation, plan.get("world_size"))
+    return " × ".join(map(str, split)) if all(split) else "–"
 
 
 def _explanation(plan: Mapping[str, Any]) -> str:

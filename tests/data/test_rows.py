@@ -165,7 +165,7 @@ def test_a_step_takes_the_same_rows_on_any_number_of_ranks(tmp_path):
     for world in (1, 2, 4):
         made_plan = resolve(recipe, world, data.facts)
         collate = LanguageModeling(0).collate
-        ranks = [Windows(data.train, 0, collate, rank, world) for rank in range(world)]
+        ranks = [Windows(data.train, made_plan, collate, rank, world) for rank in range(world)]
         steps = []
         for planned in made_plan.walk():
             batches = [batch for rank in ranks for batch in rank.window(planned)]

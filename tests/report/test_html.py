@@ -120,6 +120,14 @@ def test_page_shows_what_the_records_say(run: Path) -> None:
     assert "Batch split 8 × (1 → 8) × 1" in text
 
 
+def test_page_says_what_fills_a_micro_batch(tmp_path: Path) -> None:
+    plan = plan_of("batch.micro_tokens=2048", "data.pack=false")
+    records = [
+        record | {"batch/accumulation": 3} if "batch/accumulation" in record else record for record in records_of(plan)
+    ]
+    assert "Batch split ≤ 2,048 tokens × as many × 1" in text_of(page_of(make_run(tmp_path / "run", plan, records)))
+
+
 def test_page_explains_plan_and_recipe(run: Path) -> None:
     text = text_of(page_of(run))
     assert "micro 8 × accumulation 8 × processes 1 = 64 sequences" in text
