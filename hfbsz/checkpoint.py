@@ -1,7 +1,8 @@
 """Checkpoints: a folder `checkpoint-<step>` that is complete or absent.
 
 Written to a temporary folder, synced to the disk, and renamed; `complete.json`, written last, holds the SHA-256 of the
-other files. Weights and optimizer state are safetensors, all else is JSON: nothing in it can run code.
+other files. Weights and optimizer state are safetensors, all else is JSON: nothing in it can run code. Of a model whose
+weights are partly frozen it holds the trained ones, and a sum over the others, which come from where they came from.
 """
 
 import errno
@@ -13,7 +14,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -42,18 +43,24 @@ class Checkpoint:
         return self.path.resolve().parent == folder.resolve()
 
 
-def collect(model: Any, optimizer: Optimizers) -> tuple[Tensors, Tensors, list[dict[str, Any]]] | None:
-    """Weights, optimizer tensors and the optimizer's scalars, whole and on the host, on rank 0; None on the others.
+class Collected(NamedTuple):
+    """Whole and on the host. A tied weight comes once; names are those of the model without its wrappers."""
 
-    All ranks call it. A tied weight comes once; names are those of the model without its wrapper.
-    """
+    weights: Tensors
+    moments: Tensors
+    scalars: list[dict[str, Any]]
+    frozen: str | None
+
+
+def collect(model: Any, optimizer: Optimizers) -> Collected | None:
+    """What a checkpoint holds of model and optimizer, on rank 0; None on the others. All ranks call it."""
     main = not dist.is_initialized() or dist.get_rank() == 0
     weights, moments = _weights(model), optimizer.tensors(_names(model))
     found = [{name: _host(whole(tensor), main) for name, tensor in each.items()} for each in (weights, moments)]
     if not main:
         return None
     kept = [{name: tensor for name, tensor in each.items() if tensor is not None} for each in found]
-    return kept[0], kept[1], optimizer.scalars()
+    return Collected(kept[0], kept[1], optimizer.scalars(), _frozen(model))
 
 
 def _host(tensor: torch.Tensor, main: bool) -> torch.Tensor | None:
@@ -61,10 +68,23 @@ def _host(tensor: torch.Tensor, main: bool) -> torch.Tensor | None:
 
 
 def _weights(model: Any) -> Tensors:
-    """Parameters and buffers that belong to the saved model."""
+    """Parameters that are trained and buffers that belong to the saved model."""
     persistent = model.state_dict().keys()
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in persistent}
-    return {_bare(name): tensor for name, tensor in (*model.named_parameters(), *buffers.items())}
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return {_bare(name): tensor for name, tensor in (*trained.items(), *buffers.items())}
+
+
+def _frozen(model: Any) -> str | None:
+    """A hash of the sums over the bits of every weight that is not trained, equal on every device; None where there is
+    none."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = {
+        _bare(name): int(weight.detach().view(integers[weight.element_size()]).sum(dtype=torch.int64))
+        for name, weight in model.named_parameters()
+        if not weight.requires_grad
+    }
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest() if sums else None
 
 
 def _names(model: Any) -> dict[int, str]:
@@ -72,22 +92,21 @@ def _names(model: Any) -> dict[int, str]:
 
 
 def _bare(name: str) -> str:
-    """A weight's name without what wrappers put before it."""
-    return name.removeprefix("module.").removeprefix("_orig_mod.")
+    """A weight's name without what wrappers put before it (DDP, torch.compile, peft)."""
+    return name.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("base_model.model.")
 
 
-def save(
-    folder: Path, step: int, collected: tuple[Tensors, Tensors, list[dict[str, Any]]], state: Mapping[str, Any]
-) -> Path:
+def save(folder: Path, step: int, collected: Collected, state: Mapping[str, Any]) -> Path:
     """Write `checkpoint-<step>` whole or not at all. Raises OSError where the disk is full or cannot be written."""
-    weights, moments, scalars = collected
+    weights, moments, scalars, frozen = collected
     final, partial = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.tmp"
+    own = {"optimizer": scalars, "frozen": frozen}
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         save_file(weights, partial / _FILES[0], metadata={"format": "pt"})
         save_file(moments, partial / _FILES[1])
-        (partial / _FILES[2]).write_text(json.dumps({"format": _FORMAT, **state, "optimizer": scalars}))
+        (partial / _FILES[2]).write_text(json.dumps({"format": _FORMAT, **state, **own}))
         sums = {name: _sum(partial / name) for name in _FILES}
         (partial / _MARK).write_text(json.dumps(sums))
         for path in (*partial.iterdir(), partial):
@@ -171,6 +190,11 @@ def restore(checkpoint: Checkpoint | None, model: Any, optimizer: Optimizers) ->
 
     Raises UserError where the checkpoint is of another model or optimizer.
     """
+    if _agreed(checkpoint and checkpoint.state.get("frozen")) != _frozen(model):
+        raise UserError(
+            f"{_where(checkpoint)}: of another model: the weights that are not trained, which it does not hold, have "
+            "changed since: bring them back (model.path), or start anew with resume=never"
+        )
     try:
         with torch.no_grad():
             _fill(_weights(model), checkpoint, _FILES[0])
@@ -182,8 +206,12 @@ def restore(checkpoint: Checkpoint | None, model: Any, optimizer: Optimizers) ->
             )
             optimizer.load({_bare(name): weight for name, weight in model.named_parameters()}, moments, scalars)
     except (LookupError, RuntimeError, SafetensorError) as problem:
-        where = checkpoint.path if checkpoint is not None else "the checkpoint"
-        raise UserError(f"{where}: of another model or optimizer: {str(problem).splitlines()[0]}") from None
+        reason = str(problem).splitlines()[0]
+        raise UserError(f"{_where(checkpoint)}: of another model or optimizer: {reason}") from None
+
+
+def _where(checkpoint: Checkpoint | None) -> str:
+    return str(checkpoint.path) if checkpoint is not None else "the checkpoint"
 
 
 def _fill(targets: Tensors, checkpoint: Checkpoint | None, file: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -82,6 +82,15 @@ class Model(_Part):
     shape: dict[str, Any] | None = Field(None, description="model_type and the fields of its transformers config")
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation")
     compile: bool = Field(False, description="torch.compile the model")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Model":
+        named = [name for name in ("path", "package", "shape") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} are two models: name one (null takes one back)")
+        if (self.package is None) != (self.file is None):
+            raise ValueError("package and file go together: the wheel, and the path of the model inside it")
+        return self
 
 
 class Data(_Part):
@@ -340,9 +349,11 @@ class Recipe(_Part):
 
 
 def fields(part: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, pydantic field) of every field of a recipe."""
+    """(dotted name, pydantic field) of every field of a recipe; a part that may be null is a field too."""
     for name, info in part.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from fields(info.annotation, f"{prefix}{name}.")
-        else:
+        options = get_args(info.annotation) or (info.annotation,)
+        inner = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not inner or len(options) > 1:
             yield prefix + name, info
+        for option in inner:
+            yield from fields(option, f"{prefix}{name}.")

@@ -75,6 +75,7 @@ class _Resolver:
         mean_ratio = sum(phase.batch**2 * phase.steps for phase in phases) / consumed / reference
         betas, eps = tuning.betas_and_eps(self.ledger, rule, mean_ratio)
         self.check_schedule_free()
+        self.check_lora()
         self.refuse_if_any()
         return Plan(
             self.recipe, self.world, self.facts, self.tokens_per_row, total, shape, phases, micro_batch, reference,
@@ -240,6 +241,13 @@ class _Resolver:
         if self.recipe.optim.name == "schedule_free" and self.recipe.schedule.shape != "constant":
             self.warnings.append(
                 "schedule_free averages weights in place of a decay (Defazio et al. 2024): schedule.shape=constant"
+            )
+
+    def check_lora(self) -> None:
+        if self.recipe.model.lora is not None and self.recipe.optim.name == "muon":
+            self.errors.append(
+                "optim.name: muon makes updates of whole matrices orthogonal, model.lora trains factors of them: "
+                "optim.name=adamw"
             )
 
     def check_rising(self, thresholds: Sequence[tuple[float, int]]) -> None:

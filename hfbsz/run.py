@@ -26,9 +26,10 @@ from hfbsz.keeping import Keeping, final_of, state_of
 from hfbsz.loading import Loaded
 from hfbsz.loop import Evaluation, Progress, evaluate, train
 from hfbsz.measure.overfit import Watch
-from hfbsz.model import build_model, count_parameters, tokenizer_of
+from hfbsz.model import build_model, count_parameters, merged, tokenizer_of
 from hfbsz.optimizers import build_optimizer
 from hfbsz.plan import Facts
+from hfbsz.pretrained import notes_of
 from hfbsz.ranks import (
     make_accelerator,
     on_all,
@@ -59,6 +60,11 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
         raise UserError(
             f"optim.name: {loaded.recipe.optim.name} has not been tried on weights that ranks share (FSDP2): "
             "take adamw, or launch with DDP (accelerate_configs/ddp.yaml)"
+        )
+    if sharding is not None and loaded.recipe.model.lora is not None:
+        raise UserError(
+            "model.lora: it has not been tried on weights that ranks share (FSDP2): launch with DDP "
+            "(accelerate_configs/ddp.yaml)"
         )
     accelerator = make_accelerator(loaded.recipe)
     console = Console() if accelerator.is_main_process else None
@@ -143,7 +149,7 @@ class _Run:
         check_environment(self.plan, os.environ)
         self.keeping.fit(self.plan, self.data.facts.data_hash)
         if console is not None:
-            console.plan(loaded.name, self.plan, self.data.notes)
+            console.plan(loaded.name, self.plan, (*self.data.notes, *notes_of(self.recipe.model)))
         classes = self.data.counts.get("labels")  # of a classifier
         self.tokenizer = load_tokenizer(self.data.tokenizer_path, needs_end=classes is None)
         length = self.recipe.data.sequence_length
@@ -358,7 +364,7 @@ class _Run:
         path = folder.path
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with self.optimizer.averaged():
-            model.save_pretrained(path, state_dict=weights)
+            merged(model).save_pretrained(path, state_dict=weights)
         self.tokenizer.save_pretrained(path)
         told = reached(self.recipe, self.plan, self.data.counts["sets"][""], last, final, self.skipped)
         names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))

@@ -94,7 +94,7 @@ def help_text(loaded: Loaded) -> str:
     for name, info in fields():
         value: Any = values
         for key in name.split("."):
-            value = value[key]
+            value = None if value is None else value[key]
         origins = {origin for key, origin in loaded.sources.items() if f"{key}.".startswith(f"{name}.")}
         source = ", ".join(sorted(origins)) or "default"
         shown = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value

@@ -58,7 +58,7 @@ def finetune(words: list[str], repeats: int, steps: int) -> bool:
     for name, seen in speeds.items():
         ratios = [mine / theirs for mine, theirs in zip(ours, seen, strict=True)]
         print(
-            f"{name:<28} {statistics.median(seen):7.1f} rows/s (median of {repeats}; {min(seen):.1f} to {max(seen):.1f}), "
+            f"{name:<26} {statistics.median(seen):7.1f} rows/s ({repeats} times, {min(seen):.1f} to {max(seen):.1f}); "
             f"hfbsz is {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
         )
     return all(statistics.median(ours) >= statistics.median(seen) for seen in speeds.values())

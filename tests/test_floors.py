@@ -17,7 +17,7 @@ FLOORS = [
     {"tuning"},
     {"resolve", "explain"},
     {"data", "sharding"},
-    {"optimizers"},
+    {"optimizers", "pretrained"},
     {"model"},
     {"tasks"},
     {"folder", "loop", "checkpoint"},
@@ -36,6 +36,7 @@ ALLOWED = {
     "pydantic": {"recipe", "loading", "schema"},
     "accelerate": {"loop", "keeping", "ranks", "reports", "run"},
     "rich": {"report"},
+    "peft": {"model"},
 }
 REPORT_MAY_KNOW = {"record", "plan", "resolve", "explain", "amounts", "errors", "folder"}
 

@@ -1,12 +1,14 @@
-"""Models by shape: the sizes that their presets promise."""
+"""Models by shape and by weights, language models and classifiers: what they promise, and what is refused in a line."""
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from small_models import logits, rows, small_model, small_tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hfbsz.errors import UserError
 from hfbsz.loading import load
-from hfbsz.model import _config, count_parameters
+from hfbsz.model import _config, build_model, count_parameters, tokenizer_of
+from hfbsz.recipe import Model
 
 SIZES = {  # all weights, and those outside embeddings and head
     "tiny": (1.05e6, 0.79e6),
@@ -16,6 +18,33 @@ SIZES = {  # all weights, and those outside embeddings and head
     "llama_360m": (361.8e6, 314.6e6),
     "qwen3_0_6b": (596.0e6, 440.5e6),
 }
+LABELS = ["rotten", "fresh"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of small models by kind, made once."""
+    made = {}
+
+    def folder(kind, **given):
+        key = (kind, *given.items())
+        if key not in made:
+            made[key] = small_model(tmp_path_factory.mktemp(kind), kind, **given)
+        return str(made[key])
+
+    return folder
+
+
+def refused(tokenizer, labels=None, sequence_length=16, **wanted) -> str:
+    with pytest.raises(UserError) as caught:
+        build_model(Model(**wanted), tokenizer, 0, sequence_length, labels)
+    (line,) = caught.value.lines
+    return line
 
 
 @pytest.mark.parametrize("preset", SIZES)
@@ -38,3 +67,83 @@ def test_a_model_that_cannot_be_counted_is_one_line(tmp_path):
         with pytest.raises(UserError) as caught:
             count_parameters(load([f"model.path={path}"]).recipe.model, 2048)
         assert len(caught.value.lines) == 1 and "cannot be loaded" in caught.value.lines[0]
+
+
+def test_bf16_weights_are_trained_in_float32(folders, tokenizer):
+    saved, plain = folders("llama", dtype=torch.bfloat16), folders("llama")
+    model = build_model(Model(path=saved), tokenizer, 0, 16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    exact = AutoModelForCausalLM.from_pretrained(plain)
+    pairs = zip(model.parameters(), exact.parameters(), strict=True)
+    assert all(torch.equal(weight, other.to(torch.bfloat16).float()) for weight, other in pairs)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "distilbert"])
+def test_labels_make_a_classifier(folders, tokenizer, kind, tmp_path):
+    """From a language model's weights, or from its shape; and it comes back from the disk as it is."""
+    path = folders(kind, labels=0 if kind != "distilbert" else 3)
+    shape = {"model_type": kind, **load(["model=tiny"]).recipe.model.shape} if kind == "llama" else None
+    for wanted in [Model(path=path), *([Model(shape=shape | {"model_type": kind})] if shape else [])]:
+        first, again, other = (build_model(wanted, tokenizer, seed, 16, LABELS) for seed in (0, 0, 1))
+        assert first.config.id2label == {0: "rotten", 1: "fresh"} and first.config.label2id["fresh"] == 1
+        assert logits(first).shape == (3, 2) and torch.equal(logits(first), logits(again))
+        assert not torch.equal(logits(first), logits(other))
+        assert first.config.problem_type == "single_label_classification"
+        first.save_pretrained(tmp_path)
+        assert torch.equal(logits(AutoModelForSequenceClassification.from_pretrained(tmp_path)), logits(first))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_padding_does_not_move_a_classifier_that_looks_at_the_last_token(folders, tokenizer, kind):
+    wanted = Model(path=folders(kind, pad_token_id=None))
+    model = build_model(wanted, tokenizer, 0, 16, LABELS).eval()
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    plain = rows()
+    padded = {
+        "input_ids": torch.nn.functional.pad(plain["input_ids"], (0, 3), value=tokenizer.pad_token_id),
+        "attention_mask": torch.nn.functional.pad(plain["attention_mask"], (0, 3)),
+    }
+    with torch.no_grad():
+        assert torch.allclose(model(**padded).logits, model(**plain).logits, atol=1e-6)
+
+
+def test_a_head_is_kept_where_the_labels_are_as_many(folders, tokenizer):
+    path = folders("bert", labels=2)
+    saved = AutoModelForSequenceClassification.from_pretrained(path)
+    kept, new = (build_model(Model(path=path), tokenizer, 0, 16, labels) for labels in (LABELS, ["a", "b", "c"]))
+    assert torch.equal(logits(kept), logits(saved)) and logits(new).shape == (3, 3)
+    below = "bert.encoder.layer.1.output.dense.weight"
+    assert torch.equal(new.get_parameter(below), saved.get_parameter(below))
+
+
+def test_an_encoder_is_no_language_model_and_a_decoder_is(folders, tokenizer):
+    assert "bert lets a token see those that come after it" in refused(tokenizer, path=folders("bert"))
+    assert build_model(Model(path=folders("gpt_neox")), tokenizer, 0, 16).config.is_decoder is False
+
+
+@pytest.mark.parametrize(
+    ("wanted", "labels", "message"),
+    [
+        ({"path": "{bert2}"}, None, "lacks weights of"),  # a classifier's folder holds no language model's head
+        ({"path": "{pickled}"}, LABELS, "does not appear to have a file named model.safetensors"),
+        ({"path": "nowhere"}, LABELS, "model.path: 'nowhere' cannot be loaded"),
+        ({"shape": {"model_type": "distilbert"}}, None, "transformers has no causal language model of 'distilbert'"),
+        ({"shape": {"model_type": "mamba"}}, LABELS, "transformers has no classifier of 'mamba'"),
+        ({}, None, "model: name a preset (model=tiny)"),
+        ({"path": "{llama}"}, LABELS, "data.sequence_length: 512 is beyond the model's window of 256"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(folders, tokenizer, tmp_path, wanted, labels, message):
+    if wanted.get("path", "").startswith("{"):
+        pickled = tmp_path / "pickled"
+        pickled.mkdir()
+        AutoModelForCausalLM.from_pretrained(folders("llama")).config.save_pretrained(pickled)
+        (pickled / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+        named = {"bert2": folders("bert", labels=2), "pickled": pickled, "llama": folders("llama")}
+        wanted = {"path": wanted["path"].format(**named)}
+    length = 512 if "512" in message else 16
+    assert message in refused(tokenizer, labels, length, **wanted)
+
+
+def test_weights_bring_their_tokenizer():
+    assert tokenizer_of(Model(path="some/folder")) == "some/folder" and tokenizer_of(Model(shape={})) is None

