@@ -109,7 +109,7 @@ def test_unlogged_steps_carry_no_numbers_and_the_loss_is_the_mean_since_the_last
 
 
 def test_padding_is_its_share_since_the_last_record(ragged):
-    """Of ragged rows; less by length, and least where micro-batches are of like lengths too."""
+    """Of ragged rows alone; by length it is a fraction."""
     ways = ["log.every=1steps"], ["log.every=5steps"], ["log.every=5steps", "batch.by_length=true"]
     every, fifth, sorted_ = (list(Bench(ragged, "duration=10steps", *words).steps()) for words in ways)
     positions = [step.step_tokens / (1 - step.padding) for step in every]
