@@ -125,7 +125,7 @@ def test_an_encoder_is_no_language_model_and_a_decoder_is(folders, tokenizer):
     ("wanted", "labels", "message"),
     [
         ({"path": "{bert2}"}, None, "lacks weights of"),  # a classifier's folder holds no language model's head
-        ({"path": "{pickled}"}, LABELS, "does not appear to have a file named model.safetensors"),
+        ({"path": "{pickled}"}, LABELS, "no file named model.safetensors"),
         ({"path": "nowhere"}, LABELS, "model.path: 'nowhere' cannot be loaded"),
         ({"shape": {"model_type": "distilbert"}}, None, "transformers has no causal language model of 'distilbert'"),
         ({"shape": {"model_type": "mamba"}}, LABELS, "transformers has no classifier of 'mamba'"),
