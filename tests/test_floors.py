@@ -24,7 +24,7 @@ FLOORS = [
     {"ranks"},
     {"metrics", "measure"},
     {"report"},
-    {"keeping", "reports"},
+    {"ending", "keeping", "reports"},
     {"run"},
     {"cli", "experiment"},
 ]

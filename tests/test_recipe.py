@@ -133,7 +133,8 @@ def test_every_recipe_loads_and_says_what_it_shows():
     for path in (ROOT / "recipes").glob("*.yaml"):
         head = path.read_text().splitlines()[:3]
         assert all(line.startswith("# ") for line in head), path
-        assert re.search(rf"^# accelerate launch .*scripts/pretrain.py recipe={path.stem}$", head[1])
+        script = "pretrain" if load([f"recipe={path.stem}"]).recipe.task == "language_modeling" else "finetune"
+        assert re.search(rf"^# accelerate launch .*scripts/{script}.py recipe={path.stem}( model.path=\S+)?$", head[1])
         assert "Expect: " in head[2]
         assert load([f"recipe={path.stem}"]).recipe != Recipe()
 
@@ -144,7 +145,8 @@ def test_every_recipe_has_a_plan_on_one_process_and_on_eight(path, world):
     recipe = load([f"recipe={path.stem}"]).recipe
     if recipe.batch.start is not None and recipe.batch.start.value < world:
         pytest.skip("its first batch is smaller than that")
-    made = resolve(recipe, world, Facts(parameters=106_000_000))
+    facts = {} if recipe.task == "language_modeling" else {"rows": recipe.data.rows or 5000, "tokens_per_row": 30.0}
+    made = resolve(recipe, world, Facts(parameters=106_000_000, **facts))
     assert made.steps > 0 and explain(made)
 
 
