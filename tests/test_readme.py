@@ -65,7 +65,7 @@ def test_every_other_command_names_what_exists():
             (ROOT / word).exists() for word in words if word.startswith(("scripts/", "accelerate_configs/", "sweeps/"))
         )
         fields = [word for word in words if "=" in word and not word.startswith(("out=", "picture=", "world_size="))]
-        if "scripts/pretrain.py" in words:
+        if {"scripts/pretrain.py", "scripts/finetune.py"} & set(words):
             load(fields)
 
 
