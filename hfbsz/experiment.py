@@ -73,10 +73,10 @@ def refuse_shared_folders(wanted: Sequence[Arm]) -> None:
 
 
 def run_all(
-    wanted: Sequence[Arm], script: Path, jobs: int, launch: Sequence[str], report: Callable[[Arm, str], None]
+    wanted: Sequence[Arm], scripts: Path, jobs: int, launch: Sequence[str], report: Callable[[Arm, str], None]
 ) -> None:
-    """Run what is not finished, `jobs` at a time; `report` hears of every arm's end. A run's output goes to
-    `<folder>.log`."""
+    """Run what is not finished by the folder `scripts`, `jobs` at a time; `report` hears of every arm's end. A run's
+    output goes to `<folder>.log`."""
     threads = [f"threads={max(1, cpu_cores() // jobs)}"] if jobs > 1 else []
 
     def one(arm: Arm) -> None:
@@ -84,7 +84,8 @@ def run_all(
             return report(arm, "finished earlier")
         arm.folder.parent.mkdir(parents=True, exist_ok=True)
         with arm.folder.with_name(f"{arm.folder.name}.log").open("w") as log:
-            command = [*launch, str(script), *arm.words, *threads]
+            job = "pretrain" if arm.loaded.recipe.task == "language_modeling" else "finetune"
+            command = [*launch, str(scripts / f"{job}.py"), *arm.words, *threads]
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
         report(arm, "finished" if code == 0 else f"failed, see {log.name}")
 

@@ -2,9 +2,9 @@
 
     python scripts/compare.py recipe=small_batch_pretrain,large_batch seed=0,1,2 [key.path=a,b …]
 
-Every combination is an ordinary run of scripts/pretrain.py; finished ones are not repeated. Options: jobs=N runs at a
-time (1), launch=accelerate|python (accelerate), out=FILE.json for the table,
-picture=FILE.png for loss over steps.
+Every combination is an ordinary run of scripts/pretrain.py, or of scripts/finetune.py where its task asks for that;
+finished ones are not repeated. Options: jobs=N runs at a time (1), launch=accelerate|python (accelerate), out=FILE.json
+for the table, picture=FILE.png for loss over steps.
 """
 
 import json
@@ -36,8 +36,7 @@ def main(words: list[str]) -> int:
         done += 1
         print(f"[{done}/{len(wanted)}] {' '.join(arm.choices)}: {ended} ({arm.folder})", flush=True)
 
-    script = Path(__file__).with_name("pretrain.py")
-    run_all(wanted, script, int(options["jobs"]), launcher(options["launch"]), report)
+    run_all(wanted, Path(__file__).parent, int(options["jobs"]), launcher(options["launch"]), report)
     rows = table(wanted)
     width = max(len(str(row["choices"])) for row in rows)
     print(f"\n{'':<{width}}  runs  loss (nats/target)      sd  bits/byte   steps  training (s)")
@@ -58,7 +57,7 @@ _COLUMNS = (("loss", "18.4f"), ("loss_sd", "6.4f"), ("bits_per_byte", "9.4f"), (
 
 def _cell(value: object, form: str) -> str:
     width = form.split(".")[0].split(",")[0].rstrip("fd")
-    return f"{'–':>{width}}" if value is None else f"{value:>{form}}"
+    return f"{'–':>{width}}" if value is None or value != value else f"{value:>{form}}"
 
 
 if __name__ == "__main__":
