@@ -172,7 +172,7 @@ def _with_lora(model: Any, wanted: Model, lora: Lora, labels: Sequence[str] | No
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM if labels is None else TaskType.SEQ_CLS,
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number does
         lora_dropout=lora.dropout,
         target_modules=targets,
         modules_to_save=heads or None,
@@ -212,9 +212,7 @@ def merged(model: Any) -> Any:
     """
     if not hasattr(model, "merge_and_unload"):
         return model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    changed = {id(w) for part in model.modules() if isinstance(part, BaseTunerLayer) for w in part.parameters()}
+    changed = {id(weight) for part in model.modules() if hasattr(part, "base_layer") for weight in part.parameters()}
     copies = {
         id(weight): weight
         if weight.device.type == "cpu" and id(weight) not in changed

