@@ -167,7 +167,7 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _put(values: dict, key: str, value: Any, source: str, sources: dict, errors: list[str]) -> None:
     known = [name for name, _ in fields()]
-    free = ("model.shape", "model.lora", "data.skip", "eval.sets")  # mappings whose keys are the user's
+    free = ("model.shape", "data.skip", "eval.sets")  # mappings whose keys are the user's
     if key not in known and not key.startswith(tuple(f"{name}." for name in free)):
         inside = [name for name in known if name.startswith(f"{key}.")]
         hint = (

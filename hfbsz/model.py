@@ -3,11 +3,13 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from hfbsz.data.tokenizer import holds_tokenizer
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.pretrained import field_of, location, quiet
 from hfbsz.recipe import Lora, Model
@@ -43,8 +45,10 @@ def build_model(
 
 
 def tokenizer_of(wanted: Model) -> str | None:
-    """The folder or Hub id of the tokenizer that the weights were trained with; None for a new model."""
-    return location(wanted)
+    """The folder or Hub id of the tokenizer that the weights were trained with; None for a new model, and for a folder
+    that holds weights alone."""
+    where = location(wanted)
+    return None if where is not None and Path(where).is_dir() and not holds_tokenizer(Path(where)) else where
 
 
 def _auto(labels: Sequence[str] | None) -> Any:

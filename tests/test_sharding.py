@@ -28,15 +28,14 @@ def test_an_optimizer_that_was_not_tried_on_shared_weights_is_refused(monkeypatc
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """A preset that names a folder of saved weights, one of them missing: drawn anew, alike on every rank."""
+    """A preset that names a folder of saved weights, without a tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(5)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=256, **shape))
-    without_head = {name: weight for name, weight in model.state_dict().items() if name != "lm_head.weight"}
-    model.save_pretrained(folder, state_dict=without_head)
+    model.save_pretrained(folder)
     preset = folder / "loaded.yaml"
     preset.write_text(f"path: {folder}\n")
     return preset

@@ -51,6 +51,10 @@ def load_tokenizer(name: str | Path, needs_end: bool = True) -> Any:
     return tokenizer
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in (*_COMPLETE, "vocab.json", "merges.txt"))
+
+
 def tokenizer_files(name: str | None) -> list[Path]:
     """The files that decide what a tokenizer's folder gives; none for a Hub id."""
     if name is None or not Path(name).is_dir():

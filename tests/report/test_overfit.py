@@ -246,5 +246,5 @@ class TestMeasures:
         console.evaluation(Reading("eval", 32, 512, 16_077, 14.0, values))
         console.evaluation(Reading("eval", 320, 5120, 160_768, 140.0, {"eval/loss": 0.61, "eval/best": 1}))
         first, second = out.getvalue().splitlines()
-        assert first.endswith("validation loss 0.6000 nats/target  accuracy 0.742  gap to the training rows +0.2500")
+        assert first.endswith("validation loss 0.6000 nats/target  accuracy 0.742  training rows 0.3500 (gap +0.2500)")
         assert second.endswith("validation loss 0.6100 nats/target  (best weights)")
