@@ -144,15 +144,8 @@ def test_dialogue_tuning_of_a_pretrained_run(hfbsz, ragged, tmp_path):
     base, folder, talk = tmp_path / "base", tmp_path / "talk", tmp_path / "talk.jsonl"
     pretrained = hfbsz("pretrain.py", TINY, f"data.files={ragged}", f"output_dir={base}", plain=True)
     assert pretrained.code == 0, pretrained.err
-    lines = [
-        {
-            "talk": [
-                f"parse argument {n}?",
-                f"the parser adds argument {n} and returns it, or it exits with an error and the usage",
-            ]
-        }
-        for n in range(60)
-    ]
+    answer = "the parser adds argument {} and returns it, or it exits with an error and the usage"
+    lines = [{"talk": [f"parse argument {n}?", answer.format(n)]} for n in range(60)]
     talk.write_text("\n".join(map(json.dumps, lines)))
     words = ["recipe=tests/finetune.yaml", "task=instruction", f"model.path={base}", f"data.files={talk}"]
     words += ["data.messages=talk", "batch.size=8seq", "duration=80steps", "optim.lr=3e-3", "eval.every=25%"]
