@@ -82,7 +82,7 @@ def render(messages: Sequence[Message], tokenizer: Any) -> Rendered:
     answers = []
     whole = upto(len(messages), False)
     for number, message in enumerate(messages):
-        if message["role"] == "assistant":
+        if message["role"] == "assistant" and number:  # what opens a conversation answers nothing
             before, after = upto(number, True), upto(number + 1, False)
             if not (after.startswith(before) and whole.startswith(after)):
                 raise ValueError("the tokenizer's chat template rewrites earlier turns: take another tokenizer")

@@ -59,6 +59,11 @@ def test_the_answers_are_marked_and_nothing_else():
     assert [text[start:end] for start, end in answers] == [" hello</s>\n", " see you</s>\n"]
 
 
+def test_an_opening_by_the_assistant_is_context():
+    text, answers = render(PLAIN[1:], tokenizer(TEMPLATE))
+    assert text.startswith("Assistant: hello") and [text[start:end] for start, end in answers] == [" see you</s>\n"]
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused():
     rewriting = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(ValueError, match="rewrites earlier turns"):
