@@ -199,8 +199,8 @@ class ExampleBuilder:
             self.notes.append(f"{len(leaks):,} training rows stand in validation too: {done}")
             if drop:
                 sets[TRAIN] = [example for example in sets[TRAIN] if _key(example) not in held]
+        trained = {_key(example) for example in sets[TRAIN]}
         for name in (name for name in sets if name not in (TRAIN, "")):
-            trained = {_key(example) for example in sets[TRAIN]}
             shared = sum(_key(example) in trained for example in sets[name])
             if shared:
                 self.notes.append(f"{shared:,} rows of eval.sets.{name} stand in the training rows too: kept")
