@@ -79,7 +79,7 @@ def _ladder(runs: Runs, measures: Sequence[str], wanted: Callable[[Arm], bool], 
     """
     count = {arm: min(len(numbers(runs, arm, measure)) for measure in measures) for arm in runs}
     best: dict[tuple[bool, int], Arm] = {}
-    for arm in sorted(runs, key=lambda arm: (-count[arm], arm.accumulation)):
+    for arm in sorted(runs, key=lambda arm: (-count[arm], arm.accumulation or 1)):
         if not arm.grows and count[arm] and wanted(arm):
             best.setdefault((arm.decays, arm.batch), arm)
     ladders = []
@@ -174,7 +174,7 @@ def _accumulation(runs: Runs, smallest: Smallest) -> list[Case]:
         (many.accumulation / few.accumulation, few.batch, few, many)
         for few in runs
         for many in runs
-        if many.accumulation > few.accumulation
+        if many.accumulation and few.accumulation and many.accumulation > few.accumulation
         and replace(many, accumulation=few.accumulation, micro_batch=few.micro_batch) == few
         and all(numbers(runs, arm, measure) for arm in (few, many) for measure in _COSTS)
     ]

@@ -16,8 +16,8 @@ class Arm:
 
     batch: int  # the largest global batch, sequences
     learning_rate: float  # the peak, at that batch
-    micro_batch: int  # sequences of one forward pass on one device
-    accumulation: int = 1  # passes per optimizer step, at the largest batch
+    micro_batch: int | None  # sequences of one forward pass on one device; None: as many as fill so many tokens
+    accumulation: int | None = 1  # passes per optimizer step, at the largest batch
     rule: str = "none"  # by which the rate followed the batch from its reference; none: it did not
     tuned: bool = False  # whether the rate is the best of several tried on this very arm
     start: int | None = None  # the first global batch of a ramp, sequences; None: the batch is fixed
@@ -42,7 +42,7 @@ class Trial:
     arm: Arm
     seed: int
     best_loss: float | None = None  # validation, nats/target
-    final_loss: float | None = None  # validation, nats/target
+    final_loss: float | None = None  # validation, of the model that the run keeps, nats/target
     gap: float | None = None  # validation − training loss, both in evaluation mode, nats/target
     shifted_loss: float | None = None  # on text of another kind, nats/target
     accuracy: float | None = None  # share
