@@ -52,6 +52,21 @@ def claim(folder: Path, if_busy: str, if_unwritable: str) -> FileLock:
     return lock
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a run is at work in a folder."""
+    if not (folder / ".lock").is_file():
+        return False
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
+
+
 class RunFolder:
     """The folder of a run while rank 0 holds it: `finished`, or to be begun."""
 

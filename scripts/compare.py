@@ -1,63 +1,68 @@
-"""Run the product of lists of values and lay the results side by side.
+"""Compare batch sizes: run the product of lists of values and show what it bears out.
 
-    python scripts/compare.py recipe=small_batch_pretrain,large_batch seed=0,1,2 [key.path=a,b …]
+    python scripts/compare.py recipe=small_batch batch.size=4seq,16seq,64seq scaling.rule=none,sqrt seed=0,1,2
+    python scripts/compare.py NAME [key.path=a,b …]        NAME: a file of recipes/comparisons
 
-Every combination is an ordinary run of scripts/pretrain.py, or of scripts/finetune.py where its task asks for that;
-finished ones are not repeated. Options: jobs=N runs at a time (1), launch=accelerate|python (accelerate), out=FILE.json
-for the table, picture=FILE.png for loss over steps.
+Every combination is an ordinary run of scripts/pretrain.py, or of scripts/finetune.py where its task asks for that.
+Finished runs are not repeated, and a comparison that was cut off goes on where it was. Its page, comparisons/NAME/
+report.html, shows how far it is and what has come out.
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
-from hfbsz.errors import UserError, complain
-from hfbsz.experiment import Arm, arms, launcher, refuse_shared_folders, run_all, table
+from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, UserError, complain
+from hfbsz.experiment.request import OPTIONS, Request, parse
 
 
 def main(words: list[str]) -> int:
-    options = {"jobs": "1", "launch": "accelerate", "out": "", "picture": ""}
-    options |= {key: value for key, _, value in (w.partition("=") for w in words) if key in options}
-    rest = [word for word in words if word.partition("=")[0] not in options]
-    if not any(word.startswith("recipe=") for word in rest):
-        print(__doc__)
-        return 2
-    if not options["jobs"].isdigit() or int(options["jobs"]) < 1 or options["launch"] not in ("accelerate", "python"):
-        return complain(["jobs= is a whole number above 0, launch= is accelerate or python"])
+    if not words or "--help" in words:
+        print(f"{__doc__}\noptions:")
+        print("\n".join(f"  {name + '=':<10} {what}" for name, what in OPTIONS.items()))
+        return 0 if words else MISUSED
     try:
-        wanted = list(arms(rest))
-        refuse_shared_folders(wanted)
+        request = parse(words)
+        from hfbsz.experiment.conduct import Conductor  # matplotlib, only once the words are right
+        from hfbsz.report.console import Console
+
+        console = Console()
+        conductor = Conductor(request, Path(__file__).parent, console)
     except UserError as problem:
         return complain(problem.lines)
-    done = 0
 
-    def report(arm: Arm, ended: str) -> None:
-        nonlocal done
-        done += 1
-        print(f"[{done}/{len(wanted)}] {' '.join(arm.choices)}: {ended} ({arm.folder})", flush=True)
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        console.line(f"{signal.Signals(number).name}: the runs at work end with a checkpoint; the same command goes on")
+        conductor.launcher.stop()
 
-    run_all(wanted, Path(__file__).parent, int(options["jobs"]), launcher(options["launch"]), report)
-    rows = table(wanted)
-    width = max(len(str(row["choices"])) for row in rows)
-    print(f"\n{'':<{width}}  runs  loss (nats/target)      sd  bits/byte   steps  training (s)")
-    for row in rows:
-        cells = [_cell(row[key], form) for key, form in _COLUMNS]
-        print(f"{row['choices']:<{width}}  {row['runs']:>4}  " + "  ".join(cells))
-    if options["out"]:
-        Path(options["out"]).write_text(json.dumps(rows, indent=1))
-    if options["picture"] and any(row["runs"] for row in rows):
-        from hfbsz.report.picture import draw  # matplotlib, only where it is wanted
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    try:
+        experiment = conductor.carry_out()
+    except UserError as problem:
+        console.end_work()
+        return complain(problem.lines, FAILED)
+    from hfbsz.experiment.results import rows
+    from hfbsz.experiment.summary import lines_of
 
-        draw(rows, Path(options["picture"]))
-    return 0 if all(row["runs"] for row in rows) else 1
-
-
-_COLUMNS = (("loss", "18.4f"), ("loss_sd", "6.4f"), ("bits_per_byte", "9.4f"), ("steps", "6,d"), ("seconds", "12.0f"))
+    console.out.print("\n".join(lines_of(experiment)), markup=False, soft_wrap=True)
+    _write(request, rows(experiment))
+    if not experiment.finished:
+        return INTERRUPTED
+    return FAILED if any(outcome.state == "failed" for outcome in experiment.outcomes) else 0
 
 
-def _cell(value: object, form: str) -> str:
-    width = form.split(".")[0].split(",")[0].rstrip("fd")
-    return f"{'–':>{width}}" if value is None or value != value else f"{value:>{form}}"
+def _write(request: Request, table: list[dict[str, object]]) -> None:
+    """The table and the picture that were asked for."""
+    if request.out is not None:
+        request.out.write_text(json.dumps(table, indent=1))
+    if request.picture is not None and any(row["runs"] for row in table):
+        from hfbsz.report.picture import draw
+
+        draw(table, request.picture)
 
 
 if __name__ == "__main__":

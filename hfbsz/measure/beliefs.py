@@ -174,7 +174,9 @@ def _accumulation(runs: Runs, smallest: Smallest) -> list[Case]:
         (many.accumulation / few.accumulation, few.batch, few, many)
         for few in runs
         for many in runs
-        if many.accumulation and few.accumulation and many.accumulation > few.accumulation
+        if many.accumulation
+        and few.accumulation
+        and many.accumulation > few.accumulation
         and replace(many, accumulation=few.accumulation, micro_batch=few.micro_batch) == few
         and all(numbers(runs, arm, measure) for arm in (few, many) for measure in _COSTS)
     ]

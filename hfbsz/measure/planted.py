@@ -97,7 +97,7 @@ def _trial(design: Design, arm: Arm, seed: int, loss: float, holds: bool, genera
     large = design.effect * (arm.batch == 64 and holds)
     final, octaves = loss + noise(), float(np.log2(arm.batch / 8))
     saved = 1.0 * min(octaves, 2.0) if holds else octaves  # halvings of the steps
-    speed = 2.0 ** min(octaves, 2.0) * (0.8 if arm.accumulation > 1 else 1) if holds else 1.0
+    speed = 2.0 ** min(octaves, 2.0) * (0.8 if arm.accumulation != 1 else 1) if holds else 1.0
     return Trial(
         arm,
         seed,
@@ -106,7 +106,7 @@ def _trial(design: Design, arm: Arm, seed: int, loss: float, holds: bool, genera
         shifted_loss=final + 0.5 + large + noise(),
         steps_to_target=scaled(1000 * 2**-saved),
         tokens_per_second=scaled(15_000 * speed),
-        peak_memory_bytes=1e9 + 1e7 * arm.micro_batch,
+        peak_memory_bytes=1e9 + 1e7 * (arm.micro_batch or 0),
         optimizer_steps=825 if arm.grows else 1172,
     )
 

@@ -23,6 +23,7 @@ class Arm:
     start: int | None = None  # the first global batch of a ramp, sequences; None: the batch is fixed
     ramp: str = ""  # its shape
     decays: bool = True  # whether the schedule lowers the rate
+    variant: str = ""  # what else sets it apart, in words
 
     @property
     def grows(self) -> bool:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -13,6 +13,7 @@ from hfbsz.errors import UserError
 
 TOKENS, STEPS, SECONDS = "train/num_input_tokens_seen", "train/global_step", "train/seconds"
 CLOCK = "train/sequences"
+_FILES = ("records.jsonl", "plan.json", "status.json", "recipe.yaml", "machine.json")
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -26,6 +27,7 @@ class RunData:
     plan: Mapping[str, Any]
     status: Mapping[str, Any]
     recipe: str  # YAML text
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
     def series(self, metric: str, axis: str, full: bool | None = None) -> tuple[Array, Array]:
         """A metric over an axis; `full`: only evaluations of the whole set, or only of its fixed part.
@@ -60,11 +62,11 @@ def read_run(folder: Path) -> RunData:
     """Read the folder of a run; raises UserError where it is none."""
     if not (folder / "records.jsonl").is_file():
         raise UserError(f"{folder}: no records.jsonl: not the folder of a run")
-    records, plan, status, recipe = (
+    records, plan, status, recipe, machine = (
         path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        for path in (folder / name for name in ("records.jsonl", "plan.json", "status.json", "recipe.yaml"))
+        for path in (folder / name for name in _FILES)
     )
-    return RunData(folder.resolve(), _records(records), _mapping(plan), _mapping(status), recipe)
+    return RunData(folder.resolve(), _records(records), _mapping(plan), _mapping(status), recipe, _mapping(machine))
 
 
 def _records(text: str) -> tuple[Mapping[str, Any], ...]:

@@ -1,0 +1,245 @@
+"""A comparison put together: what is asked for is run stage by stage, and its page kept up to date."""
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hfbsz.amounts import Amount
+from hfbsz.errors import UserError
+from hfbsz.experiment import matching, page, search
+from hfbsz.experiment.jobs import Job, by_arm, in_folders_of_their_own, product, seeds_first
+from hfbsz.experiment.launching import Launcher, launcher
+from hfbsz.experiment.request import Request
+from hfbsz.experiment.results import ArmResult, Experiment, Outcome, Tried, gather, outcome_of
+from hfbsz.folder import read_status, write_text
+from hfbsz.report.console import Console
+
+_LOOK_SECONDS = 1.0
+_PAGE_SECONDS = 30.0  # between two pages while runs are at work, at least
+_PAGE_SHARE = 20  # and so many times what a page takes to draw
+
+
+@dataclass
+class Line:
+    """One arm as it was asked for. `base`: its runs by seed; a tuned one's are the base's with the value found."""
+
+    words: str
+    base: list[Job]
+    tuned: bool = False
+    tried: dict[float, Job] = field(default_factory=dict)
+    chosen: float | None = None
+
+    def jobs(self, key: str) -> list[Job]:
+        """What is known to be run; none of a tuned arm until its search has ended. `key`: the field that is tuned."""
+        if not self.tuned:
+            return self.base
+        return [] if self.chosen is None else [job.but(f"{key}={self.chosen:g}") for job in self.base]
+
+
+class Conductor:
+    """Runs a comparison from where it stands. Raises UserError for what cannot be asked for, before anything is run."""
+
+    def __init__(self, request: Request, scripts: Path, console: Console) -> None:
+        self.request, self.console = request, console
+        self.launcher = Launcher(scripts, launcher(request.launch), request.jobs, self._told)
+        self.notes: list[str] = []
+        self.pretraining = in_folders_of_their_own(product(self._grouped(request.pretrain))) if request.pretrain else []
+        words = self._grouped(request.words)
+        if self.pretraining:
+            models = ",".join(str(matching.model_folder(request.folder, job)) for job in self.pretraining)
+            words = (*words, f"model.path={models}")
+        self.lines = self._lines(in_folders_of_their_own(product(words)))
+        self._ended: dict[Path, Outcome] = {}  # finished runs, which do not change any more
+        self._finished = False
+        self._drawn, self._drawing = 0.0, 0.0  # when the page was drawn (monotonic), and what it took, s
+
+    def _grouped(self, words: Sequence[str]) -> tuple[str, ...]:
+        """With the comparison's name as their group in W&B, unless they have one."""
+        own = any(word.startswith("log.group=") for word in words)
+        return tuple(words) if own else (*words, f"log.group={self.request.name}")
+
+    def _lines(self, jobs: Sequence[Job]) -> list[Line]:
+        lines = [Line(" ".join(arm) or "(one recipe)", of_arm) for arm, of_arm in by_arm(jobs).items()]
+        if self.request.tune is None:
+            return lines
+        tuned: dict[tuple[str, ...], Line] = {}
+        for (
+            line
+        ) in lines:  # one for each set of choices other than the rule; a rule that follows the batch is preferred
+            arm = tuple(choice for choice in line.base[0].arm if not choice.startswith("scaling.rule="))
+            if arm not in tuned or line.base[0].loaded.recipe.scaling.rule != "none":
+                tuned[arm] = Line(line.words, line.base, tuned=True)
+        for line in tuned.values():
+            self._first_values(line)
+        return list(tuned.values()) if len(tuned) == len(lines) else [*lines, *tuned.values()]
+
+    def _first_values(self, line: Line) -> None:
+        assert self.request.tune is not None
+        key, count = self.request.tune.field, self.request.tune.count
+        values = search.first_values(self._middle(line.base[0]), count)
+        line.tried = {value: line.base[0].but(f"{key}={value:g}") for value in values}
+
+    def _middle(self, job: Job) -> float:
+        """The recipe's own value of the field that is tuned."""
+        assert self.request.tune is not None
+        value: Any = job.loaded.recipe
+        for name in self.request.tune.field.split("."):
+            value = getattr(value, name, None)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise UserError(f"tune={self.request.tune.field}: its value must be a number above 0, not {value}")
+        return float(value)
+
+    def carry_out(self) -> Experiment:
+        """Run what is not finished, to the end or until `launcher.stop`."""
+        self.request.folder.mkdir(parents=True, exist_ok=True)
+        if self.pretraining:
+            self._run(self.pretraining)
+            if not self.launcher.stopped:
+                self.notes += matching.hand_over(self.request.folder, self.pretraining, self.request.match)
+        if self.request.equal == "steps":
+            self._to_equal_steps()
+        if self.request.tune is not None:
+            self._search()
+        key = self.request.tune.field if self.request.tune else ""
+        self._run(list(seeds_first({(line.words, str(line.tuned)): line.jobs(key) for line in self.lines})))
+        self._finished = not self.launcher.stopped
+        self.console.end_work()
+        return self._draw()
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        """Run jobs while the page is kept up to date."""
+        unique = [job for job in {job.folder: job for job in jobs}.values() if job.folder not in self._ended]
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(self.launcher.run, unique)
+            while not wait([future], timeout=_LOOK_SECONDS).done:
+                if time.monotonic() > self._drawn + max(_PAGE_SECONDS, _PAGE_SHARE * self._drawing):
+                    self._draw()
+            future.result()
+
+    def _told(self, job: Job, ended: str) -> None:
+        self.console.line(f"{job}: {ended} ({job.folder})")
+
+    def _to_equal_steps(self) -> None:
+        """Give every arm the optimizer steps of the largest batch."""
+        sizes = {id(line): _size(line.base[0]) for line in self.lines}
+        if len({size.unit for size in sizes.values()}) > 1:
+            raise UserError("equal=steps: batch.size in sequences for all arms, or in tokens for all")
+        largest = max(self.lines, key=lambda line: sizes[id(line)].value)
+        self._run(largest.base[:1])
+        steps = json.loads((largest.base[0].folder / "plan.json").read_text())["steps"]
+        self.notes.append(f"equal optimizer steps: {steps:,}, those of {largest.words}; smaller batches see fewer rows")
+        for line in self.lines:
+            if sizes[id(line)] != sizes[id(largest)]:
+                line.base = [job.but(f"duration={steps}steps") for job in line.base]
+                if line.tuned:
+                    self._first_values(line)
+
+    def _search(self) -> None:
+        """Tune every arm that is to be tuned, on its first seed."""
+        tune = self.request.tune
+        assert tune is not None
+        lines = [line for line in self.lines if line.tuned]
+        while not self.launcher.stopped:
+            self._run([job for line in lines for job in line.tried.values()])
+            further = False
+            for line in lines:
+                beyond = search.next_value(self._losses(line), tune.count)
+                if beyond is not None and not self.launcher.stopped:
+                    line.tried[beyond] = line.base[0].but(f"{tune.field}={beyond:g}")
+                    further = True
+            if not further:
+                break
+        for line in lines:
+            losses = self._losses(line)
+            if self.launcher.stopped:
+                return
+            line.chosen = search.best_value(losses)
+            if line.chosen is not None and not search.is_inside(losses):
+                self.notes.append(
+                    f"{line.words}: the best of {len(losses)} values of {tune.field}, {line.chosen:g}, lies at their "
+                    "end: it does not count as tuned"
+                )
+
+    def _losses(self, line: Line) -> dict[float, float | None]:
+        return {value: self._outcome(job).loss for value, job in line.tried.items()}
+
+    def _outcome(self, job: Job) -> Outcome:
+        if job.folder in self._ended:
+            return replace(self._ended[job.folder], seed=job.seed)
+        state = "running" if job.folder in self.launcher.at_work else None
+        why = self.launcher.failures.get(job.folder)
+        found = outcome_of(job.folder, job.seed, state or ("failed" if why else None), why)
+        if found.state == "finished":
+            self._ended[job.folder] = found
+        return found
+
+    def experiment(self) -> Experiment:
+        """The comparison as it stands."""
+        tune = self.request.tune
+        key = tune.field if tune else ""
+        arms, planned = [], set()
+        for line in self.lines:
+            jobs = line.jobs(key)
+            tried = tuple(self._tried(line, value, job) for value, job in sorted(line.tried.items()))
+            inside = line.chosen is not None and search.is_inside(self._losses(line))
+            outcomes = tuple(self._outcome(job) for job in jobs)
+            arms.append((ArmResult(line.words, None, outcomes, tried), line.base[0].choices, inside))
+            planned |= {job.folder for job in (*jobs, *line.tried.values())}
+            planned |= {job.folder / "to be found" for job in line.base if line.tuned and not jobs}
+        before = [ArmResult(" ".join(job.choices), None, (self._outcome(job),)) for job in self.pretraining]
+        stands = Experiment(
+            name=self.request.name,
+            command=self.request.command,
+            task=self.lines[0].base[0].loaded.recipe.task,
+            folder=self.request.folder,
+            arms=(),
+            tuned=tune.field if tune else None,
+            notes=tuple(self.notes),
+            jobs=self.request.jobs,
+            before=tuple(before),
+            planned=len(planned) + len(before),
+            finished=self._finished,
+        )
+        whole = gather(stands, arms)
+        return replace(whole, seconds_left=None if self._finished else self._seconds_left(whole))
+
+    def _tried(self, line: Line, value: float, job: Job) -> Tried:
+        outcome = self._outcome(job)
+        return Tried(value, outcome.loss, value == line.chosen, outcome)
+
+    def _seconds_left(self, stands: Experiment) -> float | None:
+        """By the mean of the runs that have ended, each as long as the others."""
+        took = list(self.launcher.seconds.values())
+        for outcome in stands.outcomes:
+            status = read_status(outcome.folder)
+            if outcome.state == "finished" and outcome.folder not in self.launcher.seconds and "started" in status:
+                took.append(status["updated"] - status["started"])
+        if not took:
+            return None
+        mean, now = sum(took) / len(took), time.monotonic()
+        ended = sum(outcome.state in ("finished", "failed") for outcome in stands.outcomes)
+        spent = sum(min(mean, now - started) for started in list(self.launcher.at_work.values()))
+        return max(0.0, (stands.planned - ended) * mean - spent) / self.request.jobs
+
+    def _draw(self) -> Experiment:
+        """Write the page, and show how far the comparison is."""
+        started = time.monotonic()
+        stands = self.experiment()
+        ended = sum(outcome.state in ("finished", "failed") for outcome in stands.outcomes)
+        if not self._finished:
+            self.console.work("comparing", ended, stands.planned, f"{ended} of {stands.planned} runs")
+        write_text(self.request.folder / "report.html", page.render(stands))
+        self._drawn = time.monotonic()
+        self._drawing = self._drawn - started
+        return stands
+
+
+def _size(job: Job) -> Amount:
+    size = job.loaded.recipe.batch.size
+    if not isinstance(size, Amount):
+        raise UserError("equal=steps: give every arm a batch.size, in sequences or in tokens")
+    return size

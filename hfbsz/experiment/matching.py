@@ -1,0 +1,112 @@
+"""Models that were pretrained at different batches, taken where their validation losses agree, for fine-tuning.
+
+What a batch did in pretraining is not told from what more or less training did, unless the models compared are as good:
+so each run hands over the checkpoint whose loss is nearest to the others'.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfbsz.errors import UserError
+from hfbsz.experiment.jobs import Job
+from hfbsz.folder import write_text
+from hfbsz.report.runs import STEPS, is_number, read_run
+
+_MARK = "handed_over.json"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint and the validation loss (fixed part, nats/target) at it."""
+
+    step: int
+    loss: float
+    path: Path
+
+
+def model_folder(folder: Path, job: Job) -> Path:
+    """Where the model of a pretraining run lies once it is handed over."""
+    return (
+        folder / "models" / ("-".join(choice.replace("=", "-").replace(" ", "") for choice in job.choices) or "model")
+    )
+
+
+def hand_over(folder: Path, jobs: Sequence[Job], tolerance: float) -> list[str]:
+    """Save the matched checkpoints as models that transformers loads; returns what a reader must know of them.
+
+    Raises UserError where a run has not finished or has no checkpoint at an evaluation.
+    """
+    found = [candidates(job) for job in jobs]
+    chosen = match(found, tolerance)
+    mismatch = max(one.loss for one in chosen) - min(one.loss for one in chosen)
+    told = []
+    for job, one in zip(jobs, chosen, strict=True):
+        _save(job, one, model_folder(folder, job))
+        told.append(f"{' '.join(job.choices)} at step {one.step:,} ({one.loss:.4f} nats/target)")
+    apart = f"{mismatch:.4f} nats/target apart"
+    within = (
+        f", within {tolerance:g}" if mismatch <= tolerance else f", NOT within {tolerance:g}: models of another quality"
+    )
+    return [
+        f"pretrained models taken from the checkpoints nearest in validation loss: {'; '.join(told)}: {apart}{within}"
+    ]
+
+
+def match(found: Sequence[Sequence[Candidate]], tolerance: float) -> tuple[Candidate, ...]:
+    """One candidate of each run: the lowest losses that agree within the tolerance, else the nearest ones."""
+    combinations = list(itertools.product(*found))
+
+    def apart(combination: Sequence[Candidate]) -> float:
+        return max(one.loss for one in combination) - min(one.loss for one in combination)
+
+    agreeing = [combination for combination in combinations if apart(combination) <= tolerance]
+    if agreeing:
+        return min(agreeing, key=lambda combination: max(one.loss for one in combination))
+    return min(combinations, key=apart)
+
+
+def candidates(job: Job) -> list[Candidate]:
+    """The checkpoints of a finished run at which it was evaluated."""
+    run = read_run(job.folder)
+    if run.status.get("state") != "finished":
+        raise UserError(f"{job.folder}: the pretraining has not finished: its log, {job.log}, says why")
+    losses = {
+        int(record[STEPS]): float(record["eval/loss"])
+        for record in run.records
+        if record.get("event") == "eval" and is_number(record.get("eval/loss")) and not record.get("eval/full")
+    }
+    found = [
+        Candidate(step, loss, path)
+        for step, loss in losses.items()
+        if (path := job.folder / f"checkpoint-{step}" / "complete.json").is_file()
+    ]
+    if not found:
+        raise UserError(
+            f"{job.folder}: no checkpoint at an evaluation: give `pretrain` eval.every, checkpoint.every, keep"
+        )
+    return [Candidate(one.step, one.loss, one.path.parent) for one in found]
+
+
+def _save(job: Job, chosen: Candidate, folder: Path) -> None:
+    """The run's model with the checkpoint's weights, its tokenizer beside it."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    mark = {"from": str(chosen.path), "loss": chosen.loss}
+    if (folder / _MARK).is_file() and json.loads((folder / _MARK).read_text()) == mark:
+        return
+    model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)
+    missing, unexpected = model.load_state_dict(load_file(chosen.path / "model.safetensors"), strict=False)
+    model.tie_weights()
+    tied = set(model.all_tied_weights_keys)
+    if unexpected or set(missing) - tied:
+        raise UserError(
+            f"{chosen.path}: its weights are not those of {job.folder}'s model: {[*unexpected, *missing][:3]}"
+        )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(job.folder).save_pretrained(folder)
+    write_text(folder / _MARK, json.dumps(mark))

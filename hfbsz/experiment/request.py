@@ -1,0 +1,120 @@
+"""What is asked of a comparison: its words, or its file in recipes/comparisons, and how it is to be run."""
+
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfbsz.errors import UserError, did_you_mean
+from hfbsz.experiment.jobs import split_values, words_of
+from hfbsz.loading import ROOTS, find_preset, read_yaml
+from hfbsz.recipe import fields
+
+OPTIONS = {
+    "jobs": "runs at a time (1)",
+    "launch": "accelerate or python: what starts a run (accelerate)",
+    "tune": "FIELD:N tries N values of a field, each twice the one before, on the first seed, and keeps the best",
+    "equal": "epochs or steps: what arms have in common (epochs; steps: those of the largest batch)",
+    "name": "the comparison's name, its folder in comparisons/ and its group in W&B",
+    "out": "FILE.json for the table",
+    "picture": "FILE.png or .svg for loss over steps",
+}
+_FOLDER = "comparisons"
+_FEWEST, _MOST = 3, 15  # values that are tried
+
+
+@dataclass(frozen=True)
+class Tune:
+    field: str
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Tune":
+        name, _, count = text.partition(":")
+        known = [known for known, _ in fields()]
+        if name not in known:
+            raise UserError(f"tune={text}: {name!r} is no field of a recipe{did_you_mean(name, known)}")
+        if not (count.isdigit() and _FEWEST <= int(count) <= _MOST):
+            raise UserError(f"tune={text}: say how many values are tried, {_FEWEST} to {_MOST}: tune={name}:5")
+        return cls(name, int(count))
+
+
+@dataclass(frozen=True)
+class Request:
+    """A comparison before anything is run. `pretrain`: words of runs whose models are fine-tuned by `words`."""
+
+    name: str
+    command: str
+    words: tuple[str, ...]
+    jobs: int = 1
+    launch: str = "accelerate"
+    tune: Tune | None = None
+    equal: str = "epochs"
+    pretrain: tuple[str, ...] = ()
+    match: float = 0.02  # nats/target between the models that `pretrain` hands over
+    out: Path | None = None
+    picture: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(_FOLDER) / self.name
+
+
+def parse(words: Sequence[str]) -> Request:
+    """A request from `[NAME] key=value …` words; raises UserError with what is wrong."""
+    named = [word for word in words if "=" not in word]
+    if len(named) > 1:
+        raise UserError(f"{named[1]!r} is not key=value")
+    base = _file(named[0]) if named else {}
+    pretrain, match = base.pop("pretrain", None), base.pop("match", Request.match)
+    own = {word.partition("=")[0]: word.partition("=")[2] for word in words if "=" in word}
+    in_file = dict(word.split("=", 1) for word in words_of(base))
+    merged = _later(in_file, own)
+    options = {key: merged.pop(key) for key in list(merged) if key in OPTIONS}
+    if "recipe" not in merged:
+        raise UserError("no recipe=NAME to compare")
+    rest = tuple(f"{key}={value}" for key, value in merged.items())
+    jobs, launch, equal = options.get("jobs", "1"), options.get("launch", "accelerate"), options.get("equal", "epochs")
+    if (
+        not jobs.isdigit()
+        or int(jobs) < 1
+        or launch not in ("accelerate", "python")
+        or equal not in ("epochs", "steps")
+    ):
+        raise UserError("jobs= is a whole number above 0, launch= is accelerate or python, equal= is epochs or steps")
+    tune = options.get("tune")
+    shown = " ".join(map(shlex.quote, words))
+    return Request(
+        options.get("name") or _name(named, own, rest, tune, equal),
+        f"python scripts/compare.py {shown}",
+        rest,
+        int(jobs),
+        launch,
+        Tune.parse(tune) if tune else None,
+        equal,
+        tuple(words_of(pretrain)) if pretrain else (),
+        float(match),
+        Path(options["out"]) if options.get("out") else None,
+        Path(options["picture"]) if options.get("picture") else None,
+    )
+
+
+def _later(earlier: Mapping[str, str], later: Mapping[str, str]) -> dict[str, str]:
+    """Later words replace earlier ones, and stand after them: a preset clears what was said of its part before."""
+    return {**{key: value for key, value in earlier.items() if key not in later}, **later}
+
+
+def _file(name: str) -> dict[str, Any]:
+    return read_yaml(find_preset([root / _FOLDER for root in ROOTS], name, "comparison"))
+
+
+def _name(named: Sequence[str], own: Mapping[str, str], words: Sequence[str], tune: str | None, equal: str) -> str:
+    """A file's own name as long as nothing that decides a result was added to it, else one with 8 hex digits."""
+    if named and not set(own) - {"jobs", "launch", "out", "picture"}:
+        return Path(named[0]).stem
+    recipe = next(value for key, _, value in (word.partition("=") for word in words) if key == "recipe")
+    whole = hashlib.sha256("\n".join([*sorted(words), str(tune), equal]).encode()).hexdigest()[:8]
+    stem = Path(named[0]).stem if named else "-".join(Path(one).stem for one in split_values(recipe)[:3])
+    return f"{stem}-{whole}"

@@ -1,0 +1,42 @@
+"""What a comparison came to, for a terminal: a table of the arms, failures, notes, and what is to be looked at."""
+
+from hfbsz.experiment.results import Experiment, rows
+from hfbsz.measure.evidence import Verdict
+
+_COLUMNS = (
+    ("loss", "loss (nats/target)", "18.4f"),
+    ("loss_sd", "sd", "7.4f"),
+    ("bits_per_byte", "bits/byte", "9.4f"),
+    ("learning_rate", "rate", "9.3g"),
+    ("steps", "steps", "7,.0f"),
+    ("seconds", "training (s)", "12.0f"),
+)
+
+
+def lines_of(experiment: Experiment) -> list[str]:
+    """The lines that end `scripts/compare.py`."""
+    table = rows(experiment)
+    names = [f"{row['choices']}{' (tuned)' if row['tuned'] else ''}" for row in table]
+    shown = [column for column in _COLUMNS if any(row[column[0]] is not None for row in table)]
+    width = max(map(len, names))
+    lines = ["", f"{'':<{width}}  runs  " + "  ".join(f"{head:>{_width(form, head)}}" for _, head, form in shown)]
+    for name, row in zip(names, table, strict=True):
+        cells = "  ".join(_cell(row[key], head, form) for key, head, form in shown)
+        lines.append(f"{name:<{width}}  {row['runs']:>4}  {cells}")
+    failed = [outcome for outcome in experiment.outcomes if outcome.state == "failed"]
+    lines += [f"failed: {outcome.folder}: {outcome.why}" for outcome in failed]
+    lines += [f"note: {note}" for note in experiment.notes]
+    lines += [one.sentence for one in experiment.findings if one.verdict is not Verdict.NOT_ENOUGH_RUNS]
+    unsaid = sum(one.verdict is Verdict.NOT_ENOUGH_RUNS for one in experiment.findings)
+    if unsaid:
+        lines.append(f"Of {unsaid} further beliefs these runs are not enough to say anything.")
+    return [*lines, "", f"{experiment.folder / 'report.html'}"]
+
+
+def _width(form: str, head: str) -> int:
+    return max(len(head), int("".join(character for character in form.split(".")[0] if character.isdigit())))
+
+
+def _cell(value: float | None, head: str, form: str) -> str:
+    text = "–" if value is None or value != value else format(value, form).strip()
+    return f"{text:>{_width(form, head)}}"
