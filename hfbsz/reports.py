@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -22,10 +21,8 @@ from hfbsz.plan import Plan
 from hfbsz.record import Reading
 from hfbsz.report.console import Console
 from hfbsz.report.jsonl import JsonLines
-from hfbsz.report.wandb import Identity, WandbReporter, as_launched, config_of
+from hfbsz.report.wandb import Identity, WandbReporter, as_launched, config_of, id_of
 from hfbsz.sharding import is_sharded
-
-NOT_IN_AN_ID = re.compile("[^\\w.-]")  # W&B refuses a run whose id has one of :;,#?/'
 
 
 class Reports:
@@ -52,7 +49,7 @@ class Reports:
         write_text(path / "machine.json", json.dumps(machine, indent=1))
         self.records = JsonLines(path / "records.jsonl")
         self.perplexity, self.bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
-        own_id = wandb_id or f"{NOT_IN_AN_ID.sub('-', path.name)[-100:]}-{os.urandom(3).hex()}"
+        own_id = wandb_id or id_of(path.name, os.urandom(3).hex())
         log = recipe.log
         entity = log.entity or os.environ.get("WANDB_ENTITY")  # it may be sent from another shell
         identity = as_launched(Identity(own_id, log.project, entity, log.group, job, name))

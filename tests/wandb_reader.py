@@ -26,6 +26,7 @@ class WandbRun:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)  # without W&B's own keys, which begin with _
     metrics: dict[str, Any] = field(default_factory=dict)  # name or glob: its MetricRecord
+    summary: dict[str, Any] = field(default_factory=dict)  # what the run was told of it
     exit_code: int | None = None
 
 
@@ -44,6 +45,8 @@ def read_run(folder: Path) -> WandbRun:
             run.history.append({k: v for k, v in _values(record.history.item).items() if not k.startswith("_")})
         elif kind == "metric":
             run.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "summary":
+            run.summary |= _values(record.summary.update)
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

@@ -7,6 +7,7 @@ Whatever goes wrong is told once and ends W&B, never the run: `records.jsonl` is
 import json
 import os
 import queue
+import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
 
 Mode = Literal["auto", "online", "offline", "off"]
 Row = Mapping[str, float | str]
+Work = Callable[["wandb.Run"], None]
 AXIS = "train/num_input_tokens_seen"  # curves of different batch sizes compare only over tokens
 NOT_DRAWN = (*CLOCK, "event", "time")
 INIT_SECONDS = 10.0  # for the server to take a new run
 FINISH_SECONDS = 10.0  # to upload what is left when a run ends
 SLACK_SECONDS = 10.0  # beyond its own limits, before W&B counts as hung
 WAITING_ROWS = 10_000
+REMEDY = "records.jsonl holds every row; to send what is missing, once the run has ended: python scripts/sync.py {}"
 ANSWER_SECONDS = 20  # for one question to the server
+NOT_IN_AN_ID = re.compile("[^\\w.-]")  # W&B refuses a run whose id has one of :;,#?/'
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Identity:
 
     def write(self, folder: Path) -> None:
         write_text(folder / "wandb.json", json.dumps(asdict(self), indent=1))
+
+
+def id_of(name: str, tail: str) -> str:
+    """A run's id: as much of the name as W&B takes, and a tail that no other has."""
+    return f"{NOT_IN_AN_ID.sub('-', name)[-100:]}-{tail}"
 
 
 def as_launched(identity: Identity) -> Identity:
@@ -82,7 +91,8 @@ class WandbReporter:
 
     `auto` follows WANDB_MODE. `warn` is called in the caller's thread, once for each fault. A run whose id the
     server knows is resumed; offline, every start is a folder of its own with the same id. `sent` names the rows, by
-    event and step, that an interrupted start has sent already: they are not sent again.
+    event and step, that an interrupted start has sent already: they are not sent again. `remedy` says what sends it
+    once more, None: `scripts/sync.py`.
     """
 
     def __init__(
@@ -94,12 +104,11 @@ class WandbReporter:
         config: Mapping[str, Any],
         warn: Callable[[str], None],
         sent: Collection[tuple[str, int]] = (),
+        remedy: str | None = None,
     ) -> None:
-        self._warn, self._sent, self._later = warn, frozenset(sent), _later(folder)
+        self._warn, self._sent, self._remedy = warn, frozenset(sent), remedy or REMEDY.format(folder)
         self._faults: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._waiting: queue.SimpleQueue[dict[str, Any] | int] = (
-            queue.SimpleQueue()
-        )  # rows, and at the end the exit code
+        self._waiting: queue.SimpleQueue[Row | Work | int] = queue.SimpleQueue()  # an exit code ends it
         self._opened = threading.Event()
         self._on = mode != "off" and not (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled")
         if not self._on:
@@ -119,15 +128,23 @@ class WandbReporter:
                 self._give_up(f"it leaves more than {WAITING_ROWS} rows waiting")
         self._tell()
 
-    def finish(self, exit_code: int = 0) -> None:
-        """Ends the W&B run; waits a bounded time for what is not yet written or uploaded."""
+    def use(self, work: Work) -> None:
+        """Has `work` done with the open run, in W&B's thread; returns at once."""
+        if self._on:
+            self._waiting.put(work)
+
+    def finish(self, exit_code: int = 0) -> bool:
+        """Ends the W&B run; waits a bounded time for what is not yet written or uploaded. Gives whether all of it is
+        in `folder`/wandb at least."""
+        whole = False
         if self._on:
             self._waiting.put(exit_code)
             self._thread.join(FINISH_SECONDS + SLACK_SECONDS)
             if self._thread.is_alive():
                 self._give_up("it does not end")
-            self._on = False
+            whole, self._on = self._on, False
         self._tell()
+        return whole
 
     def _tell(self) -> None:
         while not self._faults.empty():
@@ -141,21 +158,19 @@ class WandbReporter:
     def _switch_off(self, reason: str) -> None:
         if self._on:
             self._on = False
-            self._faults.put(
-                f"W&B is off for the rest of the run, {reason}; records.jsonl holds every row; {self._later}"
-            )
+            self._faults.put(f"W&B is off for the rest of the run, {reason}; {self._remedy}")
 
     def _work(self, mode: Mode, what: dict[str, Any]) -> None:
         """The life of the thread: opens the run, sends rows until the exit code comes, ends the run."""
         try:
-            run = _open(mode, what, self._faults.put)
+            run = _open(mode, what, self._faults.put, self._remedy)
             self._opened.set()
             if run is None:
                 self._on = False
                 return
             rows = Rows(run)
             while not isinstance(item := self._waiting.get(), int):
-                rows.log(item)
+                item(run) if callable(item) else rows.log(item)
             self._close(run, item)
         except Exception as fault:  # whatever fails in W&B, the run goes on
             self._switch_off(in_a_line(fault))
@@ -167,14 +182,10 @@ class WandbReporter:
         try:
             run.finish(exit_code=exit_code)
         except TimeoutError:
-            self._faults.put(f"W&B took not every row within {FINISH_SECONDS:g} s; {self._later}")
+            self._faults.put(f"W&B took not every row within {FINISH_SECONDS:g} s; {self._remedy}")
 
 
-def _later(folder: Path | str) -> str:
-    return f"to send what is missing, once the run has ended: python scripts/sync.py {folder}"
-
-
-def _open(mode: Mode, what: dict[str, Any], tell: Callable[[str], None]) -> "wandb.Run | None":
+def _open(mode: Mode, what: dict[str, Any], tell: Callable[[str], None], remedy: str) -> "wandb.Run | None":
     """The run, online if it can be; None where a settings file of W&B disables it."""
     import wandb
 
@@ -190,7 +201,7 @@ def _open(mode: Mode, what: dict[str, Any], tell: Callable[[str], None]) -> "wan
             if asked:
                 tell("W&B is offline for this run, nobody is logged in (wandb login, or WANDB_API_KEY)")
         except Exception as fault:  # a server that is down, refuses or stalls, a malformed key: the run goes on
-            tell(f"W&B is offline for this run, {in_a_line(fault)}; {_later(what['dir'])}")
+            tell(f"W&B is offline for this run, {in_a_line(fault)}; {remedy}")
             tear_down()  # or the service holds the run's id in use
     return start(what, mode="offline")
 
