@@ -1,6 +1,7 @@
 """A comparison put together: what is asked for is run stage by stage, and its page kept up to date."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -10,7 +11,7 @@ from typing import Any
 
 from hfbsz.amounts import Amount
 from hfbsz.errors import UserError
-from hfbsz.experiment import matching, page, search
+from hfbsz.experiment import matching, page, search, team
 from hfbsz.experiment.jobs import Job, by_arm, in_folders_of_their_own, product, seeds_first
 from hfbsz.experiment.launching import Launcher, launcher
 from hfbsz.experiment.request import Request
@@ -108,7 +109,17 @@ class Conductor:
         self._run(list(seeds_first({(line.words, str(line.tuned)): line.jobs(key) for line in self.lines})))
         self._finished = not self.launcher.stopped
         self.console.end_work()
-        return self._draw()
+        experiment = self._draw()
+        if self._finished:
+            self._share(experiment)
+        return experiment
+
+    def _share(self, experiment: Experiment) -> None:
+        """Bring the comparison's own run in W&B up to date, in the mode of its runs."""
+        log = self.lines[0].base[0].loaded.recipe.log
+        text = experiment.page.read_text()
+        entity = log.entity or os.environ.get("WANDB_ENTITY")
+        team.aggregate(experiment, log.wandb, log.project, entity, log.group, self.console.warn, text)
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Run jobs while the page is kept up to date."""
@@ -232,7 +243,7 @@ class Conductor:
         ended = sum(outcome.state in ("finished", "failed") for outcome in stands.outcomes)
         if not self._finished:
             self.console.work("comparing", ended, stands.planned, f"{ended} of {stands.planned} runs")
-        write_text(self.request.folder / "report.html", page.render(stands))
+        write_text(stands.page, page.render(stands))
         self._drawn = time.monotonic()
         self._drawing = self._drawn - started
         return stands

@@ -96,6 +96,10 @@ class Experiment:
     finished: bool = False  # nothing is left to run, whether or not all of it went well
 
     @property
+    def page(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
     def outcomes(self) -> tuple[Outcome, ...]:
         """Every run once, those of tuning too."""
         results = (*self.before, *self.arms)

@@ -30,7 +30,7 @@ def lines_of(experiment: Experiment) -> list[str]:
     unsaid = sum(one.verdict is Verdict.NOT_ENOUGH_RUNS for one in experiment.findings)
     if unsaid:
         lines.append(f"Of {unsaid} further beliefs these runs are not enough to say anything.")
-    return [*lines, "", f"{experiment.folder / 'report.html'}"]
+    return [*lines, "", str(experiment.page)]
 
 
 def _width(form: str, head: str) -> int:

@@ -1,0 +1,91 @@
+"""What is asked of a comparison: words, files, options, and the product of lists."""
+
+import pytest
+
+from conftest import ROOT
+from hfbsz.errors import UserError
+from hfbsz.experiment.jobs import by_arm, in_folders_of_their_own, product, seeds_first, split_values
+from hfbsz.experiment.request import Tune, parse
+
+TINY = ("recipe=tests/tiny.yaml", "data.files=x")
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_product_of_lists_tells_arms_from_seeds():
+    jobs = product([*TINY, "batch.size=4seq,8seq", "scaling.rule=none,sqrt", "seed=0,1"])
+    assert len(jobs) == 8 and len({job.folder for job in jobs}) == 8
+    arms = by_arm(jobs)
+    assert list(arms)[1] == ("batch.size=4seq", "scaling.rule=sqrt")
+    assert [job.seed for job in seeds_first(arms)] == [0] * 4 + [1] * 4
+
+
+def test_a_comma_inside_brackets_or_quotes_does_not_part():
+    assert split_values("'linear:8,64,50%',doubling:75%") == ["linear:8,64,50%", "doubling:75%"]
+    assert split_values("[0.9,0.99],[0.9,0.999]") == ["[0.9,0.99]", "[0.9,0.999]"]
+
+
+def test_a_split_of_the_batch_is_an_arm_with_a_folder_of_its_own():
+    jobs = in_folders_of_their_own(product([*TINY, "batch.micro_max=2,4,8"]))
+    assert len({job.folder for job in jobs}) == 3
+
+
+def test_two_arms_that_are_one_run_are_refused():
+    with pytest.raises(UserError, match="are one run"):
+        in_folders_of_their_own(product([*TINY, "threads=1,2"]))
+
+
+def test_everything_wrong_in_the_arms_is_told_at_once_and_once():
+    with pytest.raises(UserError) as told:
+        product([*TINY, "batch.size=4,8seq", "optim.lr=-1", "seed=0,1"])
+    assert len(told.value.lines) == 2
+
+
+def test_a_file_says_what_the_words_would(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "recipe: tests/tiny.yaml\nbatch.size: [4 sequences, 8 sequences]\noptim.betas: [[0.9, 0.95], [0.9, 0.99]]\n"
+        "batch.micro_tokens: null\nseed: [0, 1]\ntune: optim.lr:3\n"
+    )
+    request = parse([str(file)])
+    assert request.name == "mine" and request.tune == Tune("optim.lr", 3)
+    assert len(product(request.words)) == 8
+    assert "batch.micro_tokens=null" in request.words
+
+
+def test_words_override_a_file_and_give_the_comparison_another_name():
+    plain = parse(["compare_finetune"])
+    other = parse(["compare_finetune", "seed=0", "jobs=2"])
+    assert plain.name == "compare_finetune" == parse(["compare_finetune", "jobs=2"]).name
+    assert other.name.startswith("compare_finetune-") and other.name != parse(["compare_finetune", "seed=1"]).name
+    assert "seed=0" in other.words and other.jobs == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["batch.size=4seq"], "no recipe=NAME"),
+        (["compare_finetun"], "did you mean 'compare_finetune'"),
+        (["recipe=small_batch", "tune=optim.rate:5"], "no field of a recipe; did you mean"),
+        (["recipe=small_batch", "tune=optim.lr"], "how many values"),
+        (["recipe=small_batch", "tune=optim.lr:2"], "3 to 15"),
+        (["recipe=small_batch", "jobs=0"], "jobs= is"),
+        (["recipe=small_batch", "launch=torchrun"], "launch= is"),
+        (["recipe=small_batch", "equal=tokens"], "equal= is"),
+        (["compare_finetune", "seed"], "is not key=value"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_in_a_line(words, said):
+    with pytest.raises(UserError) as told:
+        parse(words)
+    assert said in told.value.lines[0] and len(told.value.lines) == 1
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "recipes" / "comparisons").glob("*.yaml")])
+def test_every_comparison_of_the_project_loads_and_its_head_says_how_it_is_run(name):
+    request = parse([name])
+    assert len(product(request.words)) > 1
+    assert f"compare.py {name}" in (ROOT / "recipes" / "comparisons" / f"{name}.yaml").read_text().splitlines()[1]

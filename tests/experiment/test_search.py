@@ -1,0 +1,45 @@
+"""Tuned numbers: which values are tried, and when the search ends."""
+
+import math
+
+from hfbsz.experiment import search
+
+
+def follow(best: float, middle: float, count: int) -> dict[float, float]:
+    """A search over a loss that is lowest at `best`."""
+
+    def loss(value: float) -> float:
+        return math.log(value / best) ** 2
+
+    losses = {value: loss(value) for value in search.first_values(middle, count)}
+    while (value := search.next_value(losses, count)) is not None:
+        losses[value] = loss(value)
+    return losses
+
+
+def test_values_lie_around_the_recipes_own():
+    assert search.first_values(1e-4, 5) == [2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4]
+    assert search.first_values(3e-3, 3) == [1.5e-3, 3e-3, 6e-3]
+
+
+def test_a_best_inside_ends_the_search():
+    losses = follow(best=1.1e-4, middle=1e-4, count=5)
+    assert len(losses) == 5 and search.best_value(losses) == 1e-4 and search.is_inside(losses)
+
+
+def test_the_search_goes_on_beyond_the_end_at_which_the_best_lies():
+    for best in (8e-4, 1.2e-5):
+        losses = follow(best, middle=1e-4, count=5)
+        assert 5 < len(losses) <= 8 and search.is_inside(losses)
+        assert 0.7 < search.best_value(losses) / best < 1.5
+
+
+def test_a_search_that_does_not_end_is_not_called_tuned():
+    losses = follow(best=1.0, middle=1e-4, count=3)
+    assert len(losses) == 6 and search.best_value(losses) == max(losses) and not search.is_inside(losses)
+
+
+def test_diverged_and_failed_values_are_never_the_best():
+    losses = {1e-4: 0.6, 2e-4: 0.5, 4e-4: math.nan, 8e-4: None}
+    assert search.best_value(losses) == 2e-4 and search.is_inside(losses)
+    assert search.best_value({1e-4: None}) is None and search.next_value({1e-4: None}, 3) is None
