@@ -1,17 +1,18 @@
 """One self-contained HTML page about a comparison of batch sizes, while it runs and after; it needs no network.
 
 The same `Experiment` gives the same bytes. The words stand in `comparison.html.jinja`, what came out in `verdict`, the
-pictures in `figures`.
+pictures in `figures` and `curves`.
 """
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfbsz.experiment.figures import curves, families, forest, looks, over_batch, tuning, values
+from hfbsz.experiment.curves import curves, tuning
+from hfbsz.experiment.figures import families, forest, looks, over_batch, values
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.verdict import arm_names, p_text, said_of_test, what_came_out
 from hfbsz.measure.evidence import Finding, Verdict
@@ -59,6 +60,7 @@ def render(experiment: Experiment) -> str:
             columns=columns,
             rows=rows,
             families=[(name, style(place)[0]) for place, name in enumerate(families(experiment.arms))],
+            grows=any(result.arm.grows for result in experiment.arms if result.arm),
             over_batch=over_batch(experiment),
             legend=_legend(experiment),
             curves=[*curves(experiment), *tuning(experiment)],
@@ -118,7 +120,7 @@ def _table(experiment: Experiment) -> tuple[list[Column], list[tuple[ArmResult, 
     """The columns that any arm fills, and their cells."""
     target = "" if experiment.target is None else f", {experiment.target:.3f} nats/target"
     columns = [
-        Column("Batch", "sequences", _batch),
+        Column("Batch", "sequences; micro × passes", _batch),
         Column("Rule", "of the rate", lambda result: (result.arm.rule, "") if result.arm else None),
         Column("Rate", "peak, no unit", _rate),
         Column("Seeds", "finished", _seeds),
@@ -126,12 +128,12 @@ def _table(experiment: Experiment) -> tuple[list[Column], list[tuple[ArmResult, 
         Column("Accuracy", "share of rows, mean ± sd", _mean("accuracy", ".3f")),
         Column("Gap at the end", "nats/target, mean ± sd", _mean("gap", "+.3f")),
         Column("Onset of overfitting", "epoch, median", _onset),
-        Column("Best evaluation", "epoch, median", _median("best_epoch", ".2f")),
-        Column("Time to best", "s, median", _median("seconds_to_best", ",.0f")),
+        Column("Best evaluation", "epoch, median", _over_seeds("best_epoch", ".2f", statistics.median)),
+        Column("Time to best", "s, median", _over_seeds("seconds_to_best", ",.0f", statistics.median)),
         Column("Steps to target", f"steps, median{target}", _to_target),
         Column("Padding", "% of positions, mean", _padding),
-        Column("Optimizer steps", "steps, mean", _plain("optimizer_steps", ",.0f")),
-        Column("Speed", "tokens/s, mean", _plain("tokens_per_second", ",.0f")),
+        Column("Optimizer steps", "steps, mean", _over_seeds("optimizer_steps", ",.0f", statistics.fmean)),
+        Column("Speed", "tokens/s, mean", _over_seeds("tokens_per_second", ",.0f", statistics.fmean)),
         Column("Peak memory", "GiB, largest", _memory),
     ]
     cells = [[column.cell(result) for column in columns] for result in experiment.arms]
@@ -144,7 +146,7 @@ def _batch(result: ArmResult) -> Cell | None:
     arm = result.arm
     if arm is None:
         return None
-    split = f"{arm.micro_batch} × {arm.accumulation} a device" if arm.micro_batch else ""
+    split = f"{arm.micro_batch} × {arm.accumulation}" if arm.micro_batch else ""
     return (f"{arm.start} → {arm.batch}" if arm.grows else f"{arm.batch}"), split
 
 
@@ -160,8 +162,9 @@ def _seeds(result: ArmResult) -> Cell:
 def _mean(name: str, form: str) -> Callable[[ArmResult], Cell | None]:
     def cell(result: ArmResult) -> Cell | None:
         found = values(result, name)
-        if not found or (lost := _lost(found)):
-            return (lost, "") if found else None
+        lost = sum(not math.isfinite(value) for value in found)
+        if not found or lost:
+            return ("diverged", f"{lost} of {len(found)} seeds") if found else None
         mean = format(statistics.fmean(found), form)
         sd = format(statistics.stdev(found), form.lstrip("+")) if len(found) > 1 else ""
         return mean, f"± {sd}" if sd else "1 seed"
@@ -169,25 +172,12 @@ def _mean(name: str, form: str) -> Callable[[ArmResult], Cell | None]:
     return cell
 
 
-def _plain(name: str, form: str) -> Callable[[ArmResult], Cell | None]:
+def _over_seeds(name: str, form: str, over: Callable[[list[float]], float]) -> Callable[[ArmResult], Cell | None]:
     def cell(result: ArmResult) -> Cell | None:
         found = [value for value in values(result, name) if math.isfinite(value)]
-        return (format(statistics.fmean(found), form), "") if found else None
+        return (format(over(found), form), "") if found else None
 
     return cell
-
-
-def _median(name: str, form: str) -> Callable[[ArmResult], Cell | None]:
-    def cell(result: ArmResult) -> Cell | None:
-        found = [value for value in values(result, name) if math.isfinite(value)]
-        return (format(statistics.median(found), form), "") if found else None
-
-    return cell
-
-
-def _lost(found: Sequence[float]) -> str:
-    lost = sum(not math.isfinite(value) for value in found)
-    return f"diverged: {lost} of {len(found)}" if lost else ""
 
 
 def _onset(result: ArmResult) -> Cell | None:
@@ -234,10 +224,10 @@ def _test(one: Comparison, name: str) -> dict[str, Any]:
     interval = f"{kind.show(found.low)} to {kind.show(found.high)}" if math.isfinite(found.low) else "–"
     return {
         "name": name,
-        "difference": kind.show(found.mean) if math.isfinite(found.mean) else "–",
-        "interval": interval,
+        "difference": kind.show(found.mean).replace("-", "−") if math.isfinite(found.mean) else "–",
+        "interval": interval.replace("-", "−"),
         "n": found.n,
-        "effect": f"{found.effect:+.2f}" if math.isfinite(found.effect) else "–",
+        "effect": f"{found.effect:+.2f}".replace("-", "−") if math.isfinite(found.effect) else "–",
         "p": p_text(one.p_holm),
         "sign_flip": p_text(found.sign_flip_p),
         "says": said_of_test(one),
@@ -246,7 +236,7 @@ def _test(one: Comparison, name: str) -> dict[str, Any]:
 
 def _belief(finding: Finding) -> dict[str, Any]:
     """A finding with what it needs apart from its sentence, at whose end it stands too."""
-    sentence, needs, _ = finding.sentence.partition(finding.needs) if finding.needs else (finding.sentence, "", "")
+    sentence = finding.sentence.partition(finding.needs)[0] if finding.needs else finding.sentence
     return {
         "statement": finding.statement[:1].upper() + finding.statement[1:],
         "verdict": finding.verdict,

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from hfbsz.experiment.figures import family
 from hfbsz.experiment.results import ArmResult, Experiment
 from hfbsz.measure.paired import ALPHA, FEWEST_SEEDS
 from hfbsz.measure.trials import Arm, Comparison, Summary, compare, summarise
@@ -18,7 +17,7 @@ def arm_names(results: Sequence[ArmResult]) -> dict[str, str]:
             kept.append(place)
     unique = _distinct(known, kept) == len(known)
     return {
-        result.words: ", ".join(filter(None, (known[result.words][place] for place in kept)))
+        result.words: "\u00a0· ".join(filter(None, (known[result.words][place] for place in kept)))
         if unique and result.words in known
         else result.words
         for result in results
@@ -27,10 +26,11 @@ def arm_names(results: Sequence[ArmResult]) -> dict[str, str]:
 
 _PARTS = (
     lambda arm: arm.name,
-    family,
+    lambda arm: f"rule {arm.rule}",
+    lambda arm: "rate tuned" if arm.tuned else "",
     lambda arm: f"rate {arm.learning_rate:.3g}",
     lambda arm: "" if arm.decays else "no decay",
-    lambda arm: f"{arm.accumulation} passes a step",
+    lambda arm: f"{arm.accumulation} passes a step" if (arm.accumulation or 1) > 1 else "",
 )
 
 
@@ -66,7 +66,7 @@ def what_came_out(experiment: Experiment, named: Mapping[str, str]) -> list[str]
 
 
 def _ranked(summaries: Sequence[Summary]) -> tuple[list[Summary], list[Summary]]:
-    """Arms with the most seeds, all finite, lowest mean first; and the others: means over other seeds do not compare."""
+    """Arms with the most seeds, all finite, lowest mean first; and the others, whose means do not compare."""
     most = max((summary.n for summary in summaries), default=0)
     ranked = [summary for summary in summaries if summary.n == most and math.isfinite(summary.mean)]
     others = [summary for summary in summaries if summary not in ranked]
@@ -95,15 +95,17 @@ def _borne(ranked: Sequence[Summary], pairs: Sequence[Comparison], names: Mappin
     beaten = {_loser(one) for one in tested if one.p_holm < ALPHA and best in (one.left, one.right)} - {best}
     if len(beaten) == len(others):
         largest = max(one.p_holm for one in tested if best in (one.left, one.right))
-        return f"Paired tests bear it against every other arm (largest p = {largest:.2g} after {family_words})."
+        return f"Paired tests bear it against every other arm (largest p = {p_text(largest)} after {family_words})."
     if not any(one.p_holm < ALPHA for one in tested):
         return (
             f"The paired tests do not bear this lead (every p ≥ {ALPHA} after {family_words}): no arm is surely better."
         )
+    if not beaten:
+        return f"No arm is surely the best: paired tests hold this one better than no other ({family_words})."
     equal = [names[arm] for arm in others if arm not in beaten]
-    told = f"it surely beats {len(beaten)} of the {len(others)} others" if beaten else "it surely beats none of them"
-    rest = ", ".join(equal[:4]) + (f" and {len(equal) - 4} more" if len(equal) > 4 else "")
-    return f"No arm is surely the best: by paired tests {told} (p < {ALPHA} after {family_words}), but not {rest}."
+    rest = ", ".join(equal[:3]) + (f" and {len(equal) - 3} more" if len(equal) > 3 else "")
+    surely = f"surely beats {len(beaten)} of the {len(others)} others (p < {ALPHA} after {family_words})"
+    return f"No arm is surely the best: by paired tests this one {surely}, but not {rest}."
 
 
 def _loser(one: Comparison) -> Arm:
@@ -126,4 +128,4 @@ def said_of_test(one: Comparison) -> str:
 
 
 def p_text(p: float) -> str:
-    return "–" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+    return "–" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.3g}"

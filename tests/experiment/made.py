@@ -58,9 +58,10 @@ def make_outcome(arm: Arm, seed: int, share: float = 1.0, **changes) -> Outcome:
         seed,
         best["eval/loss"],
         best["eval/loss"] + 0.1,
-        gap=0.2 + 0.01 * seed + 0.1 / arm.batch,
+        gap=0.2 + 0.01 * seed + 0.1 / arm.batch + 0.3 * (best["eval/loss"] % 0.01),
+        accuracy=round(0.9 - 0.05 * best["eval/loss"] + 0.002 * seed, 4),
         tokens_per_second=speed(arm) + 10 * seed,
-        steps_to_target=1e6 / arm.batch / 100,
+        steps_to_target=1e4 / arm.batch + seed,
         peak_memory_bytes=1.2e9 + 2e7 * arm.micro_batch,
         optimizer_steps=run.records[-1]["train/global_step"],
     )
@@ -110,17 +111,8 @@ def make_experiment(arms: tuple[ArmResult, ...], **changes) -> Experiment:
 def full_sample() -> Experiment:
     arms = [make_result(batch, kind) for kind in KINDS for batch in (8, 16, 32, 64)]
     lost = arms[7]
-    failed = [
-        replace(
-            one,
-            state="failed",
-            why="out of memory: 64 sequences of 512 tokens do not fit",
-            trial=None,
-            run=None,
-            share=0.4,
-        )
-        for one in lost.outcomes
-    ]
+    why = "out of memory: 64 sequences of 512 tokens do not fit"
+    failed = [Outcome(one.seed, one.folder, "failed", why, 0.4) for one in lost.outcomes]
     arms[7] = replace(lost, outcomes=tuple(failed))
     trial = arms[3].outcomes[1].trial
     assert trial is not None
