@@ -14,9 +14,9 @@ from typing import Any
 from hfbsz.experiment.curves import curves, tuning
 from hfbsz.experiment.figures import families, forest, looks, over_batch, values
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
-from hfbsz.experiment.verdict import arm_names, p_text, said_of_test, what_came_out
+from hfbsz.experiment.verdict import arm_names, p_text, ranking, said_of_test, what_came_out
 from hfbsz.measure.evidence import Finding, Verdict
-from hfbsz.measure.trials import MEASURES, Comparison
+from hfbsz.measure.trials import MEASURES, Arm, Comparison
 from hfbsz.report.figures import style
 from hfbsz.report.html import environment
 
@@ -107,13 +107,13 @@ def _failures(result: ArmResult) -> list[tuple[str, str]]:
     return [(", ".join(labels), why) for why, labels in found.items()]
 
 
-def _lowest(experiment: Experiment) -> str | None:
-    """Words of the arm of the lowest mean loss among those with the most finished seeds."""
-    losses = {result.words: values(result, "final_loss") for result in experiment.arms}
-    most = max(map(len, losses.values()), default=0)
-    means = {words: statistics.fmean(found) for words, found in losses.items() if found and len(found) == most}
-    finite = {words: mean for words, mean in means.items() if math.isfinite(mean)}
-    return min(finite, key=lambda words: finite[words]) if len(finite) > 1 else None
+def _lowest(experiment: Experiment) -> Arm | None:
+    """The arm of the lowest mean loss, where there are others that it can be ranked with."""
+    try:
+        ranked, _ = ranking(experiment)
+    except ValueError:
+        return None
+    return ranked[0].arm if len(ranked) > 1 else None
 
 
 def _table(experiment: Experiment) -> tuple[list[Column], list[tuple[ArmResult, list[Cell]]]]:

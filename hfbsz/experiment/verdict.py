@@ -1,6 +1,7 @@
 """What came out of a comparison, in words: which arm ended best, and whether paired tests bear it."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from hfbsz.experiment.results import ArmResult, Experiment
@@ -49,26 +50,31 @@ def what_came_out(experiment: Experiment, named: Mapping[str, str]) -> list[str]
         return ["No run has finished yet: nothing can be said."]
     names = {result.arm: named[result.words] for result in experiment.arms if result.arm is not None}
     try:
-        ranked, others = _ranked(summarise(trials))
-        if not ranked:
-            return ["Nothing can be ranked: no arm has a finite loss for every seed that it finished."]
+        ranked, others = ranking(experiment)
         arms = {summary.arm for summary in ranked}
         pairs = compare([trial for trial in trials if trial.arm in arms])
     except ValueError as problem:
         return [f"The runs cannot be compared: {problem}."]
+    if not ranked:
+        return ["Nothing can be ranked: no arm has a finite loss for every seed that it finished."]
     sentences = [_lead(ranked, names, experiment.finished)]
     if len(ranked) > 1:
         sentences.append(_borne(ranked, pairs, names))
     if others:
         left = ", ".join(names[summary.arm] for summary in others)
-        sentences.append(f"Not ranked, for seeds that diverged or are not finished: {left}.")
+        sentences.append(f"Not ranked, for seeds that diverged or have not finished: {left}.")
     return sentences
 
 
-def _ranked(summaries: Sequence[Summary]) -> tuple[list[Summary], list[Summary]]:
-    """Arms with the most seeds, all finite, lowest mean first; and the others, whose means do not compare."""
+def ranking(experiment: Experiment) -> tuple[list[Summary], list[Summary]]:
+    """Arms of the same seeds, as many as any has, all finite, lowest mean first; and the others.
+
+    Means over unlike seeds do not compare. Raises ValueError where runs are of different settings.
+    """
+    summaries = summarise([trial for result in experiment.arms for trial in result.trials])
     most = max((summary.n for summary in summaries), default=0)
-    ranked = [summary for summary in summaries if summary.n == most and math.isfinite(summary.mean)]
+    alike = Counter(summary.seeds for summary in summaries if summary.n == most).most_common(1)
+    ranked = [one for one in summaries if one.seeds == alike[0][0] and math.isfinite(one.mean)]
     others = [summary for summary in summaries if summary not in ranked]
     return sorted(ranked, key=lambda summary: summary.mean), others
 

@@ -173,7 +173,12 @@ def test_two_seeds_bear_nothing() -> None:
 def test_arms_with_fewer_or_diverged_seeds_do_not_win() -> None:
     text = said(losses([4.2, 4.3, 4.4], [4.3, 4.45, 4.5], [3.0], [3.0, 3.1, math.nan]))
     assert "kept model: 8 sequences" in text
-    assert "Not ranked, for seeds that diverged or are not finished: 32 sequences, 64 sequences." in text
+    assert "Not ranked, for seeds that diverged or have not finished: 32 sequences, 64 sequences." in text
+
+
+def test_a_diverged_comparison_ranks_nothing() -> None:
+    page = render(losses([math.nan, 4.2, 4.3], [4.3, math.inf, 4.5]))
+    assert "Nothing can be ranked" in text_of(page) and "lowest mean" not in page
 
 
 def test_runs_of_several_settings_are_not_ranked() -> None:
