@@ -33,19 +33,24 @@ MEASURES = (
 _OTHERS = ("eval/loss", "eval/targets", "eval/seconds", "eval/full", "eval/best")
 
 
-def render(runs: Sequence[RunData]) -> str:
-    """The page of one run or several, as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+def environment(*folders: Path) -> jinja2.Environment:
+    """Templates of these folders and of this one, with the filters number, count, duration and memory; None: `–`."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(number=_number, count=_count, duration=_duration, memory=_memory)
+    templates.filters.update(number=_number, count=_count, duration=_duration, memory=_memory)
+    return templates
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """The page of one run or several, as HTML."""
     views = [_view(run, name, place) for place, (run, name) in enumerate(zip(runs, names(runs), strict=True))]
     watched = [(place, view["overfitting"]) for place, view in enumerate(views) if view["overfitting"]]
-    return environment.get_template("page.html.jinja").render(
+    return environment().get_template("page.html.jinja").render(
         runs=views,
         # whole sets first: a fixed part is easier or harder by chance
         ranking=sorted(views, key=lambda view: (math.isnan(view["loss"]), not view["full"], view["loss"])),
