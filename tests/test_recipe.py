@@ -7,7 +7,7 @@ from hfbsz.errors import UserError
 from hfbsz.explain import explain
 from hfbsz.loading import from_mapping, list_recipes, load, read_yaml, write_yaml
 from hfbsz.plan import Facts
-from hfbsz.recipe import Recipe, fields
+from hfbsz.recipe import EvalSet, Recipe, fields
 from hfbsz.resolve import resolve
 from hfbsz.schema import help_text
 
@@ -61,6 +61,13 @@ def test_all_errors_come_at_once_one_line_each():
         ("duration=1e400tok", "too large"),
         ("batch.ramp=0:8 50%:16.9", "no whole number"),
         ("eval.sets.a/b=x.txt", "eval.sets"),
+        ("eval.sets.chat.pakage=x==1", "did you mean 'eval.sets.chat.package'"),
+        ("eval.sets.chat={files: x, txt: y}", "eval.sets.chat.txt: no such field; did you mean 'eval.sets.chat.text'"),
+        ("eval.sets.chat.package=x==1", "eval.sets.chat: package and file go together"),
+        ("eval.sets.chat={files: x, hub: y}", "eval.sets.chat: files and hub are two sources"),
+        ("eval.sets.chat={files: x, split: test}", "eval.sets.chat: hub_config, split and revision belong to hub"),
+        ("eval.sets.chat.text=words", "eval.sets.chat: it names no source"),
+        ("eval.sets.chat={files: x, label: y}", "eval.sets.chat.label does not belong to task=language_modeling"),
         ("recipe=nowhere/x.yaml", "no such file"),
         ("optim.lr=[1", "cannot read"),
     ],
@@ -68,6 +75,25 @@ def test_all_errors_come_at_once_one_line_each():
 def test_a_mistake_names_itself_and_what_would_be_right(word, message):
     (line,) = refused(word)
     assert message in line
+
+
+def test_a_set_is_globs_or_a_mapping_that_later_words_change(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("eval:\n  sets:\n    a: [x/*.txt, y.txt]\n    b: {hub: some/set, split: test, text: words}\n")
+    sets = load([f"recipe={path}", "eval.sets.a.text=body", "eval.sets.b.split=dev"]).recipe.eval.sets
+    assert sets["a"] == EvalSet(files=["x/*.txt", "y.txt"], text="body")
+    assert sets["b"] == EvalSet(hub="some/set", split="dev", text="words")
+    recipe = load([f"recipe={path}", "eval.sets.b=z.txt", "eval.sets.a.skip={}"]).recipe
+    assert recipe.eval.sets["b"] == EvalSet(files="z.txt")
+    write_yaml(recipe.to_dict(), tmp_path / "again.yaml")
+    again = load([f"recipe={tmp_path}/again.yaml"]).recipe
+    assert again == recipe and again.to_dict() == recipe.to_dict()
+    assert recipe.to_dict()["eval"]["sets"] == {
+        "a": {"files": ["x/*.txt", "y.txt"], "skip": {}},
+        "b": {"files": "z.txt"},
+    }
+    (line,) = refused(f"recipe={path}", "eval.sets.a.hub=other")
+    assert "eval.sets.a: files and hub are two sources" in line
 
 
 def test_a_word_takes_values_from_the_environment(monkeypatch):

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from hfbsz.data.documents import FEW_DOCUMENTS, Document, Documents, deal
+from hfbsz.data.hub import Hub
 from hfbsz.data.needed import Needed
-from hfbsz.data.sources import Source
+from hfbsz.data.sources import Opened
 from hfbsz.data.tokenizer import load_tokenizer, train_tokenizer
 from hfbsz.data.writing import RowWriter
 from hfbsz.errors import UserError
@@ -29,11 +30,11 @@ class Builder:
     """Makes the rows of all sets: `sources` are the training source, by the name TRAIN, and evaluation sets, '' being
     validation where that is a source of its own."""
 
-    def __init__(self, data: Data, sources: Mapping[str, Source], needed: Needed | None, progress: Progress) -> None:
+    def __init__(self, data: Data, sources: Mapping[str, Opened], needed: Needed | None, progress: Progress) -> None:
         self.data, self.sources, self.progress = data, sources, progress
         self.needed = needed if data.stream else None
         self.share = 0.0 if "" in sources else share_of(data)
-        self.documents = Documents(sources[TRAIN], data.text)
+        self.documents = Documents(sources[TRAIN])
         self.notes: list[str] = []
 
     def build(self, folder: Path) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class Builder:
         self._note_training(train)
         for name, writer in sets.items():
             if name in self.sources:
-                self._evaluation(Documents(self.sources[name], self.data.text), writer, name)
+                self._evaluation(Documents(self.sources[name]), writer)
         return self._meta(train, sets)
 
     def _trained(self, folder: Path) -> Any:
@@ -95,9 +96,9 @@ class Builder:
         if self.needed is not None and not _enough(train, self.needed):
             self.notes.append(f"the stream ended after {train.rows:,} of {self.needed.sequences:,} rows")
 
-    def _evaluation(self, documents: Documents, writer: RowWriter, name: str) -> None:
+    def _evaluation(self, documents: Documents, writer: RowWriter) -> None:
         """Rows of a set that has a source of its own; of a stream, no more than training takes."""
-        limit = self.needed if not name and self.data.validation_split is not None else None
+        limit = self.needed if isinstance(documents.source, Hub) else None
         self._pass(documents, 0.0, writer, writer, limit)
         self.notes += documents.notes()
 
@@ -116,7 +117,7 @@ class Builder:
     def _refuse_empty(self, meta: dict[str, Any]) -> None:
         train = meta["train"]
         if not train["documents"]:
-            raise UserError(f"{self.sources[TRAIN].where} holds no text")
+            raise UserError(f"{self.documents.source.where} holds no text")
         if not train["rows"]:
             raise UserError(
                 f"data: the corpus has {train['tokens']} training tokens, fewer than one row of "

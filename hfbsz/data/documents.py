@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from hfbsz.data.sources import Source
+from hfbsz.data.sources import Opened
 from hfbsz.errors import UserError
 
 FEW_DOCUMENTS = 20  # below this, validation is the corpus's contiguous tail
@@ -18,20 +18,21 @@ class Document:
 
 
 class Documents:
-    """The texts in one column of a source. It counts, afresh in every pass, what it saw and what held no text."""
+    """The texts in the text column of a source. It counts, afresh in every pass, what it saw and what held no text."""
 
-    def __init__(self, source: Source, column: str) -> None:
-        self.source, self.column = source, column
+    def __init__(self, opened: Opened) -> None:
+        self.source, self.columns = opened.source, opened.columns("text")
         self.seen = self.empty = 0
 
     def __iter__(self) -> Iterator[Document]:
         self.seen = self.empty = 0
-        for record in self.source.records({"data.text": self.column}):
-            text = record.columns[self.column]
+        ((field, column),) = self.columns.items()
+        for record in self.source.records(self.columns):
+            text = record.columns[column]
             if text is not None and not isinstance(text, str):
                 raise UserError(
                     f"{self.source.where}: {record.name} holds a {type(text).__name__}, not text, in column "
-                    f"{self.column!r} (data.text)"
+                    f"{column!r} ({field})"
                 )
             self.seen += 1
             if text is None or not text.strip():

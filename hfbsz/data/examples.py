@@ -1,10 +1,9 @@
-"""Rows of fine-tuning tasks: one example each, read, split, cleaned, counted and tokenised."""
+"""Rows of fine-tuning tasks: one example each, split, cleaned, counted and tokenised."""
 
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import numpy as np
 
 from hfbsz.data import IGNORED
 from hfbsz.data.build import TRAIN, Progress, share_of
-from hfbsz.data.conversations import TEMPLATE, conversation, render
+from hfbsz.data.conversations import TEMPLATE, render
 from hfbsz.data.documents import is_held_out
-from hfbsz.data.formats import Record
-from hfbsz.data.sources import Source
+from hfbsz.data.reading import Example, Reader
+from hfbsz.data.sources import Opened
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe import Data
@@ -24,26 +23,15 @@ _ROWS_AT_ONCE = 512
 _LABELS_SHOWN = 12
 
 
-@dataclass(frozen=True)
-class Example:
-    """A row before it is tokenised: a text with a label, or a conversation."""
-
-    name: str  # its record's, or its id
-    group: str  # what is held out together
-    text: str  # of a conversation, what its turns say: for duplicates
-    label: str | None = None
-    messages: tuple[Mapping[str, str], ...] = ()
-
-
 class ExampleBuilder:
     """Makes the rows of all sets of a task: `sources` are the training source, by the name TRAIN, and evaluation sets,
     '' being validation where that is a source of its own."""
 
-    def __init__(self, task: str, data: Data, sources: Mapping[str, Source], progress: Progress) -> None:
+    def __init__(self, task: str, data: Data, sources: Mapping[str, Opened], progress: Progress) -> None:
         self.task, self.data, self.sources, self.progress = task, data, sources, progress
         self.share = 0.0 if "" in sources else share_of(data)
         self.notes: list[str] = []
-        self.columns = self._columns()
+        self.readers = {name: Reader(task, opened) for name, opened in sources.items()}
 
     def build(self, folder: Path) -> dict[str, Any]:
         """Write train.arrow and eval-N.arrow into `folder`; returns what is known of them. Raises UserError."""
@@ -52,7 +40,8 @@ class ExampleBuilder:
         self.tokenizer = load_tokenizer(self.data.tokenizer, needs_end=self.task != "classification")
         if self.task == "instruction" and not self.tokenizer.chat_template:
             self.tokenizer.chat_template = TEMPLATE
-        read = {name: list(self._read(source)) for name, source in self.sources.items()}
+        read = {name: list(reader.examples(self.progress)) for name, reader in self.readers.items()}
+        self.notes += [note for reader in self.readers.values() for note in reader.notes]
         sets = self._split(read)
         self.labels = self._labels(sets)
         self._clean(sets)
@@ -67,77 +56,6 @@ class ExampleBuilder:
                 meta["sets"][name] = counts
         self.tokenizer.save_pretrained(folder / "tokenizer")
         return meta | {"data_hash": digest.hexdigest(), "notes": self.notes}
-
-    def _columns(self) -> dict[str, str]:
-        data = self.data
-        if self.task == "classification":
-            if data.label is None:
-                raise UserError("data.label: name the column that holds the label")
-            wanted = {"data.text": data.text, "data.label": data.label}
-        elif data.messages is not None:
-            wanted = {"data.messages": data.messages}
-        elif data.prompt is not None and data.response is not None:
-            wanted = {"data.prompt": data.prompt, "data.response": data.response}
-        else:
-            raise UserError("data.messages: name the column of a conversation, or data.prompt and data.response")
-        wanted |= {f"data.{name}": getattr(data, name) for name in ("group", "id") if getattr(data, name) is not None}
-        return wanted | {f"data.skip.{column}": column for column in data.skip}
-
-    def _read(self, source: Source) -> Iterator[Example]:
-        """The examples of a source; counts what is left out."""
-        left: Counter[str] = Counter()
-        names: set[str] = set()
-        for number, record in enumerate(source.records(self.columns)):
-            if number % 4096 == 0:
-                self.progress("reading", number, 0)
-            reason = self._skipped(record)
-            example = self._example(record, source) if reason is None else None
-            if example is None:
-                left[reason or self._nothing()] += 1
-                continue
-            if self.data.id is not None and example.name in names:
-                raise UserError(f"{source.where}: two rows have the id {example.name!r} (data.id={self.data.id})")
-            names.add(example.name)
-            yield example
-        for reason, count in left.items():
-            self.notes.append(f"{count:,} rows left out: {reason} ({source.where})")
-        if not names:
-            raise UserError(f"{source.where} holds no row to use" + (f": {', '.join(left)}" if left else ""))
-
-    def _nothing(self) -> str:
-        return "no text or no label" if self.task == "classification" else "no answer to learn"
-
-    def _skipped(self, record: Record) -> str | None:
-        for column, values in self.data.skip.items():
-            value = str(record.columns[column])
-            if value in ([values] if isinstance(values, str) else values):
-                return f"{column} is {value!r}"
-        return None
-
-    def _example(self, record: Record, source: Source) -> Example | None:
-        """None where there is nothing to learn."""
-        data, columns = self.data, record.columns
-        name = str(columns[data.id]) if data.id is not None else record.name
-        group = str(columns[data.group]) if data.group is not None else name
-        try:
-            if self.task == "classification":
-                text, label = columns[data.text] or "", columns[str(data.label)]
-                if not isinstance(text, str):
-                    raise ValueError(f"a {type(text).__name__}, not text, in column {data.text!r}")
-                if not text.strip() or label is None or not str(label).strip():
-                    return None
-                return Example(name, group, text, str(label).strip())
-            if data.messages is not None:
-                messages = conversation(columns[data.messages])
-            else:
-                pair = (columns[str(data.prompt)], columns[str(data.response)])
-                messages = conversation([text or "" for text in pair])
-            if not any(message["role"] == "assistant" for message in messages):
-                return None
-            said = "\n".join(message["content"] for message in messages)
-            return Example(name, group, said, messages=tuple(messages))
-        except ValueError as problem:
-            raise UserError(f"{source.where}: {record.name}: {problem}") from None
 
     def _split(self, read: Mapping[str, list[Example]]) -> dict[str, list[Example]]:
         """Training rows and every evaluation set, validation held out by a hash of its groups."""
@@ -163,11 +81,12 @@ class ExampleBuilder:
         for name, examples in sets.items():
             for example in examples:
                 if example.label not in labels:
-                    where = self.sources.get(name, self.sources[TRAIN]).where
+                    opened = self.sources.get(name, self.sources[TRAIN])
+                    near = did_you_mean(str(example.label), labels)
                     raise UserError(
-                        f"{where}: {example.name} has the label {example.label!r}, which is none of {', '.join(labels)}"
-                        f"{did_you_mean(str(example.label), labels)}: add it to data.labels, or leave such rows out: "
-                        f"data.skip.{self.data.label}={example.label!r}"
+                        f"{opened.source.where}: {example.name} has the label {example.label!r}, which is none of "
+                        f"{', '.join(labels)}{near}: add it to data.labels, or leave such rows out: "
+                        f"{opened.part}.skip.{opened.data.label}={example.label!r}"
                     )
         seen = [label for label in labels if found[label]]
         if len(seen) < 2:

@@ -53,7 +53,9 @@ def read_records(path: Path, name: str, columns: Columns) -> Iterator[Record]:
         elif ending in (".csv", ".tsv"):
             yield from _csv(path, name, columns, "," if ending == ".csv" else "\t")
         else:
-            yield Record(name, {next(iter(columns.values())): _text(path)})
+            first = next(iter(columns.values()))
+            check_columns(path, columns, [first])
+            yield Record(name, {first: _text(path)})
 
 
 def check_columns(where: object, columns: Columns, known: Iterable[str]) -> None:

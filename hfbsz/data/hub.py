@@ -25,11 +25,12 @@ class Hub:
     split: str
     revision: str | None
     stream: bool
+    part: str = "data"  # of the recipe, for messages
     notes: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
-        return f"data.hub: split {self.split!r} of {self.name!r}"
+        return f"{self.part}.hub: split {self.split!r} of {self.name!r}"
 
     def _local_files(self) -> list[Path]:
         folder = Path(self.name)
@@ -51,7 +52,7 @@ class Hub:
         if known is not None:
             check_columns(self.where, columns, known)
             dataset = dataset.select_columns(wanted)  # others, such as images, need not be decoded
-        with _one_line(self.name):
+        with _one_line(self.part, self.name):
             for number, row in enumerate(dataset if self.stream else _one_by_one(dataset)):
                 if known is None:
                     check_columns(self.where, columns, row)
@@ -65,9 +66,9 @@ class Hub:
         datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told in one line, below
         folder = Path(self.name)
         if self.name.startswith((".", "/", "~")) and not folder.is_dir():
-            raise UserError(f"data.hub: no folder {self.name!r}")
+            raise UserError(f"{self.part}.hub: no folder {self.name!r}")
         saved = next((name for name in ("dataset_dict.json", "state.json") if (folder / name).is_file()), None)
-        with _one_line(self.name):
+        with _one_line(self.part, self.name):
             if saved is not None:
                 return self._saved(folder, saved == "dataset_dict.json")
             self._check_config()
@@ -96,10 +97,12 @@ class Hub:
         listed = ", ".join(known)
         if self.config is None:
             if len(known) > 1 and datasets.get_dataset_default_config_name(self.name, revision=self.revision) is None:
-                raise UserError(f"data.hub_config: {self.name!r} has several configurations, name one of {listed}")
+                raise UserError(
+                    f"{self.part}.hub_config: {self.name!r} has several configurations, name one of {listed}"
+                )
         elif self.config not in known:
             near = did_you_mean(self.config, known)
-            raise UserError(f"data.hub_config: {self.name!r} has no {self.config!r}{near}; there are {listed}")
+            raise UserError(f"{self.part}.hub_config: {self.name!r} has no {self.config!r}{near}; there are {listed}")
 
     def _check_split(self, known: list[str], slices: bool = True) -> None:
         """Raise UserError for a split that is not there; slices such as train[:10%] are for whole data sets alone."""
@@ -108,7 +111,9 @@ class Hub:
         for split in asked:
             if known and split not in known:
                 near = did_you_mean(split, known)
-                raise UserError(f"data.split: {self.name!r} has no split {split!r}{near}; there are {', '.join(known)}")
+                raise UserError(
+                    f"{self.part}.split: {self.name!r} has no split {split!r}{near}; there are {', '.join(known)}"
+                )
 
 
 def _one_by_one(dataset: Any) -> Iterable[dict[str, Any]]:
@@ -118,13 +123,13 @@ def _one_by_one(dataset: Any) -> Iterable[dict[str, Any]]:
 
 
 @contextmanager
-def _one_line(name: str) -> Iterator[None]:
+def _one_line(part: str, name: str) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except Exception as problem:  # each of the many back ends of datasets raises its own kinds
         root = problem.__cause__ or problem if type(problem).__name__ == "DatasetGenerationError" else problem
-        offline = ": a folder, or data.package, needs no network" if isinstance(problem, ConnectionError) else ""
+        offline = f": a folder, or {part}.package, needs no network" if isinstance(problem, ConnectionError) else ""
         reason = shorten(str(root) or type(root).__name__, 300, placeholder=" …")
-        raise UserError(f"data.hub: {name!r} cannot be read: {reason}{offline}") from None
+        raise UserError(f"{part}.hub: {name!r} cannot be read: {reason}{offline}") from None

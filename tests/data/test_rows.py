@@ -13,7 +13,7 @@ from hfbsz.data.sources import find_files
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import UserError
 from hfbsz.loading import load
-from hfbsz.recipe import Data
+from hfbsz.recipe import Data, EvalSet
 from hfbsz.resolve import resolve
 from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling
 
@@ -104,9 +104,30 @@ def test_no_name_of_an_evaluation_set_touches_the_training_rows(tmp_path):
     pattern = write(tmp_path, 30)
     (tmp_path / "other.md").write_text("another text. " * 50)
     data = Data(files=pattern, vocab_size=300, sequence_length=16)
-    prepared = prepare(data, {"train": str(tmp_path / "other.md")}, lambda *_: None)
+    prepared = prepare(data, {"train": EvalSet(files=str(tmp_path / "other.md"))}, lambda *_: None)
     assert set(prepared.sets) == {"", "train"} and prepared.counts["sets"]["train"]["documents"] == 1
     assert len(prepared.train) == len(prepare(data, {}, lambda *_: None).train)
+
+
+def test_a_set_has_a_text_column_of_its_own_and_another_column_is_other_rows(tmp_path):
+    pattern = write(tmp_path, 30)
+    rows = [{"body": f"{number} another text", "head": "short"} for number in range(9)]
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = Data(files=pattern, vocab_size=300, sequence_length=16)
+
+    def entries():
+        return [path for path in cache_folder().iterdir() if path.is_dir()]
+
+    def bytes_of(**fields):
+        sets = {"other": EvalSet(files=str(tmp_path / "other.jsonl"), **fields)}
+        return prepare(data, sets, lambda *_: None).counts["sets"]["other"]["bytes"]
+
+    assert bytes_of(text="body") == sum(len(row["body"]) for row in rows) > bytes_of(text="head") == 45
+    assert bytes_of(text="head", skip={}) == 45 and len(entries()) == 2  # what is as in data makes no other rows
+    with pytest.raises(UserError, match=r"no column 'text' \(eval.sets.other.text\); there are body, head"):
+        bytes_of()
+    (tmp_path / "other.jsonl").write_text('{"body": "x", "head": "a word"}')
+    assert bytes_of(text="head") == 6
 
 
 @pytest.mark.parametrize(
