@@ -17,7 +17,7 @@ from hfbsz.measure.trials import Arm, Comparison, Trial, compare
 from hfbsz.report.overfit import of_best_weights, overfitting_of
 from hfbsz.report.runs import CLOCK, SECONDS, STEPS, RunData, is_number, read_run
 
-_LOSS = "eval/loss"
+LOSS = "eval/loss"
 _TOLD = ("batch.", "scaling.rule=", "optim.lr=", "recipe=", "seed=")  # choices that an Arm's own numbers tell
 
 
@@ -43,7 +43,7 @@ class Outcome:
         """Validation loss of the model that a finished run keeps, nats/target; NaN: diverged."""
         if self.run is None or self.state != "finished":
             return None
-        return float(_kept(self.run)[_LOSS])
+        return float(_kept(self.run)[LOSS])
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
     return Trial(
         arm,
         outcome.seed,
-        best_loss=best[_LOSS] if best else None,
-        final_loss=kept[_LOSS],
+        best_loss=best[LOSS] if best else None,
+        final_loss=kept[LOSS],
         gap=seen.last.gap if seen is not None else None,
         shifted_loss=statistics.fmean(shifted) if shifted else None,
         accuracy=kept.get("eval/accuracy"),
@@ -190,7 +190,7 @@ def target_of(arms: Sequence[tuple[Arm, Sequence[Outcome]]]) -> float | None:
     arms alone, where there are any, for an arm at a wrong rate would set a target that says nothing of the batch."""
     tuned = [outcomes for arm, outcomes in arms if arm.tuned] or [outcomes for _, outcomes in arms]
     runs = [outcome.run for outcomes in tuned for outcome in outcomes if outcome.run and outcome.state == "finished"]
-    lowest = [best[_LOSS] for best in map(_best, runs) if best is not None]
+    lowest = [best[LOSS] for best in map(_best, runs) if best is not None]
     return max(lowest, default=None)
 
 
@@ -200,7 +200,7 @@ def _kept(run: RunData) -> Mapping[str, Any]:
 
 
 def _is_evaluation(record: Mapping[str, Any]) -> bool:
-    return record.get("event") == "eval" and is_number(record.get(_LOSS)) and not record.get("eval/best")
+    return record.get("event") == "eval" and is_number(record.get(LOSS)) and not record.get("eval/best")
 
 
 def _curve(run: RunData) -> list[Mapping[str, Any]]:
@@ -210,7 +210,7 @@ def _curve(run: RunData) -> list[Mapping[str, Any]]:
         if not (_is_evaluation(record) and record[STEPS]):
             continue
         if is_number(record.get("overfit/gap")):
-            records.append({**record, _LOSS: record["overfit/train_loss"] + record["overfit/gap"]})
+            records.append({**record, LOSS: record["overfit/train_loss"] + record["overfit/gap"]})
         elif not record.get("eval/full"):
             records.append(record)
     return records
@@ -218,18 +218,18 @@ def _curve(run: RunData) -> list[Mapping[str, Any]]:
 
 def _best(run: RunData) -> Mapping[str, Any] | None:
     """The evaluation of the lowest validation loss (fixed part)."""
-    finite = [record for record in _curve(run) if math.isfinite(record[_LOSS])]
-    return min(finite, key=lambda record: record[_LOSS], default=None)
+    finite = [record for record in _curve(run) if math.isfinite(record[LOSS])]
+    return min(finite, key=lambda record: record[LOSS], default=None)
 
 
 def _reached(run: RunData, target: float, axis: str) -> float:
     """Where on the axis the curve first comes down to the target; infinite where it never does."""
     before: Mapping[str, Any] | None = None
     for record in _curve(run):
-        if record[_LOSS] <= target:
+        if record[LOSS] <= target:
             if before is None:
                 return float(record[axis])
-            share = (before[_LOSS] - target) / (before[_LOSS] - record[_LOSS])
+            share = (before[LOSS] - target) / (before[LOSS] - record[LOSS])
             return float(before[axis] + share * (record[axis] - before[axis]))
         before = record
     return math.inf

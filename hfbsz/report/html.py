@@ -50,17 +50,21 @@ def render(runs: Sequence[RunData]) -> str:
     """The page of one run or several, as HTML."""
     views = [_view(run, name, place) for place, (run, name) in enumerate(zip(runs, names(runs), strict=True))]
     watched = [(place, view["overfitting"]) for place, view in enumerate(views) if view["overfitting"]]
-    return environment().get_template("page.html.jinja").render(
-        runs=views,
-        # whole sets first: a fixed part is easier or harder by chance
-        ranking=sorted(views, key=lambda view: (math.isnan(view["loss"]), not view["full"], view["loss"])),
-        data_hashes={(run.plan.get("facts") or {}).get("data_hash") for run in runs} - {None},
-        tasks={(run.plan.get("recipe") or {}).get("task") for run in runs} - {None},
-        pictures=pictures(runs),
-        cut=loss_range(runs)[2],
-        measures=_measures([view["evaluation"] for view in views]),
-        panel=panel(watched) if watched else None,
-        panel_cut=bool(watched) and loss_limits([found for _, found in watched])[2],
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            runs=views,
+            # whole sets first: a fixed part is easier or harder by chance
+            ranking=sorted(views, key=lambda view: (math.isnan(view["loss"]), not view["full"], view["loss"])),
+            data_hashes={(run.plan.get("facts") or {}).get("data_hash") for run in runs} - {None},
+            tasks={(run.plan.get("recipe") or {}).get("task") for run in runs} - {None},
+            pictures=pictures(runs),
+            cut=loss_range(runs)[2],
+            measures=_measures([view["evaluation"] for view in views]),
+            panel=panel(watched) if watched else None,
+            panel_cut=bool(watched) and loss_limits([found for _, found in watched])[2],
+        )
     )
 
 
