@@ -46,7 +46,8 @@ class Conductor:
 
     def __init__(self, request: Request, scripts: Path, console: Console) -> None:
         self.request, self.console = request, console
-        self.launcher = Launcher(scripts, launcher(request.launch), request.jobs, self._told)
+        keeps = request.keeps_checkpoints or bool(request.pretrain)  # what is handed on is a checkpoint
+        self.launcher = Launcher(scripts, launcher(request.launch), request.jobs, self._told, keeps)
         self.notes: list[str] = []
         self.pretraining = in_folders_of_their_own(product(self._grouped(request.pretrain))) if request.pretrain else []
         words = self._grouped(request.words)
@@ -99,6 +100,7 @@ class Conductor:
         self.request.folder.mkdir(parents=True, exist_ok=True)
         if self.pretraining:
             self._run(self.pretraining)
+            self.launcher.keeps_checkpoints = self.request.keeps_checkpoints
             if not self.launcher.stopped:
                 self.notes += matching.hand_over(self.request.folder, self.pretraining, self.request.match)
         if self.request.equal == "steps":

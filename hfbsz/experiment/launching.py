@@ -1,5 +1,6 @@
 """Jobs as subprocesses, some at a time; what is finished is never repeated, what was cut off goes on."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ class Launcher:
     command: Sequence[str]  # that starts a script
     at_once: int
     told: Callable[[Job, str], None]
+    keeps_checkpoints: bool = True
     seconds: dict[Path, float] = field(default_factory=dict)  # what each run that ended here took
     at_work: dict[Path, float] = field(default_factory=dict)  # when it was started (monotonic)
     failures: dict[Path, str] = field(default_factory=dict)  # why, in a line
@@ -67,6 +69,8 @@ class Launcher:
             self.failures[job.folder] = failure_of(job, code)
             return self.told(job, f"failed: {self.failures[job.folder]}")
         self.failures.pop(job.folder, None)
+        for path in [] if self.keeps_checkpoints else job.folder.glob("checkpoint-*"):
+            shutil.rmtree(path, ignore_errors=True)
         self.told(job, "finished")
 
     def _launch(self, job: Job) -> int:

@@ -18,10 +18,13 @@ OPTIONS = {
     "tune": "FIELD:N tries N values of a field, each twice the one before, on the first seed, and keeps the best",
     "equal": "epochs or steps: what arms have in common (epochs; steps: those of the largest batch)",
     "name": "the comparison's name, its folder in comparisons/ and its group in W&B",
+    "checkpoints": "drop or keep those of the runs that finish here (drop: with many runs they fill a disk)",
     "out": "FILE.json for the table",
     "picture": "FILE.png or .svg for loss over steps",
 }
+_WORDS = {"launch": ("accelerate", "python"), "equal": ("epochs", "steps"), "checkpoints": ("drop", "keep")}
 _FOLDER = "comparisons"
+_OUTSIDE = ("jobs", "launch", "checkpoints", "out", "picture", "threads")  # words that decide no result
 _FEWEST, _MOST = 3, 15  # values that are tried
 
 
@@ -54,6 +57,7 @@ class Request:
     equal: str = "epochs"
     pretrain: tuple[str, ...] = ()
     match: float = 0.02  # nats/target between the models that `pretrain` hands over
+    keeps_checkpoints: bool = False
     out: Path | None = None
     picture: Path | None = None
 
@@ -76,14 +80,10 @@ def parse(words: Sequence[str]) -> Request:
     if "recipe" not in merged:
         raise UserError("no recipe=NAME to compare")
     rest = tuple(f"{key}={value}" for key, value in merged.items())
-    jobs, launch, equal = options.get("jobs", "1"), options.get("launch", "accelerate"), options.get("equal", "epochs")
-    if (
-        not jobs.isdigit()
-        or int(jobs) < 1
-        or launch not in ("accelerate", "python")
-        or equal not in ("epochs", "steps")
-    ):
-        raise UserError("jobs= is a whole number above 0, launch= is accelerate or python, equal= is epochs or steps")
+    jobs = options.get("jobs", "1")
+    if not jobs.isdigit() or int(jobs) < 1:
+        raise UserError(f"jobs={jobs}: say how many runs at a time, 1 or more")
+    launch, equal, checkpoints = (_one_of(options, name, *known) for name, known in _WORDS.items())
     tune = options.get("tune")
     shown = " ".join(map(shlex.quote, words))
     return Request(
@@ -96,9 +96,18 @@ def parse(words: Sequence[str]) -> Request:
         equal,
         tuple(words_of(pretrain)) if pretrain else (),
         float(match),
+        checkpoints == "keep",
         Path(options["out"]) if options.get("out") else None,
         Path(options["picture"]) if options.get("picture") else None,
     )
+
+
+def _one_of(options: Mapping[str, str], name: str, *known: str) -> str:
+    """An option that has few values, the first by default."""
+    value = options.get(name, known[0])
+    if value not in known:
+        raise UserError(f"{name}={value}: it is {' or '.join(known)}{did_you_mean(value, known)}")
+    return value
 
 
 def _later(earlier: Mapping[str, str], later: Mapping[str, str]) -> dict[str, str]:
@@ -112,7 +121,7 @@ def _file(name: str) -> dict[str, Any]:
 
 def _name(named: Sequence[str], own: Mapping[str, str], words: Sequence[str], tune: str | None, equal: str) -> str:
     """A file's own name as long as nothing that decides a result was added to it, else one with 8 hex digits."""
-    if named and not set(own) - {"jobs", "launch", "out", "picture"}:
+    if named and not [key for key in own if key not in _OUTSIDE and not key.startswith("log.")]:
         return Path(named[0]).stem
     recipe = next(value for key, _, value in (word.partition("=") for word in words) if key == "recipe")
     whole = hashlib.sha256("\n".join([*sorted(words), str(tune), equal]).encode()).hexdigest()[:8]

@@ -1,8 +1,8 @@
 """What is asked of a comparison: words, files, options, and the product of lists."""
 
 import pytest
-
 from conftest import ROOT
+
 from hfbsz.errors import UserError
 from hfbsz.experiment.jobs import by_arm, in_folders_of_their_own, product, seeds_first, split_values
 from hfbsz.experiment.request import Tune, parse
@@ -72,9 +72,9 @@ def test_words_override_a_file_and_give_the_comparison_another_name():
         (["recipe=small_batch", "tune=optim.rate:5"], "no field of a recipe; did you mean"),
         (["recipe=small_batch", "tune=optim.lr"], "how many values"),
         (["recipe=small_batch", "tune=optim.lr:2"], "3 to 15"),
-        (["recipe=small_batch", "jobs=0"], "jobs= is"),
-        (["recipe=small_batch", "launch=torchrun"], "launch= is"),
-        (["recipe=small_batch", "equal=tokens"], "equal= is"),
+        (["recipe=small_batch", "jobs=0"], "jobs=0: say"),
+        (["recipe=small_batch", "launch=torchrun"], "launch=torchrun: it is accelerate or python"),
+        (["recipe=small_batch", "equal=tokens"], "it is epochs or steps"),
         (["compare_finetune", "seed"], "is not key=value"),
     ],
 )
