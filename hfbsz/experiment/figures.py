@@ -65,7 +65,8 @@ class Picture:
 
 def family(arm: Arm) -> str:
     """What arms share that differ in the batch alone."""
-    return f"rule {arm.rule}" + " · rate tuned" * arm.tuned + " · growing batch" * arm.grows
+    parts = (arm.variant, f"rule {arm.rule}", "rate tuned" * arm.tuned, "growing batch" * arm.grows)
+    return " · ".join(filter(None, parts))
 
 
 def families(results: Iterable[ArmResult]) -> dict[str, list[ArmResult]]:

@@ -41,7 +41,8 @@ class Column:
 
 def render(experiment: Experiment) -> str:
     """The page of a comparison as it stands, as HTML."""
-    named = arm_names(experiment.arms)
+    named = arm_names(experiment.arms) | {result.words: result.words for result in experiment.before}
+    everything = (*experiment.before, *experiment.arms)
     by_arm = {result.arm: named[result.words] for result in experiment.arms if result.arm is not None}
     columns, rows = _table(experiment)
     return (
@@ -52,9 +53,10 @@ def render(experiment: Experiment) -> str:
             named=named,
             state=_state(experiment),
             share=_share(experiment),
+            planned=_planned(experiment),
             ended=sum(outcome.state in ENDED for outcome in experiment.outcomes),
-            failures=[(named[result.words], *failure) for result in experiment.arms for failure in _failures(result)],
-            progress=[(named[result.words], _runs(result)) for result in experiment.arms],
+            failures=[(named[result.words], *failure) for result in everything for failure in _failures(result)],
+            progress=[(named[result.words], _runs(result)) for result in everything],
             came_out=what_came_out(experiment, named),
             best=_lowest(experiment),
             columns=columns,
@@ -90,7 +92,12 @@ def _state(experiment: Experiment) -> tuple[str, str]:
 def _share(experiment: Experiment) -> float:
     """How much of all runs is done, 0 to 1."""
     shares = [1.0 if outcome.state in ENDED else outcome.share for outcome in experiment.outcomes]
-    return statistics.fmean(shares) if shares else 0.0
+    return sum(shares) / _planned(experiment) if shares else 0.0
+
+
+def _planned(experiment: Experiment) -> int:
+    """Runs in all, those too whose numbers are still to be found."""
+    return max(experiment.planned, len(experiment.outcomes))
 
 
 def _runs(result: ArmResult) -> list[tuple[str, Outcome]]:

@@ -27,6 +27,7 @@ def arm_names(results: Sequence[ArmResult]) -> dict[str, str]:
 
 _PARTS = (
     lambda arm: arm.name,
+    lambda arm: arm.variant,
     lambda arm: f"rule {arm.rule}",
     lambda arm: "rate tuned" if arm.tuned else "",
     lambda arm: f"rate {arm.learning_rate:.3g}",
@@ -53,8 +54,8 @@ def what_came_out(experiment: Experiment, named: Mapping[str, str]) -> list[str]
         ranked, others = ranking(experiment)
         arms = {summary.arm for summary in ranked}
         pairs = compare([trial for trial in trials if trial.arm in arms])
-    except ValueError as problem:
-        return [f"The runs cannot be compared: {problem}."]
+    except ValueError:
+        return ["Nothing can be ranked: the runs differ in more than their arms and seeds, so no difference is theirs."]
     if not ranked:
         return ["Nothing can be ranked: no arm has a finite loss for every seed that it finished."]
     sentences = [_lead(ranked, names, experiment.finished)]

@@ -104,6 +104,7 @@ def make_experiment(arms: tuple[ArmResult, ...], **changes) -> Experiment:
         trials[0].arm if trials else None,
         3.4,
         ("2 runs of another recipe in this folder were left out.",),
+        finished=all(outcome.state in ("finished", "failed") for result in arms for outcome in result.outcomes),
     )
     return replace(experiment, **changes)
 

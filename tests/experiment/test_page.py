@@ -188,8 +188,8 @@ def test_runs_of_several_settings_are_not_ranked() -> None:
     assert trial is not None
     outcomes = (replace(odd.outcomes[0], trial=replace(trial, setting="other data")), *odd.outcomes[1:])
     mixed = replace(experiment, arms=(experiment.arms[0], replace(odd, outcomes=outcomes)))
-    assert "cannot be compared" in said(mixed)
-    assert "cannot be compared" in text_of(render(mixed))
+    assert "differ in more than" in said(mixed)
+    assert "differ in more than" in text_of(render(mixed))
 
 
 def test_diverged_runs_are_said_and_not_drawn() -> None:
@@ -247,6 +247,22 @@ def test_curves_have_a_legend_by_arm(full: str) -> None:
 def test_tuning_says_what_diverged(full: str) -> None:
     figure = next(part for part in full.split("<figure ") if "<h3>Tuning optim.lr</h3>" in part)
     assert "1 run diverged" in figure and "0.00025" in figure
+
+
+def test_runs_before_the_arms_and_runs_to_be_found_count() -> None:
+    pretraining = ArmResult("batch.size=256", None, (Outcome(0, Path("runs/p"), "failed", why="no space left"),))
+    sample = replace(unfinished_sample(), before=(pretraining,), planned=50)
+    text = text_of(render(sample))
+    assert "14 of 50 runs done, 29 % of the work" in text
+    assert "batch.size=256 , seed 0: failed: no space left" in text
+
+
+def test_variants_are_told_apart() -> None:
+    arms = [Arm(batch, 1e-3, 8, variant=f"model.path={base}") for base in ("a", "b") for batch in (8, 16)]
+    trials = [Trial(arm, seed, final_loss=4.0 + seed / 10) for arm in arms for seed in range(3)]
+    experiment = from_trials(trials)
+    assert "8 sequences · model.path=a" in arm_names(experiment.arms)["arm=0"].replace("\u00a0", " ")
+    assert "model.path=b · rule none" in section_of(render(experiment), "Over batch size")
 
 
 def test_zero_finished_runs() -> None:
