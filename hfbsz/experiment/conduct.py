@@ -14,8 +14,9 @@ from hfbsz.errors import UserError
 from hfbsz.experiment import matching, page, search, team
 from hfbsz.experiment.jobs import Job, by_arm, in_folders_of_their_own, product, seeds_first
 from hfbsz.experiment.launching import Launcher, launcher
+from hfbsz.experiment.reading import gather, outcome_of
 from hfbsz.experiment.request import Request
-from hfbsz.experiment.results import ArmResult, Experiment, Outcome, Tried, gather, outcome_of
+from hfbsz.experiment.results import ArmResult, Experiment, Outcome, Tried
 from hfbsz.folder import read_status, write_text
 from hfbsz.report.console import Console
 

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from hfbsz.experiment.figures import Look, Picture, canvas, families, in_runs, looks
-from hfbsz.experiment.results import LOSS, ArmResult, Experiment
+from hfbsz.experiment.results import ArmResult, Experiment
 from hfbsz.report.figures import CARD, INK, svg, tick
+from hfbsz.report.overfit import LOSS
 from hfbsz.report.runs import STEPS, TOKENS, Array, RunData
 
 

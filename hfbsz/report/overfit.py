@@ -1,4 +1,4 @@
-"""Whether a run overfitted: what its evaluations on fixed parts of the training and validation rows say, in words."""
+"""What the evaluations of a run say: of the model it keeps, of its best moment, and whether it overfitted, in words."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 from hfbsz.report.runs import CLOCK, STEPS, TOKENS, RunData, is_number
 
 TRAIN, GAP, RISE = "overfit/train_loss", "overfit/gap", "overfit/rise"
+LOSS = "eval/loss"
 BEST, ONSET = "overfit/best_step", "overfit/onset_step"
 
 
@@ -87,6 +88,34 @@ def of_best_weights(run: RunData) -> Mapping[str, Any] | None:
     return evaluations[-1] if evaluations and evaluations[-1].get("eval/best") else None
 
 
+def kept_evaluation(run: RunData) -> Mapping[str, Any]:
+    """The evaluation of the model that a finished run keeps."""
+    return of_best_weights(run) or [record for record in run.records if _is_evaluation(record)][-1]
+
+
+def _is_evaluation(record: Mapping[str, Any]) -> bool:
+    return record.get("event") == "eval" and is_number(record.get(LOSS)) and not record.get("eval/best")
+
+
+def validation_curve(run: RunData) -> list[Mapping[str, Any]]:
+    """Evaluations of the fixed part in order, from the first step on; `eval/loss` is that of the fixed part in each."""
+    records: list[Mapping[str, Any]] = []
+    for record in run.records:
+        if not (_is_evaluation(record) and record[STEPS]):
+            continue
+        if is_number(record.get(GAP)):
+            records.append({**record, LOSS: record[TRAIN] + record[GAP]})
+        elif not record.get("eval/full"):
+            records.append(record)
+    return records
+
+
+def best_evaluation(run: RunData) -> Mapping[str, Any] | None:
+    """The evaluation of the lowest validation loss (fixed part)."""
+    finite = [record for record in validation_curve(run) if math.isfinite(record[LOSS])]
+    return min(finite, key=lambda record: record[LOSS], default=None)
+
+
 def held_weights(run: RunData) -> str | None:
     """Which weights the saved model holds; None where none is saved yet."""
     if of_best_weights(run) is not None:
@@ -112,7 +141,7 @@ def _validation(record: Mapping[str, Any]) -> float | None:
     """The loss of the validation's fixed part: at the end `eval/loss` is that of the whole set."""
     if _finite(record, GAP):
         return record[TRAIN] + record[GAP]
-    return record["eval/loss"] if _finite(record, "eval/loss") and not record.get("eval/full") else None
+    return record[LOSS] if _finite(record, LOSS) and not record.get("eval/full") else None
 
 
 def _moment(record: Mapping[str, Any], rows: float | None) -> Moment:
