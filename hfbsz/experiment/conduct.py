@@ -48,13 +48,16 @@ class Conductor:
     def __init__(self, request: Request, scripts: Path, console: Console) -> None:
         self.request, self.console = request, console
         keeps = request.keeps_checkpoints or bool(request.pretrain)  # what is handed on is a checkpoint
-        self.launcher = Launcher(scripts, launcher(request.launch), request.jobs, self._told, keeps)
+        self.launcher = Launcher(scripts, launcher(request.launch), request.jobs, self._ended_as, keeps)
         self.notes: list[str] = []
         self.pretraining = in_folders_of_their_own(product(self._grouped(request.pretrain))) if request.pretrain else []
         words = self._grouped(request.words)
+        self.names: dict[str, str] = {}  # what a reader sees in place of a choice
         if self.pretraining:
-            models = ",".join(str(matching.model_folder(request.folder, job)) for job in self.pretraining)
-            words = (*words, f"model.path={models}")
+            models = [f"{matching.model_folder(request.folder, job)}" for job in self.pretraining]
+            for model, job in zip(models, self.pretraining, strict=True):
+                self.names[f"model.path={model}"] = f"pretrained at {' '.join(job.choices).removeprefix('batch.size=')}"
+            words = (*words, f"model.path={','.join(models)}")
         self.lines = self._lines(in_folders_of_their_own(product(words)))
         self._ended: dict[Path, Outcome] = {}  # finished runs, which do not change any more
         self._finished = False
@@ -65,8 +68,11 @@ class Conductor:
         own = any(word.startswith("log.group=") for word in words)
         return tuple(words) if own else (*words, f"log.group={self.request.name}")
 
+    def _shown(self, choices: Sequence[str]) -> list[str]:
+        return [self.names.get(choice, choice) for choice in choices]
+
     def _lines(self, jobs: Sequence[Job]) -> list[Line]:
-        lines = [Line(" ".join(arm) or "(one recipe)", of_arm) for arm, of_arm in by_arm(jobs).items()]
+        lines = [Line(" ".join(self._shown(arm)) or "(one recipe)", of_arm) for arm, of_arm in by_arm(jobs).items()]
         if self.request.tune is None:
             return lines
         tuned: dict[tuple[str, ...], Line] = {}
@@ -75,7 +81,7 @@ class Conductor:
         ) in lines:  # one for each set of choices other than the rule; a rule that follows the batch is preferred
             arm = tuple(choice for choice in line.base[0].arm if not choice.startswith("scaling.rule="))
             if arm not in tuned or line.base[0].loaded.recipe.scaling.rule != "none":
-                tuned[arm] = Line(line.words, line.base, tuned=True)
+                tuned[arm] = Line(f"{line.words} {self.request.tune.field} tuned", line.base, tuned=True)
         for line in tuned.values():
             self._first_values(line)
         return list(tuned.values()) if len(tuned) == len(lines) else [*lines, *tuned.values()]
@@ -134,7 +140,7 @@ class Conductor:
                     self._draw()
             future.result()
 
-    def _told(self, job: Job, ended: str) -> None:
+    def _ended_as(self, job: Job, ended: str) -> None:
         self.console.line(f"{job}: {ended} ({job.folder})")
 
     def _to_equal_steps(self) -> None:
@@ -201,7 +207,7 @@ class Conductor:
             tried = tuple(self._tried(line, value, job) for value, job in sorted(line.tried.items()))
             inside = line.chosen is not None and search.is_inside(self._losses(line))
             outcomes = tuple(self._outcome(job) for job in jobs)
-            arms.append((ArmResult(line.words, None, outcomes, tried), line.base[0].choices, inside))
+            arms.append((ArmResult(line.words, None, outcomes, tried), self._shown(line.base[0].choices), inside))
             planned |= {job.folder for job in (*jobs, *line.tried.values())}
             planned |= {job.folder / "to be found" for job in line.base if line.tuned and not jobs}
         before = [ArmResult(" ".join(job.choices), None, (self._outcome(job),)) for job in self.pretraining]

@@ -16,10 +16,12 @@ from hfbsz.experiment.figures import families, forest, looks, over_batch, values
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.verdict import arm_names, p_text, ranking, said_of_test, what_came_out
 from hfbsz.measure.evidence import Finding, Verdict
+from hfbsz.measure.factorial import Effect
 from hfbsz.measure.trials import MEASURES, Arm, Comparison
 from hfbsz.report.figures import style
 from hfbsz.report.html import environment
 
+MEASURE = "final_loss"  # of the tests
 ENDED = ("finished", "failed")
 MARKS = {
     Verdict.SUPPORTED: "✓",
@@ -68,7 +70,8 @@ def render(experiment: Experiment) -> str:
             curves=[*curves(experiment), *tuning(experiment)],
             baseline=by_arm.get(experiment.baseline) if experiment.baseline else None,
             tests=[_test(one, by_arm[one.left]) for one in experiment.comparisons],
-            measure=MEASURES[experiment.comparisons[0].measure] if experiment.comparisons else None,
+            effects=[_test(one, one.words) for one in experiment.effects],
+            measure=MEASURES[MEASURE],
             forest=forest(experiment.comparisons, by_arm),
             beliefs=[_belief(finding) for finding in experiment.findings],
         )
@@ -226,8 +229,8 @@ def _legend(experiment: Experiment) -> list[tuple[str, list[tuple[str, str, str]
     return legend
 
 
-def _test(one: Comparison, name: str) -> dict[str, Any]:
-    found, kind = one.contrast, MEASURES[one.measure]
+def _test(one: Comparison | Effect, name: str) -> dict[str, Any]:
+    found, kind = one.contrast, MEASURES[MEASURE]
     interval = f"{kind.show(found.low)} to {kind.show(found.high)}" if math.isfinite(found.low) else "–"
     return {
         "name": name,

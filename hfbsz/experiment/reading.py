@@ -11,6 +11,7 @@ from typing import Any
 from hfbsz.errors import UserError
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.measure.evidence import Finding, findings
+from hfbsz.measure.factorial import Effect, effects
 from hfbsz.measure.trials import Arm, Comparison, Trial, compare
 from hfbsz.report.overfit import LOSS, best_evaluation, kept_evaluation, overfitting_of, validation_curve
 from hfbsz.report.runs import CLOCK, SECONDS, STEPS, RunData, is_number, read_run
@@ -139,10 +140,12 @@ def gather(stands: Experiment, asked: Sequence[tuple[ArmResult, Sequence[str], b
     notes = [*stands.notes, *_of_speed(arms, stands.jobs)]
     found: tuple[Finding, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    of_both: tuple[Effect, ...] = ()
     try:
         found, told = _findings(trials)
         notes += told
         comparisons = tuple(compare(trials, baseline=baseline)) if baseline is not None else ()
+        of_both = tuple(effects(trials))
     except ValueError as problem:  # what differs is no batch: the numbers stand, but no verdict does
         notes.append(f"no tests: {problem}")
     return replace(
@@ -150,6 +153,7 @@ def gather(stands: Experiment, asked: Sequence[tuple[ArmResult, Sequence[str], b
         arms=arms,
         findings=found,
         comparisons=comparisons,
+        effects=of_both,
         baseline=baseline,
         target=target,
         notes=tuple(notes),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfbsz.measure.evidence import Finding
+from hfbsz.measure.factorial import Effect
 from hfbsz.measure.trials import Arm, Comparison, Trial
 from hfbsz.report.overfit import LOSS, kept_evaluation
 from hfbsz.report.runs import SECONDS, RunData, is_number
@@ -79,6 +80,7 @@ class Experiment:
     tuned: str | None = None  # the field that was tuned, such as optim.lr
     findings: tuple[Finding, ...] = ()
     comparisons: tuple[Comparison, ...] = ()  # every arm against the baseline, in the kept model's loss
+    effects: tuple[Effect, ...] = ()  # of a 2 × 2, in the same loss
     baseline: Arm | None = None
     target: float | None = None  # loss to which steps and seconds are counted, nats/target
     notes: tuple[str, ...] = ()  # what a reader must know: mismatches, runs left out, several at a time

@@ -16,7 +16,7 @@ _COLUMNS = (
 def lines_of(experiment: Experiment) -> list[str]:
     """The lines that end `scripts/compare.py`."""
     table = rows(experiment)
-    names = [f"{row['choices']}{' (tuned)' if row['tuned'] else ''}" for row in table]
+    names = [str(row["choices"]) for row in table]
     shown = [column for column in _COLUMNS if any(row[column[0]] is not None for row in table)]
     width = max(map(len, names))
     lines = ["", f"{'':<{width}}  runs  " + "  ".join(f"{head:>{_width(form, head)}}" for _, head, form in shown)]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from hfbsz.experiment.results import ArmResult, Experiment
+from hfbsz.measure.factorial import Effect
 from hfbsz.measure.paired import ALPHA, FEWEST_SEEDS
 from hfbsz.measure.trials import Arm, Comparison, Summary, compare, summarise
 
@@ -119,7 +120,7 @@ def _loser(one: Comparison) -> Arm:
     return one.left if one.contrast.mean > 0 else one.right
 
 
-def said_of_test(one: Comparison) -> str:
+def said_of_test(one: Comparison | Effect) -> str:
     """What a paired test says, in a few words."""
     found = one.contrast
     if not found.finite:

@@ -1,0 +1,167 @@
+"""scripts/compare.py as a user runs it: killed and said again, failing arms, equal steps, matched models."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from hfbsz.experiment import page
+from hfbsz.experiment.conduct import Conductor
+from hfbsz.experiment.request import parse
+from hfbsz.experiment.results import Experiment, Outcome
+from hfbsz.folder import read_status
+from hfbsz.report.console import Console
+
+TINY = f"recipe={ROOT}/tests/tiny.yaml"
+QUICK = ("launch=python", "threads=1", "eval.every=25%")
+
+
+@pytest.fixture
+def start(environment, tmp_path):
+    """Start the script in a folder of the test's own; returns the process and the file of what it says."""
+
+    def run(folder: str, *words: str) -> tuple[subprocess.Popen, Path]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        said = tmp_path / f"{folder}.txt"
+        with said.open("a") as out:
+            command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, words)]
+            process = subprocess.Popen(command, cwd=tmp_path / folder, env=environment, stdout=out, stderr=out)
+        return process, said
+
+    return run
+
+
+def timeless(experiment: Experiment) -> Experiment:
+    """Without what a clock or the machine's load decides."""
+
+    def outcome(one: Outcome) -> Outcome:
+        assert one.run is not None and one.state == "finished"
+        records = [{**record, "train/seconds": 0.0, "perf/tokens_per_second": 1.0} for record in one.run.records]
+        trial = one.trial and replace(one.trial, seconds_to_target=1.0, tokens_per_second=1.0, peak_memory_bytes=1.0)
+        run = replace(one.run, records=tuple(records), folder=one.folder)
+        return replace(one, run=run, trial=trial, seconds_to_best=None)
+
+    arms = [
+        replace(
+            arm,
+            outcomes=tuple(map(outcome, arm.outcomes)),
+            tried=tuple(replace(one, outcome=one.outcome and outcome(one.outcome)) for one in arm.tried),
+        )
+        for arm in experiment.arms
+    ]
+    return replace(experiment, arms=tuple(arms), findings=(), seconds_left=None)
+
+
+def read(folder: Path, monkeypatch, *words: str) -> Experiment:
+    monkeypatch.chdir(folder)
+    conductor = Conductor(parse(words), ROOT / "scripts", Console())
+    return conductor.carry_out()  # nothing is left to run
+
+
+def test_a_comparison_killed_twice_gives_the_same_page(start, ragged, tmp_path, monkeypatch):
+    words = (TINY, f"data.files={ragged}", "duration=240seq", "batch.size=4seq,8seq", "seed=0,1", "jobs=2", *QUICK)
+    words = (*words, "checkpoint.every=4steps")
+    unbroken, _ = start("unbroken", *words)
+    assert unbroken.wait(300) == 0
+    runs = tmp_path / "broken" / "runs"
+    for wait_for in (1, 3):  # runs that have begun to train
+        process, said = start("broken", *words)
+        deadline = time.monotonic() + 120
+        while len([*runs.glob("*/checkpoint-*")]) < wait_for and process.poll() is None:
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    last, said = start("broken", *words)
+    assert last.wait(300) == 0, said.read_text()
+    pages = [page.render(timeless(read(tmp_path / folder, monkeypatch, *words))) for folder in ("unbroken", "broken")]
+    assert pages[0] == pages[1] and "8 sequences" in pages[0]
+    again, said = start("broken", *words)  # nothing is run twice
+    assert again.wait(60) == 0 and said.read_text().count(": finished (") <= 4
+
+
+def test_an_arm_that_fails_is_said_and_the_rest_is_shown(start, ragged, tmp_path):
+    words = (TINY, f"data.files={ragged}", "duration=64seq", "optim.lr=1e-3,1e30", *QUICK, "out=table.json")
+    process, said = start("w", *words)
+    assert process.wait(120) == 1
+    text = said.read_text()
+    (failed,) = (line for line in text.splitlines() if line.startswith("failed: "))
+    assert "not finite" in failed
+    table = json.loads((tmp_path / "w" / "table.json").read_text())
+    assert [row["runs"] for row in table] == [1, 0] and table[1]["failed"] == 1 and table[0]["loss"] > 0
+    (shown,) = (tmp_path / "w" / "comparisons").glob("*/report.html")
+    html = shown.read_text()
+    assert "not finite" in html and f"{table[0]['loss']:.4f}" in html and "http-equiv" not in html
+
+
+def test_sigterm_ends_the_runs_at_work_with_a_checkpoint_and_the_same_command_goes_on(start, ragged, tmp_path):
+    words = (TINY, f"data.files={ragged}", "duration=2000seq", "batch.size=4seq,8seq", *QUICK)
+    process, said = start("w", *words)
+    runs = tmp_path / "w" / "runs"
+    deadline = time.monotonic() + 120
+    while not [*runs.glob("*/records.jsonl")]:
+        assert time.monotonic() < deadline and process.poll() is None, said.read_text()
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    (folder,) = (path for path in runs.iterdir() if path.is_dir())  # the second was never started
+    assert read_status(folder)["state"] == "preempted" and [*folder.glob("checkpoint-*")]
+    assert "the same command goes on" in said.read_text()
+    (shown,) = (tmp_path / "w" / "comparisons").glob("*/report.html")
+    assert "http-equiv" in shown.read_text()  # a page of a comparison that is not over looks for news
+
+
+def test_the_rate_is_tuned_for_each_batch(start, ragged, tmp_path, monkeypatch):
+    words = (TINY, f"data.files={ragged}", "duration=96seq", "batch.size=4seq,8seq", "seed=0,1", "tune=optim.lr:3")
+    words = (*words, "optim.lr=2e-3", *QUICK)
+    process, said = start("w", *words)
+    assert process.wait(400) == 0, said.read_text()
+    experiment = read(tmp_path / "w", monkeypatch, *words)
+    assert len(experiment.arms) == 2 and all(len(arm.trials) == 2 for arm in experiment.arms)
+    for arm in experiment.arms:
+        losses = {one.value: one.loss for one in arm.tried}
+        (chosen,) = (one.value for one in arm.tried if one.chosen)
+        assert len(losses) >= 3 and 2e-3 in losses and losses[chosen] == min(losses.values())
+        assert arm.arm.tuned == (min(losses) < chosen < max(losses))
+        assert arm.trials[0].final_loss == losses[chosen]
+
+
+def test_arms_take_the_steps_of_the_largest_batch_where_that_is_asked_for(start, ragged, tmp_path, monkeypatch):
+    words = (TINY, f"data.files={ragged}", "duration=96seq", "batch.size=4seq,16seq", "equal=steps", *QUICK)
+    process, said = start("w", *words)
+    assert process.wait(200) == 0, said.read_text()
+    experiment = read(tmp_path / "w", monkeypatch, *words)
+    assert [arm.trials[0].optimizer_steps for arm in experiment.arms] == [6, 6]
+    assert any("equal optimizer steps: 6" in note for note in experiment.notes)
+
+
+def test_models_of_equal_loss_are_handed_to_fine_tuning(start, ragged, tmp_path, monkeypatch):
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"prompt": f"what is {n} and {n}", "response": f"it is {2 * n}"} for n in range(60)]
+    chats.write_text("\n".join(map(json.dumps, turns)))
+    file = tmp_path / "mine.yaml"
+    early = "eval.every: 10%\n  eval.full: false\n  checkpoint.every: 10%\n  checkpoint.keep: 20\n  threads: 1\n"
+    file.write_text(
+        f"pretrain:\n  recipe: {ROOT}/tests/tiny.yaml\n  data.files: {ragged}\n  duration: 160 sequences\n"
+        f"  batch.size: [4 sequences, 16 sequences]\n  {early}match: 0.2\n"
+        f"recipe: {ROOT}/tests/tiny.yaml\nmodel.shape: null\ntask: instruction\ndata.files: {chats}\n"
+        "data.prompt: prompt\ndata.response: response\nduration: 32 sequences\nbatch.size: [4 sequences, 8 sequences]\n"
+    )
+    process, said = start("w", str(file), *QUICK)
+    assert process.wait(400) == 0, said.read_text()
+    experiment = read(tmp_path / "w", monkeypatch, str(file), *QUICK)
+    assert len(experiment.arms) == 4 and all(len(arm.trials) == 1 for arm in experiment.arms)
+    (told,) = (note for note in experiment.notes if note.startswith("pretrained models"))
+    assert "nats/target apart" in told
+    for model in (tmp_path / "w" / "comparisons" / "mine" / "models").iterdir():
+        mark = json.loads((model / "handed_over.json").read_text())
+        assert Path(tmp_path / "w" / mark["from"]).is_dir() and (model / "model.safetensors").is_file()
+    dropped = [folder for folder in (tmp_path / "w" / "runs").iterdir() if folder.is_dir()]
+    assert sum(bool([*folder.glob("checkpoint-*")]) for folder in dropped) == 2  # only those of the pretraining stay
