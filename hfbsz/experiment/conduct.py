@@ -1,6 +1,5 @@
 """A comparison put together: what is asked for is run stage by stage, and its page kept up to date."""
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -150,7 +149,12 @@ class Conductor:
             raise UserError("equal=steps: batch.size in sequences for all arms, or in tokens for all")
         largest = max(self.lines, key=lambda line: sizes[id(line)].value)
         self._run(largest.base[:1])
-        steps = json.loads((largest.base[0].folder / "plan.json").read_text())["steps"]
+        first = self._outcome(largest.base[0])
+        if first.state != "finished" or first.run is None:
+            if self.launcher.stopped:
+                return
+            raise UserError(f"equal=steps: {largest.words} has failed, so its steps are not known: {first.why}")
+        steps = first.run.plan["steps"]
         self.notes.append(f"equal optimizer steps: {steps:,}, those of {largest.words}; smaller batches see fewer rows")
         for line in self.lines:
             if sizes[id(line)] != sizes[id(largest)]:

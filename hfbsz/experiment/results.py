@@ -80,12 +80,12 @@ class Experiment:
     tuned: str | None = None  # the field that was tuned, such as optim.lr
     findings: tuple[Finding, ...] = ()
     comparisons: tuple[Comparison, ...] = ()  # every arm against the baseline, in the kept model's loss
-    effects: tuple[Effect, ...] = ()  # of a 2 × 2, in the same loss
     baseline: Arm | None = None
     target: float | None = None  # loss to which steps and seconds are counted, nats/target
     notes: tuple[str, ...] = ()  # what a reader must know: mismatches, runs left out, several at a time
     seconds_left: float | None = None  # None: not known
     jobs: int = 1  # runs at a time
+    effects: tuple[Effect, ...] = ()  # of a 2 × 2, in the kept model's loss
     before: tuple[ArmResult, ...] = ()  # runs that come before the arms: the pretraining of what is fine-tuned
     planned: int = 0  # runs in all, those included whose numbers a search has yet to find
     finished: bool = False  # nothing is left to run, whether or not all of it went well

@@ -26,6 +26,7 @@ from hfbsz.experiment.page import render
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.verdict import arm_names, what_came_out
 from hfbsz.measure.beliefs import BELIEFS
+from hfbsz.measure.factorial import effects
 from hfbsz.measure.planted import Design, world
 from hfbsz.measure.trials import Arm, Trial
 
@@ -324,3 +325,19 @@ def test_a_run_that_diverges_ends_its_curve() -> None:
     lost = replace(make_outcome(arm, 1), run=replace(run, records=records))
     page = render(make_experiment((ArmResult("batch.size=16", arm, (good, lost)),)))
     assert "1 run diverged: the curve ends there" in page
+
+
+def test_a_two_by_two_shows_main_effects_and_interaction():
+    shifts = {("a", 8): 0.0, ("a", 64): 0.1, ("b", 8): 0.0, ("b", 64): 0.1}
+    trials = [
+        Trial(
+            Arm(batch, 1e-3, 8, variant=variant), seed, final_loss=3 + shift + 0.1 * seed + 0.001 * (seed * batch % 5)
+        )
+        for (variant, batch), shift in shifts.items()
+        for seed in range(3)
+    ]
+    page = render(from_trials(trials, effects=tuple(effects(trials))))
+    rows = section_of(page, "Paired tests").split("<h3>Two by two</h3>")[1]
+    assert rows.count("<tr><th scope") == 3 and "batch 64 − 8 sequences" in rows and "interaction" in rows
+    assert "surely higher" in rows
+    assert "Two by two" not in render(from_trials(trials[:6]))
