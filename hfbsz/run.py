@@ -334,10 +334,10 @@ class _Run:
             train = self.evaluated(self.data.train, sample(len(self.data.train), self.recipe.eval.rows))
             loss, values = train.loss, extractable("overfit/train_", train)
         if step.step:
-            values |= self.watch.see(step.step, validation.nll, validation.targets, loss)
-        elif loss is not None:  # a model that was not trained is no candidate for the best
-            values |= {"overfit/train_loss": loss, "overfit/gap": validation.loss - loss}
-        return values
+            return values | self.watch.see(step.step, validation.nll, validation.targets, loss)
+        self.watch.begin(validation.nll)
+        gap = {} if loss is None else {"overfit/train_loss": loss, "overfit/gap": validation.loss - loss}
+        return values | gap
 
     def peak_memory_bytes(self) -> int:
         if self.accelerator.device.type == "cuda":

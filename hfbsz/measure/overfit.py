@@ -15,7 +15,8 @@ _SURE = 2.0  # standard errors of the paired difference
 class Watch:
     """Sees every evaluation of a run. Changes with each; `to_dict` and `saved` carry it over a restart.
 
-    `patience`: evaluations without a better one after which the run should stop; None: never.
+    `patience`: evaluations without a better one after which the run should stop; None: never. They count once the loss
+    has surely moved from the untrained model's: before that a warmup is still at work, and nothing has come to an end.
     """
 
     def __init__(self, patience: int | None, saved: Mapping[str, Any] | None = None) -> None:
@@ -26,10 +27,12 @@ class Watch:
         self.train_loss: float | None = saved.get("train_loss")  # at the best evaluation
         self.onset: int | None = saved.get("onset")
         self.worse: int = saved.get("worse", 0)  # evaluations since the best one
+        self.start_nll = np.array(saved.get("start_nll", []))  # [rows], nats, before the first step
 
     def to_dict(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in ("best_step", "train_loss", "onset", "worse")}
-        return {**plain, "best_nll": self.best_nll.tolist(), "best_targets": self.best_targets.tolist()}
+        arrays = {name: getattr(self, name).tolist() for name in ("best_nll", "best_targets", "start_nll")}
+        return {**plain, **arrays}
 
     @property
     def best_loss(self) -> float:
@@ -41,6 +44,10 @@ class Watch:
         """Whether the run should end."""
         return self.patience is not None and self.worse >= self.patience
 
+    def begin(self, nll: np.ndarray) -> None:
+        """Take the untrained model's evaluation of the fixed validation rows (nats by row), which cannot be the best."""
+        self.start_nll = nll
+
     def see(self, step: int, nll: np.ndarray, targets: np.ndarray, train_loss: float | None) -> dict[str, float]:
         """Take an evaluation of the fixed validation rows (nats and targets by row), and of the fixed training rows
         (nats per target; None where they are not watched); returns the values of `overfit/*`."""
@@ -49,7 +56,7 @@ class Watch:
             self.best_step, self.best_nll, self.best_targets = step, nll, targets
             self.train_loss, self.worse, self.onset = train_loss, 0, None
         else:
-            self.worse += 1
+            self.worse += self._has_begun(nll)
             if self.onset is None and self._turned(nll, train_loss):
                 self.onset = self.best_step
         values = {"overfit/rise": loss - self.best_loss, "overfit/best_step": float(self.best_step or 0)}
@@ -67,6 +74,17 @@ class Watch:
         """
         if train_loss is None or self.train_loss is None or train_loss >= self.train_loss:
             return False
-        difference = nll - self.best_nll
-        error = math.sqrt(len(difference)) * float(difference.std(ddof=1)) if len(difference) > 1 else math.inf
-        return float(difference.sum()) > _SURE * error
+        return _surely(nll - self.best_nll) > 0
+
+    def _has_begun(self, nll: np.ndarray) -> bool:
+        """Whether this evaluation, or the best one, is surely another than the untrained model's."""
+        if not len(self.start_nll):
+            return True
+        return any(_surely(found - self.start_nll) for found in (nll, self.best_nll))
+
+
+def _surely(difference: np.ndarray) -> int:
+    """1 or −1: a paired difference is surely above or below 0; 0: neither."""
+    error = math.sqrt(len(difference)) * float(difference.std(ddof=1)) if len(difference) > 1 else math.inf
+    total = float(difference.sum())
+    return int(math.copysign(1, total)) if abs(total) > _SURE * error else 0

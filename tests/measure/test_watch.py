@@ -82,3 +82,21 @@ def test_targets_weigh_rows():
     watch = Watch(patience=None)
     watch.see(1, np.array([2.0, 30.0]), np.array([1, 10]), None)
     assert watch.best_loss == pytest.approx(32 / 11)
+
+
+def begun(patience: int, mean: float) -> Watch:
+    watch = Watch(patience)
+    watch.begin(rows(np.random.default_rng(99), mean, 0.05))
+    return watch
+
+
+def test_a_slow_start_is_not_taken_for_the_end():
+    watch = begun(patience=3, mean=0.692)
+    follow(watch, [0.692] * 6, [0.69] * 6)
+    assert not watch.stopped
+    saved = json.loads(json.dumps(watch.to_dict()))
+    assert len(follow(Watch(3, saved), [0.6, 0.5, 0.6, 0.7, 0.8, 0.9], [0.6, 0.5, 0.4, 0.3, 0.2, 0.1])) == 5
+
+
+def test_a_run_that_only_gets_worse_than_the_untrained_model_is_ended():
+    assert len(follow(begun(patience=2, mean=0.5), [0.6, 0.7, 0.8, 0.9], [0.5] * 4)) == 3
