@@ -45,7 +45,7 @@ class Watch:
         return self.patience is not None and self.worse >= self.patience
 
     def begin(self, nll: np.ndarray) -> None:
-        """Take the untrained model's evaluation of the fixed validation rows (nats by row), which cannot be the best."""
+        """Take the untrained model's evaluation of the fixed validation rows (nats by row); it cannot be the best."""
         self.start_nll = nll
 
     def see(self, step: int, nll: np.ndarray, targets: np.ndarray, train_loss: float | None) -> dict[str, float]:
