@@ -3,7 +3,7 @@
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +16,16 @@ from safetensors import SafetensorError
 
 from hfbsz.data.batches import Windows
 from hfbsz.data.needed import needed_by
-from hfbsz.data.rows import Prepared, Rows, prepare, sample
+from hfbsz.data.rows import Prepared, prepare
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.ending import hints, label, reached, show_finished
 from hfbsz.errors import FAILED, INTERRUPTED, RankError, TrainingError, UserError, complain
+from hfbsz.evaluating import Evaluator
 from hfbsz.folder import RunFolder, read_status, write_text
 from hfbsz.interrupt import Interrupt
 from hfbsz.keeping import Keeping, final_of, state_of
 from hfbsz.loading import Loaded
-from hfbsz.loop import Evaluation, Progress, evaluate, train
+from hfbsz.loop import Progress, train
 from hfbsz.measure.overfit import Watch
 from hfbsz.model import build_model, count_parameters, merged, tokenizer_of
 from hfbsz.optimizers import build_optimizer
@@ -43,7 +44,7 @@ from hfbsz.record import Reading, Step
 from hfbsz.report.card import model_card
 from hfbsz.report.console import Console
 from hfbsz.report.jsonl import trim
-from hfbsz.reports import Reports, extractable, machine_of
+from hfbsz.reports import Reports, machine_of
 from hfbsz.resolve import check_environment, resolve
 from hfbsz.sharding import Sharding, is_sharded, shard, take_wish, whole_weights
 from hfbsz.tasks import Task
@@ -176,10 +177,9 @@ class _Run:
         self.skipped = int(at.skipped)
         seen = saved["watch"] if saved is not None and self.keeping.own else None
         self.watch = Watch(self.recipe.eval.patience, seen)
-        wished = self.recipe.eval.watch
-        again = self.recipe.task != "language_modeling" or self.plan.total > len(self.data.train)
-        self.watched = again if wished is None else wished  # whether training rows are evaluated too
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
+        parts = (self.plan, self.data, self.model, self.optimizer, self.task, accelerator)
+        self.evaluator = Evaluator(*parts, self.watch, self.reports)
 
     def _open_reports(self, path: Path, console: Console) -> Reports:
         """The reports; what was recorded after the checkpoint is cut off, for it is trained again."""
@@ -303,41 +303,9 @@ class _Run:
             self.reports.close(state)
 
     def evaluate(self, step: Step, full: bool, best: bool = False) -> Reading:
-        """Evaluate every set: its fixed part, and the rest too where it is `full`. `best`: once more, at the end, the
-        weights of the best evaluation."""
-        values: dict[str, float | str] = {}
-        for name, rows in self.data.sets.items():
-            fixed = sample(len(rows), self.recipe.eval.rows)
-            found = self.evaluated(rows, fixed)
-            if not name and not best:  # fixed parts are comparable over the run, so the best is chosen by them
-                values |= self.compare(step, found)
-            if full and (rest := sorted(set(range(len(rows))) - set(fixed))):
-                found += self.evaluated(rows, rest)
-            if self.reports is not None:
-                values |= self.reports.measures(f"eval/{name}/" if name else "eval/", found)
-        if best:
-            values |= {"eval/best": 1, "overfit/best_step": float(self.watch.best_step or 0)}
-        values["eval/full"] = int(full)
-        reading = Reading("eval", step.step, step.clock, step.tokens, step.seconds, values)
+        reading = self.evaluator.evaluate(step, full, best)
         self.emit(reading)
         return reading
-
-    def evaluated(self, rows: Rows, numbers: Sequence[int]) -> Evaluation:
-        micro = self.recipe.eval.micro_batch or self.recipe.batch.micro_max
-        with self.optimizer.averaged():
-            return evaluate(self.model, self.task, rows, numbers, micro, self.accelerator)
-
-    def compare(self, step: Step, validation: Evaluation) -> dict[str, float]:
-        """Training rows beside validation: what tells of overfitting."""
-        loss, values = None, {}
-        if self.watched:
-            train = self.evaluated(self.data.train, sample(len(self.data.train), self.recipe.eval.rows))
-            loss, values = train.loss, extractable("overfit/train_", train)
-        if step.step:
-            return values | self.watch.see(step.step, validation.nll, validation.targets, loss)
-        self.watch.begin(validation.nll)
-        gap = {} if loss is None else {"overfit/train_loss": loss, "overfit/gap": validation.loss - loss}
-        return values | gap
 
     def peak_memory_bytes(self) -> int:
         if self.accelerator.device.type == "cuda":

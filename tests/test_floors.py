@@ -25,6 +25,7 @@ FLOORS = [
     {"metrics", "measure"},
     {"report"},
     {"ending", "keeping", "reports"},
+    {"evaluating"},
     {"run"},
     {"cli", "experiment"},
 ]
@@ -34,7 +35,7 @@ ALLOWED = {
     "wandb": {"report"},
     "omegaconf": {"loading"},
     "pydantic": {"recipe", "loading", "schema"},
-    "accelerate": {"loop", "keeping", "ranks", "reports", "run"},
+    "accelerate": {"loop", "keeping", "ranks", "reports", "evaluating", "run"},
     "rich": {"report"},
     "peft": {"model"},
 }

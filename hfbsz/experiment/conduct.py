@@ -55,11 +55,14 @@ class Conductor:
         if self.pretraining:
             models = [f"{matching.model_folder(request.folder, job)}" for job in self.pretraining]
             for model, job in zip(models, self.pretraining, strict=True):
-                self.names[f"model.path={model}"] = f"pretrained at {' '.join(job.choices).removeprefix('batch.size=')}"
+                at = " ".join(job.choices).removeprefix("batch.size=")
+                self.names[f"model.path={model}"] = f"pretrained at {at}"
             words = (*words, f"model.path={','.join(models)}")
         self.lines = self._lines(in_folders_of_their_own(product(words)))
         self._ended: dict[Path, Outcome] = {}  # finished runs, which do not change any more
         self._finished = False
+        self._over: set[Path] = set()  # runs that have ended, or had before
+        self._planned, self._left = 0, ""  # runs in all, and what is left of them in words, as of the newest page
         self._drawn, self._drawing = 0.0, 0.0  # when the page was drawn (monotonic), and what it took, s
 
     def _grouped(self, words: Sequence[str]) -> tuple[str, ...]:
@@ -75,9 +78,7 @@ class Conductor:
         if self.request.tune is None:
             return lines
         tuned: dict[tuple[str, ...], Line] = {}
-        for (
-            line
-        ) in lines:  # one for each set of choices other than the rule; a rule that follows the batch is preferred
+        for line in lines:  # one for each arm but for the rule: on top of the last rule that follows the batch
             arm = tuple(choice for choice in line.base[0].arm if not choice.startswith("scaling.rule="))
             if arm not in tuned or line.base[0].loaded.recipe.scaling.rule != "none":
                 tuned[arm] = Line(f"{line.words} {self.request.tune.field} tuned", line.base, tuned=True)
@@ -104,6 +105,7 @@ class Conductor:
     def carry_out(self) -> Experiment:
         """Run what is not finished, to the end or until `launcher.stop`."""
         self.request.folder.mkdir(parents=True, exist_ok=True)
+        self.console.line(f"{self._draw().page} shows how far it is")
         if self.pretraining:
             self._run(self.pretraining)
             self.launcher.keeps_checkpoints = self.request.keeps_checkpoints
@@ -140,7 +142,8 @@ class Conductor:
             future.result()
 
     def _ended_as(self, job: Job, ended: str) -> None:
-        self.console.line(f"{job}: {ended} ({job.folder})")
+        self._over.add(job.folder)
+        self.console.line(f"[{len(self._over)}/{self._planned}{self._left}] {job}: {ended} ({job.folder})")
 
     def _to_equal_steps(self) -> None:
         """Give every arm the optimizer steps of the largest batch."""
@@ -254,8 +257,10 @@ class Conductor:
         started = time.monotonic()
         stands = self.experiment()
         ended = sum(outcome.state in ("finished", "failed") for outcome in stands.outcomes)
+        self._planned = stands.planned
+        self._left = "" if stands.seconds_left is None else f", {stands.seconds_left / 60:.0f} min left"
         if not self._finished:
-            self.console.work("comparing", ended, stands.planned, f"{ended} of {stands.planned} runs")
+            self.console.work("comparing", ended, stands.planned, f"{ended} of {stands.planned} runs{self._left}")
         write_text(stands.page, page.render(stands))
         self._drawn = time.monotonic()
         self._drawing = self._drawn - started
