@@ -284,13 +284,16 @@ class Evaluation:
 def evaluate(
     model: Any, task: Task, rows: Rows, numbers: Sequence[int], micro_batch: int, accelerator: Any
 ) -> Evaluation:
-    """The loss of the rows `numbers`, the same for every micro-batch and world size up to rounding."""
+    """The loss of the rows `numbers`, the same for every micro-batch and world size up to rounding. Rows of like length
+    share a pass, so that little of it is padding."""
     started = time.perf_counter()
     model = accelerator.unwrap_model(model, keep_torch_compile=True)
     model.eval()
     rank, world_size = accelerator.process_index, accelerator.num_processes
+    wanted = np.asarray(numbers)
+    order = np.argsort(rows.lengths[wanted], kind="stable")
     parts = []
-    for batch in evaluation_batches(rows, numbers, micro_batch, task.collate, rank, world_size):
+    for batch in evaluation_batches(rows, wanted[order].tolist(), micro_batch, task.collate, rank, world_size):
         nll, targets, outputs = task.judge(model, to_device(batch, accelerator.device))
         parts.append(torch.cat([nll[:, None].double(), targets[:, None].double(), outputs.double()], dim=1))
     release(model)
@@ -299,10 +302,10 @@ def evaluate(
         with waiting(AGREEMENT_SECONDS + 2 * (time.perf_counter() - started)):
             found = accelerator.gather(found[None])
         found = found.transpose(0, 1)  # passes deal rows out rank by rank
-    table = found.reshape(-1, found.shape[-1])[: len(numbers)].cpu().numpy()
+    table = found.reshape(-1, found.shape[-1])[: len(wanted)].cpu().numpy()[np.argsort(order)]
     model.train()
     seconds = time.perf_counter() - started
-    text_bytes = float(rows.text_bytes[list(numbers)].sum())
+    text_bytes = float(rows.text_bytes[wanted].sum())
     return Evaluation(table[:, 0], table[:, 1].astype(np.int64), table[:, 2:], text_bytes, seconds)
 
 

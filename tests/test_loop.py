@@ -225,6 +225,8 @@ def test_an_evaluation_does_not_depend_on_its_batch(ragged):
     sums = [evaluate(bench.model, bench.task, rows, range(len(rows)), micro, bench.accelerator) for micro in (1, 4, 16)]
     assert all((one.targets == sums[0].targets).all() for one in sums) and len({one.text_bytes for one in sums}) == 1
     assert all(np.allclose(one.nll, sums[0].nll, rtol=1e-6, atol=0) for one in sums)
+    back = evaluate(bench.model, bench.task, rows, range(len(rows))[::-1], 4, bench.accelerator)
+    assert len(set(rows.lengths)) > 5 and np.allclose(back.nll[::-1], sums[0].nll, rtol=1e-6, atol=0)
     halves = [range(10), range(10, len(rows))]
     first, second = (evaluate(bench.model, bench.task, rows, half, 4, bench.accelerator) for half in halves)
     assert (first + second).loss == pytest.approx(sums[0].loss, rel=1e-6)
