@@ -256,8 +256,8 @@ class Conductor:
         """Write the page, and show how far the comparison is."""
         started = time.monotonic()
         stands = self.experiment()
-        ended = sum(outcome.state in ("finished", "failed") for outcome in stands.outcomes)
-        self._planned = stands.planned
+        self._over |= {outcome.folder for outcome in stands.outcomes if outcome.state in ("finished", "failed")}
+        ended, self._planned = len(self._over), stands.planned
         self._left = "" if stands.seconds_left is None else f", {stands.seconds_left / 60:.0f} min left"
         if not self._finished:
             self.console.work("comparing", ended, stands.planned, f"{ended} of {stands.planned} runs{self._left}")

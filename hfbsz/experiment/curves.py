@@ -71,7 +71,8 @@ def _panels(figure: Figure, groups: Mapping[str, Sequence[ArmResult]], look: Map
     panels[0].set_ylim(min(every) - margin, top)
     if axis == STEPS:
         panels[0].set_xscale("log")
-        panels[0].set_xlim(left=0.7 * min(x[y <= top].min() for x, y in means.values() if (y <= top).any()))
+        seen = [x[(y <= top) & (x > 0)] for x, y in means.values()]  # step 0 has no place on a log scale
+        panels[0].set_xlim(left=0.7 * min(float(x.min()) for x in seen if len(x)))
         panels[0].xaxis.set_minor_formatter(NullFormatter())
     else:
         panels[0].set_xlim(left=0)
