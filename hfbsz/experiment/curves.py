@@ -72,7 +72,7 @@ def _panels(figure: Figure, groups: Mapping[str, Sequence[ArmResult]], look: Map
     if axis == STEPS:
         panels[0].set_xscale("log")
         seen = [x[(y <= top) & (x > 0)] for x, y in means.values()]  # step 0 has no place on a log scale
-        panels[0].set_xlim(left=0.7 * min(float(x.min()) for x in seen if len(x)))
+        panels[0].set_xlim(left=0.7 * min((float(x.min()) for x in seen if len(x)), default=1.0))
         panels[0].xaxis.set_minor_formatter(NullFormatter())
     else:
         panels[0].set_xlim(left=0)
