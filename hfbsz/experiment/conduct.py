@@ -47,7 +47,7 @@ class Conductor:
     def __init__(self, request: Request, scripts: Path, console: Console) -> None:
         self.request, self.console = request, console
         keeps = request.keeps_checkpoints or bool(request.pretrain)  # what is handed on is a checkpoint
-        self.launcher = Launcher(scripts, launcher(request.launch), request.jobs, self._ended_as, keeps)
+        self.launcher = Launcher(scripts, launcher(request.launch, request.config), request.jobs, self._ended_as, keeps)
         self.notes: list[str] = []
         self.pretraining = in_folders_of_their_own(product(self._grouped(request.pretrain))) if request.pretrain else []
         words = self._grouped(request.words)

@@ -92,9 +92,12 @@ class Launcher:
         return not self.stopped and read_status(folder).get("state") != "finished"
 
 
-def launcher(name: str) -> list[str]:
-    """The command that starts a script: `accelerate` (launch) or `python`."""
-    return [sys.executable, "-m", "accelerate.commands.launch", "--quiet"] if name == "accelerate" else [sys.executable]
+def launcher(name: str, config: Path | None = None) -> list[str]:
+    """The command that starts a script: `accelerate` (launch), with a config file or its own default, or `python`."""
+    if name == "python":
+        return [sys.executable]
+    named = [] if config is None else ["--config_file", str(config)]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *named]
 
 
 def failure_of(job: Job, code: int) -> str:

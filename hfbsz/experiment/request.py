@@ -15,6 +15,7 @@ from hfbsz.recipe import fields
 OPTIONS = {
     "jobs": "runs at a time (1)",
     "launch": "accelerate or python: what starts a run (accelerate)",
+    "config": "FILE for accelerate launch, such as accelerate_configs/ddp.yaml: how each run is spread over devices",
     "tune": "FIELD:N tries N values of a field, each twice the one before, on the first seed, and keeps the best",
     "equal": "epochs or steps: what arms have in common (epochs; steps: those of the largest batch)",
     "name": "the comparison's name, its folder in comparisons/ and its group in W&B",
@@ -53,6 +54,7 @@ class Request:
     words: tuple[str, ...]
     jobs: int = 1
     launch: str = "accelerate"
+    config: Path | None = None
     tune: Tune | None = None
     equal: str = "epochs"
     pretrain: tuple[str, ...] = ()
@@ -92,6 +94,7 @@ def parse(words: Sequence[str]) -> Request:
         rest,
         int(jobs),
         launch,
+        _config(options, launch),
         Tune.parse(tune) if tune else None,
         equal,
         tuple(words_of(pretrain)) if pretrain else (),
@@ -108,6 +111,16 @@ def _one_of(options: Mapping[str, str], name: str, *known: str) -> str:
     if value not in known:
         raise UserError(f"{name}={value}: it is {' or '.join(known)}{did_you_mean(value, known)}")
     return value
+
+
+def _config(options: Mapping[str, str], launch: str) -> Path | None:
+    if (text := options.get("config")) is None:
+        return None
+    if launch != "accelerate":
+        raise UserError("config= is for launch=accelerate")
+    if not Path(text).is_file():
+        raise UserError(f"config={text}: no such file")
+    return Path(text)
 
 
 def _later(earlier: Mapping[str, str], later: Mapping[str, str]) -> dict[str, str]:

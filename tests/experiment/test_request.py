@@ -76,6 +76,8 @@ def test_words_override_a_file_and_give_the_comparison_another_name():
         (["recipe=small_batch", "launch=torchrun"], "launch=torchrun: it is accelerate or python"),
         (["recipe=small_batch", "equal=tokens"], "it is epochs or steps"),
         (["compare_finetune", "seed"], "is not key=value"),
+        (["compare_finetune", "config=missing.yaml"], "config=missing.yaml: no such file"),
+        (["compare_finetune", "config=accelerate_configs/cpu.yaml", "launch=python"], "is for launch=accelerate"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused_in_a_line(words, said):
