@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from hfbsz.errors import UserError
 from hfbsz.loading import Loaded, from_mapping, read_yaml, write_yaml
+from hfbsz.recipe import Recipe
 
 STATES = ("running", "finished", "preempted", "failed")
 _MAY_CHANGE = ("output_dir", "threads", "batch.micro_max", "batch.micro_tokens", "resume")  # when a run goes on
@@ -67,6 +68,17 @@ def is_held(folder: Path) -> bool:
     return False
 
 
+def has_finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder holds this very run, at its end; one of another duration goes on, or starts anew."""
+    if read_status(folder).get("state") != "finished":
+        return False
+    try:
+        there = from_mapping(read_yaml(folder / "recipe.yaml"))
+    except UserError:
+        return False
+    return there.digest() == recipe.digest() and there.duration == recipe.duration
+
+
 class RunFolder:
     """The folder of a run while rank 0 holds it: `finished`, or to be begun."""
 
@@ -91,8 +103,7 @@ class RunFolder:
         if self._trained() and earlier.digest() != loaded.recipe.digest():
             changed = _difference(earlier.to_dict(), loaded.recipe.to_dict())
             raise UserError(f"{self.path}: holds a run of another recipe ({changed}): choose another output_dir")
-        ended = read_status(self.path).get("state") == "finished"
-        return ended and earlier.duration == loaded.recipe.duration  # a longer one goes on
+        return has_finished(self.path, loaded.recipe)
 
     def _there(self) -> list[Path]:
         return [path for path in self.path.iterdir() if path.name != ".lock" and not path.name.startswith("attempt-")]

@@ -39,12 +39,14 @@ def main(words: list[str]) -> int:
         conductor.launcher.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+            signal.signal(number, stop)
     try:
         experiment = conductor.carry_out()
     except UserError as problem:
-        console.end_work()
         return complain(problem.lines, FAILED)
+    except OSError as problem:
+        return complain([f"{problem.filename or request.folder}: {problem.strerror}: the same command goes on"], FAILED)
     from hfbsz.experiment.results import rows
     from hfbsz.experiment.summary import lines_of
 
@@ -57,6 +59,8 @@ def main(words: list[str]) -> int:
 
 def _write(request: Request, table: list[dict[str, object]]) -> None:
     """The table and the picture that were asked for."""
+    for path in filter(None, (request.out, request.picture)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if request.out is not None:
         request.out.write_text(json.dumps(table, indent=1))
     if request.picture is not None and any(row["runs"] for row in table):

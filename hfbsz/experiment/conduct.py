@@ -1,44 +1,28 @@
 """A comparison put together: what is asked for is run stage by stage, and its page kept up to date."""
 
+import math
 import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hfbsz.amounts import Amount
 from hfbsz.errors import UserError
 from hfbsz.experiment import matching, page, search, team
-from hfbsz.experiment.jobs import Job, by_arm, in_folders_of_their_own, product, seeds_first
+from hfbsz.experiment.jobs import Job, in_folders_of_their_own, product, seeds_first
 from hfbsz.experiment.launching import Launcher, launcher
+from hfbsz.experiment.lines import Line, lines_of
 from hfbsz.experiment.reading import gather, outcome_of
 from hfbsz.experiment.request import Request
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome, Tried
-from hfbsz.folder import read_status, write_text
+from hfbsz.folder import has_finished, read_status, write_text
 from hfbsz.report.console import Console
 
 _LOOK_SECONDS = 1.0
 _PAGE_SECONDS = 30.0  # between two pages while runs are at work, at least
 _PAGE_SHARE = 20  # and so many times what a page takes to draw
-
-
-@dataclass
-class Line:
-    """One arm as it was asked for. `base`: its runs by seed; a tuned one's are the base's with the value found."""
-
-    words: str
-    base: list[Job]
-    tuned: bool = False
-    tried: dict[float, Job] = field(default_factory=dict)
-    chosen: float | None = None
-
-    def jobs(self, key: str) -> list[Job]:
-        """What is known to be run; none of a tuned arm until its search has ended. `key`: the field that is tuned."""
-        if not self.tuned:
-            return self.base
-        return [] if self.chosen is None else [job.but(f"{key}={self.chosen:g}") for job in self.base]
 
 
 class Conductor:
@@ -49,16 +33,17 @@ class Conductor:
         keeps = request.keeps_checkpoints or bool(request.pretrain)  # what is handed on is a checkpoint
         self.launcher = Launcher(scripts, launcher(request.launch, request.config), request.jobs, self._ended_as, keeps)
         self.notes: list[str] = []
-        self.pretraining = in_folders_of_their_own(product(self._grouped(request.pretrain))) if request.pretrain else []
+        pretraining = product(self._grouped(request.pretrain)) if request.pretrain else []
+        self.pretraining = [replace(job, apart="-handed-over") for job in in_folders_of_their_own(pretraining)]
         words = self._grouped(request.words)
         self.names: dict[str, str] = {}  # what a reader sees in place of a choice
         if self.pretraining:
-            models = [f"{matching.model_folder(request.folder, job)}" for job in self.pretraining]
+            models = [f"{matching.model_folder(request.folder, job, request.match)}" for job in self.pretraining]
             for model, job in zip(models, self.pretraining, strict=True):
                 at = " ".join(job.choices).removeprefix("batch.size=")
                 self.names[f"model.path={model}"] = f"pretrained at {at}"
             words = (*words, f"model.path={','.join(models)}")
-        self.lines = self._lines(in_folders_of_their_own(product(words)))
+        self.lines = lines_of(in_folders_of_their_own(product(words)), request.tune, self._shown)
         self._ended: dict[Path, Outcome] = {}  # finished runs, which do not change any more
         self._finished = False
         self._over: set[Path] = set()  # runs that have ended, or had before
@@ -73,39 +58,27 @@ class Conductor:
     def _shown(self, choices: Sequence[str]) -> list[str]:
         return [self.names.get(choice, choice) for choice in choices]
 
-    def _lines(self, jobs: Sequence[Job]) -> list[Line]:
-        lines = [Line(" ".join(self._shown(arm)) or "(one recipe)", of_arm) for arm, of_arm in by_arm(jobs).items()]
-        if self.request.tune is None:
-            return lines
-        tuned: dict[tuple[str, ...], Line] = {}
-        for line in lines:  # one for each arm but for the rule: on top of the last rule that follows the batch
-            arm = tuple(choice for choice in line.base[0].arm if not choice.startswith("scaling.rule="))
-            if arm not in tuned or line.base[0].loaded.recipe.scaling.rule != "none":
-                tuned[arm] = Line(f"{line.words} {self.request.tune.field} tuned", line.base, tuned=True)
-        for line in tuned.values():
-            self._first_values(line)
-        return list(tuned.values()) if len(tuned) == len(lines) else [*lines, *tuned.values()]
-
-    def _first_values(self, line: Line) -> None:
-        assert self.request.tune is not None
-        key, count = self.request.tune.field, self.request.tune.count
-        values = search.first_values(self._middle(line.base[0]), count)
-        line.tried = {value: line.base[0].but(f"{key}={value:g}") for value in values}
-
-    def _middle(self, job: Job) -> float:
-        """The recipe's own value of the field that is tuned."""
-        assert self.request.tune is not None
-        value: Any = job.loaded.recipe
-        for name in self.request.tune.field.split("."):
-            value = getattr(value, name, None)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"tune={self.request.tune.field}: its value must be a number above 0, not {value}")
-        return float(value)
-
     def carry_out(self) -> Experiment:
-        """Run what is not finished, to the end or until `launcher.stop`."""
+        """Run what is not finished, to the end or until `launcher.stop`. Raises UserError, and says so on the page,
+        where what comes next needs what has failed."""
         self.request.folder.mkdir(parents=True, exist_ok=True)
         self.console.line(f"{self._draw().page} shows how far it is")
+        try:
+            self._stages()
+        except UserError as problem:
+            self.notes += problem.lines
+            self._finished = True
+            self._draw()
+            raise
+        finally:
+            self.console.end_work()
+        self._finished = not self.launcher.stopped
+        experiment = self._draw()
+        if self._finished:
+            self._share(experiment)
+        return experiment
+
+    def _stages(self) -> None:
         if self.pretraining:
             self._run(self.pretraining)
             self.launcher.keeps_checkpoints = self.request.keeps_checkpoints
@@ -116,13 +89,7 @@ class Conductor:
         if self.request.tune is not None:
             self._search()
         key = self.request.tune.field if self.request.tune else ""
-        self._run(list(seeds_first({(line.words, str(line.tuned)): line.jobs(key) for line in self.lines})))
-        self._finished = not self.launcher.stopped
-        self.console.end_work()
-        experiment = self._draw()
-        if self._finished:
-            self._share(experiment)
-        return experiment
+        self._run(list(seeds_first({(line.words,): line.jobs(key) for line in self.lines})))
 
     def _share(self, experiment: Experiment) -> None:
         """Bring the comparison's own run in W&B up to date, in the mode of its runs."""
@@ -133,7 +100,8 @@ class Conductor:
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Run jobs while the page is kept up to date."""
-        unique = [job for job in {job.folder: job for job in jobs}.values() if job.folder not in self._ended]
+        over = self._ended.keys() | self.launcher.failures.keys()
+        unique = [job for job in {job.folder: job for job in jobs}.values() if job.folder not in over]
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self.launcher.run, unique)
             while not wait([future], timeout=_LOOK_SECONDS).done:
@@ -160,10 +128,16 @@ class Conductor:
         steps = first.run.plan["steps"]
         self.notes.append(f"equal optimizer steps: {steps:,}, those of {largest.words}; smaller batches see fewer rows")
         for line in self.lines:
-            if sizes[id(line)] != sizes[id(largest)]:
-                line.base = [job.but(f"duration={steps}steps") for job in line.base]
-                if line.tuned:
-                    self._first_values(line)
+            if sizes[id(line)] != sizes[id(largest)] or line.base[0].loaded.recipe.batch.ramp is not None:
+                line.base = [self._with_steps(job, steps) for job in line.base]
+                if line.tuned and self.request.tune is not None:
+                    line.begin(self.request.tune)
+
+    def _with_steps(self, job: Job, steps: int) -> Job:
+        """In a folder of its own where the digest does not hold the duration."""
+        changed = job.but(f"duration={steps}steps")
+        apart = f"{job.apart}-{steps}steps" if changed.loaded.recipe.extendable() else job.apart
+        return replace(changed, apart=apart)
 
     def _search(self) -> None:
         """Tune every arm that is to be tuned, on its first seed."""
@@ -176,14 +150,18 @@ class Conductor:
             for line in lines:
                 beyond = search.next_value(self._losses(line), tune.count)
                 if beyond is not None and not self.launcher.stopped:
-                    line.tried[beyond] = line.base[0].but(f"{tune.field}={beyond:g}")
+                    line.add(tune.field, beyond)
                     further = True
             if not further:
                 break
+        if self.launcher.stopped:
+            return
+        self.notes.append(
+            f"{tune.field} was chosen on seed {lines[0].base[0].seed} by the validation rows that are reported: that "
+            "seed flatters a tuned arm"
+        )
         for line in lines:
             losses = self._losses(line)
-            if self.launcher.stopped:
-                return
             line.chosen = search.best_value(losses)
             if line.chosen is not None and not search.is_inside(losses):
                 self.notes.append(
@@ -192,13 +170,19 @@ class Conductor:
                 )
 
     def _losses(self, line: Line) -> dict[float, float | None]:
-        return {value: self._outcome(job).loss for value, job in line.tried.items()}
+        return {value: self._loss(job) for value, job in line.tried.items()}
+
+    def _loss(self, job: Job) -> float | None:
+        outcome = self._outcome(job)
+        return math.inf if outcome.diverged else outcome.loss
 
     def _outcome(self, job: Job) -> Outcome:
         if job.folder in self._ended:
             return replace(self._ended[job.folder], seed=job.seed)
         state = "running" if job.folder in self.launcher.at_work else None
         why = self.launcher.failures.get(job.folder)
+        if why is None and state is None and read_status(job.folder).get("state") == "finished":
+            state = "finished" if has_finished(job.folder, job.loaded.recipe) else "waiting"
         found = outcome_of(job.folder, job.seed, state or ("failed" if why else None), why)
         if found.state == "finished":
             self._ended[job.folder] = found
@@ -236,7 +220,7 @@ class Conductor:
 
     def _tried(self, line: Line, value: float, job: Job) -> Tried:
         outcome = self._outcome(job)
-        return Tried(value, outcome.loss, value == line.chosen, outcome)
+        return Tried(value, self._loss(job), value == line.chosen, outcome)
 
     def _seconds_left(self, stands: Experiment) -> float | None:
         """By the mean of the runs that have ended, each as long as the others."""
@@ -261,7 +245,10 @@ class Conductor:
         self._left = "" if stands.seconds_left is None else f", {stands.seconds_left / 60:.0f} min left"
         if not self._finished:
             self.console.work("comparing", ended, stands.planned, f"{ended} of {stands.planned} runs{self._left}")
-        write_text(stands.page, page.render(stands))
+        try:
+            write_text(stands.page, page.render(stands))
+        except Exception as fault:  # the runs go on: a picture must not fail them
+            self.console.warn(f"the page was not drawn ({type(fault).__name__}: {fault})")
         self._drawn = time.monotonic()
         self._drawing = self._drawn - started
         return stands

@@ -61,7 +61,7 @@ def _panels(figure: Figure, groups: Mapping[str, Sequence[ArmResult]], look: Map
             axes.plot(x, y, color=colour, linestyle=line, linewidth=2, marker="." if len(x) == 1 else "", zorder=3)
             for x, y in seeds:
                 every += y.tolist()
-                late += y[x > x[-1] / 3].tolist()
+                late += y[x >= x[-1] / 3].tolist()
     for axes, several in zip(panels, groups.values(), strict=True):
         own = {result.words for result in several}
         for x, y in (mean for words, mean in means.items() if words not in own):
@@ -130,8 +130,8 @@ def tuning(experiment: Experiment) -> list[Picture]:
             axes.xaxis.set_major_locator(FixedLocator(tried) if len(tried) <= 6 else LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-        axes.set(xlabel=f"{field}, as the recipe has it (no unit)", ylabel="best validation loss (nats/target)")
-        picture = svg(figure, "best validation loss (nats/target) over the values tried")
+        axes.set(xlabel=f"{field}, as the recipe has it (no unit)", ylabel="loss of the kept model (nats/target)")
+        picture = svg(figure, "loss of the kept model (nats/target) over the values tried")
     caption = "On the tuning seed; the ring marks what was chosen. Beyond a choice at an end there may be a better one."
     caption += f" {in_runs(lost)} diverged and cannot be drawn." if lost else ""
     return [Picture(f"Tuning {field}", picture, caption)]

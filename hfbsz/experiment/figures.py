@@ -65,7 +65,7 @@ class Picture:
 
 def family(arm: Arm) -> str:
     """What arms share that differ in the batch alone."""
-    parts = (arm.variant, f"rule {arm.rule}", "rate tuned" * arm.tuned, "growing batch" * arm.grows)
+    parts = (arm.variant, f"rule {arm.rule}", "rate tuned" * (arm.tuned or arm.searched), "growing batch" * arm.grows)
     return " · ".join(filter(None, parts))
 
 

@@ -22,13 +22,19 @@ class Job:
     choices: tuple[str, ...]
     loaded: Loaded
     added: tuple[str, ...] = ()  # words that were not asked for: a value that is tried, a duration of equal steps
+    apart: str = ""  # added to the folder's name, where the recipe's digest does not tell what sets the run apart
 
     def __str__(self) -> str:
         return " ".join((*self.choices, *self.added)) or self.loaded.name
 
     @cached_property
     def folder(self) -> Path:
-        return path_of(self.loaded)
+        return Path(f"{path_of(self.loaded)}{self.apart}")
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The words of the script that runs it."""
+        return (*self.words, f"output_dir={self.folder}") if self.apart else self.words
 
     @property
     def log(self) -> Path:
@@ -105,7 +111,7 @@ def in_folders_of_their_own(jobs: Sequence[Job]) -> list[Job]:
     for job in jobs:
         if job.folder.resolve() in owner:
             split = [choice for choice in job.choices if choice.startswith(_SPLIT)]
-            job = job.but(f"output_dir={job.folder}-{'-'.join(split).replace('=', '-')}") if split else job
+            job = replace(job, apart=f"-{'-'.join(split).replace('=', '-')}") if split else job
         other = owner.setdefault(job.folder.resolve(), job)
         if other is not job:
             names = " and ".join(f"'{' '.join(one.choices)}'" for one in (other, job))

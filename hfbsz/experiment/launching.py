@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfbsz.experiment.jobs import Job
-from hfbsz.folder import cpu_cores, is_held, read_status
+from hfbsz.folder import cpu_cores, has_finished, is_held, read_status
 
 _LOOK_SECONDS = 0.5
 
@@ -54,42 +54,56 @@ class Launcher:
     def _one(self, job: Job) -> None:
         if self.stopped:
             return
-        if read_status(job.folder).get("state") == "finished":
+        if has_finished(job.folder, job.loaded.recipe):
             return self.told(job, "finished earlier")
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
         started = self.at_work[job.folder] = time.monotonic()
         try:
-            code = self._launch(job) if self._is_free(job.folder) else 0
+            code = self._launched(job)
         finally:
             del self.at_work[job.folder]
-        if self.stopped and code:
+        finished = has_finished(job.folder, job.loaded.recipe)
+        if self.stopped and not finished:
             return
         self.seconds[job.folder] = time.monotonic() - started
-        if code:
+        if not finished:
             self.failures[job.folder] = failure_of(job, code)
             return self.told(job, f"failed: {self.failures[job.folder]}")
-        self.failures.pop(job.folder, None)
         for path in [] if self.keeps_checkpoints else job.folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
         self.told(job, "finished")
 
+    def _launched(self, job: Job) -> int:
+        """Run a job; one that an earlier, killed comparison left at work, or that began meanwhile, is waited for."""
+        code = 0
+        while not self.stopped:
+            if self._let_go(job.folder):
+                code = self._launch(job) if not has_finished(job.folder, job.loaded.recipe) else 0
+                if code == 0 or not is_held(job.folder):
+                    break
+        return code
+
     def _launch(self, job: Job) -> int:
-        threads = [f"threads={max(1, cpu_cores() // self.at_once)}"] if self.at_once > 1 else []
+        words = [*self.command, str(self.scripts / job.script), *job.command]
+        if self.at_once > 1 and not any(word.startswith("threads=") for word in job.command):
+            words.append(f"threads={max(1, cpu_cores() // self.at_once)}")
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("w") as log:
-            words = [*self.command, str(self.scripts / job.script), *job.words, *threads]
             process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
             self._processes[job.folder] = process
             if self.stopped:
                 process.send_signal(signal.SIGTERM)
             code = process.wait()
             del self._processes[job.folder]
+        if self.stopped or code < 0:  # a launcher that was ended leaves its child to save what it has
+            while is_held(job.folder):
+                time.sleep(_LOOK_SECONDS)
         return code
 
-    def _is_free(self, folder: Path) -> bool:
-        """Whether a run must be started: one that an earlier, killed comparison has left at work is waited for."""
+    def _let_go(self, folder: Path) -> bool:
+        """Wait until no run is at work in a folder; False where the comparison was stopped meanwhile."""
         while is_held(folder) and not self.stopped:
             time.sleep(_LOOK_SECONDS)
-        return not self.stopped and read_status(folder).get("state") != "finished"
+        return not self.stopped
 
 
 def launcher(name: str, config: Path | None = None) -> list[str]:

@@ -4,7 +4,7 @@ What a batch did in pretraining is not told from what more or less training did,
 so each run hands over the checkpoint whose loss is nearest to the others'.
 """
 
-import itertools
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +27,12 @@ class Candidate:
     path: Path
 
 
-def model_folder(folder: Path, job: Job) -> Path:
-    """Where the model of a pretraining run lies once it is handed over."""
-    return (
-        folder / "models" / ("-".join(choice.replace("=", "-").replace(" ", "") for choice in job.choices) or "model")
-    )
+def model_folder(folder: Path, job: Job, tolerance: float) -> Path:
+    """Where the model of a pretraining run lies once it is handed over: another for other words, which fine-tuning runs
+    know only by this path."""
+    made_by = hashlib.sha256("\n".join([*sorted(job.words), str(tolerance)]).encode()).hexdigest()[:8]
+    name = "-".join(choice.replace("=", "-").replace(" ", "") for choice in job.choices) or "model"
+    return folder / "models" / f"{name}-{made_by}"
 
 
 def hand_over(folder: Path, jobs: Sequence[Job], tolerance: float) -> list[str]:
@@ -41,31 +42,37 @@ def hand_over(folder: Path, jobs: Sequence[Job], tolerance: float) -> list[str]:
     """
     found = [candidates(job) for job in jobs]
     chosen = match(found, tolerance)
-    mismatch = max(one.loss for one in chosen) - min(one.loss for one in chosen)
+    mismatch = _apart(chosen)
     told = []
     for job, one in zip(jobs, chosen, strict=True):
-        _save(job, one, model_folder(folder, job))
+        _save(job, one, model_folder(folder, job, tolerance))
         told.append(f"{' '.join(job.choices)} at step {one.step:,} ({one.loss:.4f} nats/target)")
     apart = f"{mismatch:.4f} nats/target apart"
     within = (
         f", within {tolerance:g}" if mismatch <= tolerance else f", NOT within {tolerance:g}: models of another quality"
     )
     return [
-        f"pretrained models taken from the checkpoints nearest in validation loss: {'; '.join(told)}: {apart}{within}"
+        f"pretrained models taken from the checkpoints nearest in validation loss: {'; '.join(told)}: {apart}{within}",
+        "one pretraining run a model: what sets the models apart may be that run's luck as well as its batch; seeds "
+        "are those of the fine-tuning",
     ]
 
 
 def match(found: Sequence[Sequence[Candidate]], tolerance: float) -> tuple[Candidate, ...]:
     """One candidate of each run: the lowest losses that agree within the tolerance, else the nearest ones."""
-    combinations = list(itertools.product(*found))
+    tops = sorted({one.loss for several in found for one in several})
+    below = ([[one for one in several if one.loss <= top] for several in found] for top in tops)
+    nearest = [tuple(max(several, key=_loss) for several in each) for each in below if all(each)]
+    agreeing = [chosen for chosen in nearest if _apart(chosen) <= tolerance]
+    return agreeing[0] if agreeing else min(nearest, key=_apart)
 
-    def apart(combination: Sequence[Candidate]) -> float:
-        return max(one.loss for one in combination) - min(one.loss for one in combination)
 
-    agreeing = [combination for combination in combinations if apart(combination) <= tolerance]
-    if agreeing:
-        return min(agreeing, key=lambda combination: max(one.loss for one in combination))
-    return min(combinations, key=apart)
+def _loss(one: Candidate) -> float:
+    return one.loss
+
+
+def _apart(chosen: Sequence[Candidate]) -> float:
+    return max(map(_loss, chosen)) - min(map(_loss, chosen))
 
 
 def candidates(job: Job) -> list[Candidate]:
@@ -76,7 +83,8 @@ def candidates(job: Job) -> list[Candidate]:
     losses = {
         int(record[STEPS]): float(record["eval/loss"])
         for record in run.records
-        if record.get("event") == "eval" and is_number(record.get("eval/loss")) and not record.get("eval/full")
+        if record.get("event") == "eval" and is_number(record.get("eval/loss"))
+        if not record.get("eval/full") and not record.get("eval/best")
     }
     found = [
         Candidate(step, loss, path)

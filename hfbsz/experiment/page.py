@@ -161,7 +161,10 @@ def _batch(result: ArmResult) -> Cell | None:
 
 
 def _rate(result: ArmResult) -> Cell | None:
-    return (f"{result.arm.learning_rate:.3g}", "tuned" if result.arm.tuned else "") if result.arm else None
+    if result.arm is None:
+        return None
+    how = "tuned" if result.arm.tuned else "best tried, at an end" if result.arm.searched else ""
+    return f"{result.arm.learning_rate:.3g}", how
 
 
 def _seeds(result: ArmResult) -> Cell:

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from hfbsz.measure.trials import Arm, Comparison, Trial, compare
 from hfbsz.report.overfit import LOSS, best_evaluation, kept_evaluation, overfitting_of, validation_curve
 from hfbsz.report.runs import CLOCK, SECONDS, STEPS, RunData, is_number, read_run
 
-_TOLD = ("batch.", "scaling.rule=", "optim.lr=", "recipe=", "seed=")  # choices that an Arm's own numbers tell
+_OF_BATCH = ("batch.size=", "batch.start=", "batch.ramp=", "batch.micro_max=")
+_TOLD = (*_OF_BATCH, "scaling.rule=", "optim.lr=", "recipe=", "seed=")  # choices that an Arm's own numbers tell
 
 
 def outcome_of(folder: Path, seed: int, state: str | None = None, why: str | None = None) -> Outcome:
@@ -48,7 +50,7 @@ def outcome_of(folder: Path, seed: int, state: str | None = None, why: str | Non
     )
 
 
-def arm_of(plan: Mapping[str, Any], tuned: bool = False, variant: str = "") -> Arm:
+def arm_of(plan: Mapping[str, Any], tuned: bool = False, searched: bool = False, variant: str = "") -> Arm:
     """The arm that a run's plan belongs to; `variant`: choices that no number of the batch tells."""
     recipe, phases = plan["recipe"], plan["phases"]
     largest = max(phases, key=lambda phase: phase["batch"])
@@ -60,6 +62,7 @@ def arm_of(plan: Mapping[str, Any], tuned: bool = False, variant: str = "") -> A
         accumulation=plan["accumulation"][phases.index(largest)],
         rule=plan["rule"]["name"],
         tuned=tuned,
+        searched=searched,
         start=phases[0]["batch"] if grows else None,
         ramp=str(recipe["batch"]["ramp"] or "") if grows else "",
         decays=recipe["schedule"]["shape"] != "constant",
@@ -132,7 +135,7 @@ def gather(stands: Experiment, asked: Sequence[tuple[ArmResult, Sequence[str], b
 
     `asked`: an arm's runs, the choices of its first one, and whether its rate is the best of several and inside them.
     """
-    known = [(result, _arm(result, choices, tuned)) for result, choices, tuned in asked]
+    known = _told_apart([(result, _arm(result, choices, tuned)) for result, choices, tuned in asked])
     target = target_of([(arm, result.outcomes) for result, arm in known if arm is not None])
     arms = tuple(_with_trials(result, arm, target) for result, arm in known)
     trials = [trial for result in arms for trial in result.trials]
@@ -160,6 +163,15 @@ def gather(stands: Experiment, asked: Sequence[tuple[ArmResult, Sequence[str], b
     )
 
 
+def _told_apart(known: list[tuple[ArmResult, Arm | None]]) -> list[tuple[ArmResult, Arm | None]]:
+    """Arms that differ in what no number of theirs tells, such as two recipes' warmups, are variants by their words."""
+    count = Counter(arm for _, arm in known)
+    return [
+        (result, replace(arm, variant=result.words) if arm is not None and count[arm] > 1 else arm)
+        for result, arm in known
+    ]
+
+
 def _of_speed(arms: Sequence[ArmResult], jobs: int) -> list[str]:
     """What a reader must know before they compare seconds and tokens/s."""
     runs = [outcome.run for result in arms for outcome in result.outcomes if outcome.trial and outcome.run]
@@ -182,7 +194,7 @@ def _arm(result: ArmResult, choices: Sequence[str], tuned: bool) -> Arm | None:
     for outcome in (*result.outcomes, *tried):
         if outcome.run is not None and "phases" in outcome.run.plan:
             variant = " ".join(choice for choice in choices if not choice.startswith(_TOLD))
-            return arm_of(outcome.run.plan, tuned, variant)
+            return arm_of(outcome.run.plan, tuned, bool(result.tried) and not tuned, variant)
     return None
 
 

@@ -88,6 +88,9 @@ def parse(words: Sequence[str]) -> Request:
     launch, equal, checkpoints = (_one_of(options, name, *known) for name, known in _WORDS.items())
     tune = options.get("tune")
     shown = " ".join(map(shlex.quote, words))
+    picture = options.get("picture")
+    if picture and not picture.endswith((".png", ".svg")):
+        raise UserError(f"picture={picture}: write it as .png or .svg")
     return Request(
         options.get("name") or _name(named, own, rest, tune, equal),
         f"python scripts/compare.py {shown}",
@@ -98,10 +101,10 @@ def parse(words: Sequence[str]) -> Request:
         Tune.parse(tune) if tune else None,
         equal,
         tuple(words_of(pretrain)) if pretrain else (),
-        float(match),
+        _nats(match),
         checkpoints == "keep",
         Path(options["out"]) if options.get("out") else None,
-        Path(options["picture"]) if options.get("picture") else None,
+        Path(picture) if picture else None,
     )
 
 
@@ -111,6 +114,12 @@ def _one_of(options: Mapping[str, str], name: str, *known: str) -> str:
     if value not in known:
         raise UserError(f"{name}={value}: it is {' or '.join(known)}{did_you_mean(value, known)}")
     return value
+
+
+def _nats(match: object) -> float:
+    if isinstance(match, bool) or not isinstance(match, int | float) or match < 0:
+        raise UserError(f"match: {match}: nats/target by which the pretrained models may differ, such as 0.02")
+    return float(match)
 
 
 def _config(options: Mapping[str, str], launch: str) -> Path | None:

@@ -3,6 +3,7 @@
 `Experiment` is all that the comparison's page, its table and its run in W&B show.
 """
 
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,11 @@ class Outcome:
     onset_epoch: float | None = None  # of the onset of overfitting; None: none was sure
     seconds_to_best: float | None = None  # training time until then
     padding: float | None = None  # share of padding among the positions computed
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended for gradients that were not finite: a failure that says something of its numbers."""
+        return self.state == "failed" and "not finite" in (self.why or "")
 
     @property
     def loss(self) -> float | None:
@@ -63,7 +69,7 @@ class Tried:
     """One value of a tuned field, on the tuning seed."""
 
     value: float  # as the recipe has it, at its reference batch
-    loss: float | None  # best validation loss, nats/target; None: failed or not finished; NaN: diverged
+    loss: float | None  # of the kept model, validation, nats/target; None: failed or not finished; infinite: diverged
     chosen: bool = False
     outcome: Outcome | None = None
 
@@ -115,15 +121,16 @@ def _row(result: ArmResult) -> dict[str, Any]:
     bits = [
         kept["eval/bits_per_byte"] for kept in map(kept_evaluation, last) if is_number(kept.get("eval/bits_per_byte"))
     ]
+    finite = bool(losses) and all(map(math.isfinite, losses))
     seconds = [longest for longest in (run.largest(SECONDS) for run in last) if longest is not None]
     return {
         "choices": result.words,
-        "tuned": bool(result.tried),
+        "tuned": result.arm is not None and result.arm.tuned,
         "learning_rate": result.arm.learning_rate if result.arm else None,
         "runs": len(trials),
         "failed": len(result.failed),
-        "loss": statistics.fmean(losses) if losses else None,
-        "loss_sd": statistics.stdev(losses) if len(losses) > 1 else None,
+        "loss": statistics.fmean(losses) if finite else None,
+        "loss_sd": statistics.stdev(losses) if finite and len(losses) > 1 else None,
         "losses": losses,
         "bits_per_byte": statistics.fmean(bits) if bits else None,
         "steps": trials[0].optimizer_steps if trials else None,

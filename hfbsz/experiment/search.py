@@ -15,7 +15,7 @@ def first_values(middle: float, count: int) -> list[float]:
 def next_value(losses: Mapping[float, float | None], count: int) -> float | None:
     """The value beyond the end at which the best lies; None where it lies inside, or after three such values.
 
-    `losses`: nats/target of what was tried; None or NaN: failed or diverged.
+    `losses`: nats/target of what was tried; None: failed, which says nothing of the value; infinite or NaN: diverged.
     """
     best = best_value(losses)
     if best is None or is_inside(losses) or len(losses) >= count + _FURTHER:
@@ -31,8 +31,8 @@ def best_value(losses: Mapping[float, float | None]) -> float | None:
 
 def is_inside(losses: Mapping[float, float | None]) -> bool:
     """Whether the best has a worse neighbour on either side: only then the number counts as tuned."""
-    best = best_value(losses)
-    return best is not None and min(losses) < best < max(losses)
+    best, known = best_value(losses), [value for value, loss in losses.items() if loss is not None]
+    return best is not None and min(known) < best < max(known)
 
 
 def _round(value: float) -> float:

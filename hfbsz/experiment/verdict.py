@@ -30,7 +30,7 @@ _PARTS = (
     lambda arm: arm.name,
     lambda arm: arm.variant,
     lambda arm: f"rule {arm.rule}",
-    lambda arm: "rate tuned" if arm.tuned else "",
+    lambda arm: "rate tuned" if arm.tuned else "best rate tried" if arm.searched else "",
     lambda arm: f"rate {arm.learning_rate:.3g}",
     lambda arm: "" if arm.decays else "no decay",
     lambda arm: f"{arm.accumulation} passes a step" if (arm.accumulation or 1) > 1 else "",

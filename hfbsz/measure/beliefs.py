@@ -157,7 +157,7 @@ def _rate_follows(runs: Runs, smallest: Smallest) -> list[Case]:
     for held in (arm for arm in runs if arm.rule == "none" and not arm.tuned and not arm.grows):
         for arm in runs:
             same = replace(arm, rule="none", learning_rate=held.learning_rate) == held
-            if same and arm.rule != "none" and arm.learning_rate != held.learning_rate:
+            if same and arm.rule != "none" and not arm.searched and arm.learning_rate != held.learning_rate:
                 say = f"rule none against {arm.rule} at {arm.batch} sequences"
                 claim = _pair(runs, held, arm, "final_loss", smallest.loss, say=say)
                 if claim.seeds:

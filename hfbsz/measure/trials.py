@@ -20,6 +20,7 @@ class Arm:
     accumulation: int | None = 1  # passes per optimizer step, at the largest batch
     rule: str = "none"  # by which the rate followed the batch from its reference; none: it did not
     tuned: bool = False  # whether the rate is the best of several tried on this very arm
+    searched: bool = False  # whether it is the best of several that lies at their end: neither tuned nor the rule's
     start: int | None = None  # the first global batch of a ramp, sequences; None: the batch is fixed
     ramp: str = ""  # its shape
     decays: bool = True  # whether the schedule lowers the rate

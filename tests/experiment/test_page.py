@@ -271,7 +271,7 @@ def test_zero_finished_runs() -> None:
     page = render(make_experiment((ArmResult("batch.size=8", None, tuple(waiting)),)))
     text = text_of(page)
     assert "No run has finished yet" in text and "0 of 3 runs done" in text and "not known" in text
-    assert "no run has begun" in text and "there is nothing to test yet" in text
+    assert "no run has begun" in text and "Nothing is tested yet" in text
 
 
 def test_one_arm_of_one_seed() -> None:

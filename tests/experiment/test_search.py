@@ -40,6 +40,7 @@ def test_a_search_that_does_not_end_is_not_called_tuned():
 
 
 def test_diverged_and_failed_values_are_never_the_best():
-    losses = {1e-4: 0.6, 2e-4: 0.5, 4e-4: math.nan, 8e-4: None}
+    losses = {1e-4: 0.6, 2e-4: 0.5, 4e-4: math.inf, 8e-4: None}
     assert search.best_value(losses) == 2e-4 and search.is_inside(losses)
+    assert not search.is_inside({1e-4: 0.6, 2e-4: 0.5, 4e-4: None})  # a full disk does not make a rate too high
     assert search.best_value({1e-4: None}) is None and search.next_value({1e-4: None}, 3) is None
