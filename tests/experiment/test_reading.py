@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfbsz.experiment.reading import gather, outcome_of, target_of, trial_of
-from hfbsz.experiment.results import ArmResult, Experiment
+from hfbsz.experiment.results import ArmResult, Experiment, Tried, rows
 from hfbsz.loading import load
 from hfbsz.measure.evidence import Verdict
 from hfbsz.plan import Facts
@@ -133,3 +133,32 @@ def test_runs_that_have_not_begun_or_are_cut_off_are_no_trials(tmp_path):
     failed = outcome_of(tmp_path / "none", 2, "failed", "no memory")
     (result,) = gather(EMPTY, [(ArmResult("a", None, (waiting, going, failed)), (), False)]).arms
     assert not result.trials and result.failed[0].why == "no memory"
+
+
+def test_the_best_of_a_search_that_did_not_end_stands_for_no_rule(tmp_path):
+    """Its rate is neither tuned nor the rule's: against rule none it would speak for a rule that it did not follow."""
+    results = []
+    for rule, shifts in (("none", (0.3, 0.311, 0.342)), ("sqrt", (0.0, 0.01, 0.04))):
+        words = ("batch.size=32seq", "scaling.reference=8seq", f"scaling.rule={rule}")
+        folders = [write(tmp_path / f"{rule}{shift}", *words, shift=shift) for shift in shifts]
+        outcomes = tuple(outcome_of(folder, seed) for seed, folder in enumerate(folders))
+        tried = (Tried(1e-3, 0.6), Tried(2e-3, 0.5, chosen=True)) if rule == "sqrt" else ()
+        results.append((ArmResult(rule, None, outcomes, tried), (words[-1],), False))
+    experiment = gather(EMPTY, results)
+    assert experiment.arms[1].arm.searched and not experiment.arms[1].arm.tuned
+    assert {finding.name: finding.verdict for finding in experiment.findings}["rate"] is Verdict.NOT_ENOUGH_RUNS
+
+
+def test_arms_that_no_number_tells_apart_are_variants_by_their_words(tmp_path):
+    folders = [write(tmp_path / warmup, f"schedule.warmup={warmup}") for warmup in ("5%", "20%")]
+    results = [(one(path, words=f"recipe={path.name}"), (f"recipe={path.name}",), False) for path in folders]
+    experiment = gather(EMPTY, results)
+    assert [result.arm.variant for result in experiment.arms] == ["recipe=5%", "recipe=20%"]
+    assert len(experiment.comparisons) == 1 and not any("no tests" in note for note in experiment.notes)
+
+
+def test_a_run_that_diverged_is_no_mean_of_the_table(tmp_path):
+    curve = ((10, 0.7, 0.6), (20, float("nan"), 0.4))
+    experiment = gather(EMPTY, [(one(write(tmp_path / "run", curve=curve)), (), False)])
+    (row,) = rows(experiment)
+    assert row["runs"] == 1 and row["loss"] is None and row["loss_sd"] is None

@@ -31,6 +31,9 @@ def test_a_comma_inside_brackets_or_quotes_does_not_part():
 def test_a_split_of_the_batch_is_an_arm_with_a_folder_of_its_own():
     jobs = in_folders_of_their_own(product([*TINY, "batch.micro_max=2,4,8"]))
     assert len({job.folder for job in jobs}) == 3
+    rates = [job.but(f"optim.lr={rate}") for job in jobs for rate in (1e-3, 2e-3)]
+    assert len({job.folder for job in rates}) == 6  # so is each value that is tried on it
+    assert f"output_dir={rates[-1].folder}" in rates[-1].command and "output_dir=" not in " ".join(jobs[0].command)
 
 
 def test_two_arms_that_are_one_run_are_refused():
