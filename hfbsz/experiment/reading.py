@@ -139,6 +139,7 @@ def gather(stands: Experiment, asked: Sequence[tuple[ArmResult, Sequence[str], b
     target = target_of([(arm, result.outcomes) for result, arm in known if arm is not None])
     arms = tuple(_with_trials(result, arm, target) for result, arm in known)
     trials = [trial for result in arms for trial in result.trials]
+    once = [trial for result in replace(stands, arms=arms).distinct for trial in result.trials]
     baseline = next((result.arm for result in arms if result.trials), None)
     notes = [*stands.notes, *_of_speed(arms, stands.jobs)]
     found: tuple[Finding, ...] = ()
@@ -147,8 +148,8 @@ def gather(stands: Experiment, asked: Sequence[tuple[ArmResult, Sequence[str], b
     try:
         found, told = _findings(trials)
         notes += told
-        comparisons = tuple(compare(trials, baseline=baseline)) if baseline is not None else ()
-        of_both = tuple(effects(trials))
+        comparisons = tuple(compare(once, baseline=baseline)) if baseline is not None else ()
+        of_both = tuple(effects(once))
     except ValueError as problem:  # what differs is no batch: the numbers stand, but no verdict does
         notes.append(f"no tests: {problem}")
     return replace(

@@ -101,6 +101,15 @@ class Experiment:
         return self.folder / "report.html"
 
     @property
+    def distinct(self) -> tuple[ArmResult, ...]:
+        """Arms whose runs are not those of an arm before: where the recipe's own rate was best, the tuned arm is the
+        rule's, and no test is to count it twice."""
+        first: dict[frozenset[Path], ArmResult] = {}
+        for result in self.arms:
+            first.setdefault(frozenset(outcome.folder for outcome in result.outcomes), result)
+        return tuple(first.values())
+
+    @property
     def outcomes(self) -> tuple[Outcome, ...]:
         """Every run once, those of tuning too."""
         results = (*self.before, *self.arms)

@@ -47,7 +47,7 @@ def _distinct(known: Mapping[str, Sequence[str]], kept: Sequence[int]) -> int:
 
 def what_came_out(experiment: Experiment, named: Mapping[str, str]) -> list[str]:
     """Plain sentences; no verdict that the tests do not bear."""
-    trials = [trial for result in experiment.arms for trial in result.trials]
+    trials = [trial for result in experiment.distinct for trial in result.trials]
     if not trials:
         return ["No run has finished yet: nothing can be said."]
     names = {result.arm: named[result.words] for result in experiment.arms if result.arm is not None}
@@ -73,7 +73,7 @@ def ranking(experiment: Experiment) -> tuple[list[Summary], list[Summary]]:
 
     Means over unlike seeds do not compare. Raises ValueError where runs are of different settings.
     """
-    summaries = summarise([trial for result in experiment.arms for trial in result.trials])
+    summaries = summarise([trial for result in experiment.distinct for trial in result.trials])
     most = max((summary.n for summary in summaries), default=0)
     alike = Counter(summary.seeds for summary in summaries if summary.n == most).most_common(1)
     ranked = [one for one in summaries if one.seeds == alike[0][0] and math.isfinite(one.mean)]
