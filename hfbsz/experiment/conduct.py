@@ -201,7 +201,10 @@ class Conductor:
             arms.append((ArmResult(line.words, None, outcomes, tried), self._shown(line.base[0].choices), inside))
             planned |= {job.folder for job in (*jobs, *line.tried.values())}
             planned |= {job.folder / "to be found" for job in line.base if line.tuned and not jobs}
-        before = [ArmResult(" ".join(job.choices), None, (self._outcome(job),)) for job in self.pretraining]
+        before = [
+            ArmResult(f"pretraining {' '.join(job.choices)}".strip(), None, (self._outcome(job),))
+            for job in self.pretraining
+        ]
         stands = Experiment(
             name=self.request.name,
             command=self.request.command,

@@ -103,10 +103,12 @@ def _save(job: Job, chosen: Candidate, folder: Path) -> None:
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     mark = {"from": str(chosen.path), "loss": chosen.loss}
     if (folder / _MARK).is_file() and json.loads((folder / _MARK).read_text()) == mark:
         return
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)
     missing, unexpected = model.load_state_dict(load_file(chosen.path / "model.safetensors"), strict=False)
     model.tie_weights()
