@@ -111,7 +111,8 @@ class Conductor:
 
     def _ended_as(self, job: Job, ended: str) -> None:
         self._over.add(job.folder)
-        self.console.line(f"[{len(self._over)}/{self._planned}{self._left}] {job}: {ended} ({job.folder})")
+        words = " ".join((*self._shown(job.choices), *job.added)) or job.loaded.name
+        self.console.line(f"[{len(self._over)}/{self._planned}{self._left}] {words}: {ended} ({job.folder})")
 
     def _to_equal_steps(self) -> None:
         """Give every arm the optimizer steps of the largest batch."""

@@ -24,9 +24,6 @@ class Job:
     added: tuple[str, ...] = ()  # words that were not asked for: a value that is tried, a duration of equal steps
     apart: str = ""  # added to the folder's name, where the recipe's digest does not tell what sets the run apart
 
-    def __str__(self) -> str:
-        return " ".join((*self.choices, *self.added)) or self.loaded.name
-
     @cached_property
     def folder(self) -> Path:
         return Path(f"{path_of(self.loaded)}{self.apart}")
