@@ -337,7 +337,7 @@ def test_a_two_by_two_shows_main_effects_and_interaction():
         for seed in range(3)
     ]
     page = render(from_trials(trials, effects=tuple(effects(trials))))
-    rows = section_of(page, "Paired tests").split("<h3>Two by two</h3>")[1]
+    rows = section_of(page, "Paired tests").split("Two by two</h3>")[1]
     assert rows.count("<tr><th scope") == 3 and "batch 64 − 8 sequences" in rows and "interaction" in rows
     assert "surely higher" in rows
     assert "Two by two" not in render(from_trials(trials[:6]))
