@@ -146,7 +146,7 @@ def test_what_no_data_can_mend_is_refused_before_anything_is_written(hfbsz, word
 
 
 def test_arms_that_are_one_run_are_refused(hfbsz, words):
-    ended = hfbsz("compare.py", *words[:2], "batch.micro_max=2,4", plain=True)
+    ended = hfbsz("compare.py", *words[:2], "threads=1,2", plain=True)
     assert ended.code == 2 and "are one run" in lines_of(ended)[0]
 
 
