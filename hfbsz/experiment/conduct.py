@@ -63,6 +63,8 @@ class Conductor:
         where what comes next needs what has failed."""
         self.request.folder.mkdir(parents=True, exist_ok=True)
         self.console.line(f"{self._draw().page} shows how far it is")
+        if self._ended:
+            self.console.line(f"{len(self._ended)} of {self._planned} runs were finished earlier")
         try:
             self._stages()
         except UserError as problem:
