@@ -15,8 +15,8 @@ _SURE = 2.0  # standard errors of the paired difference
 class Watch:
     """Sees every evaluation of a run. Changes with each; `to_dict` and `saved` carry it over a restart.
 
-    `patience`: evaluations without a better one after which the run should stop; None: never. They count once the loss
-    has surely moved from the untrained model's: before that a warmup is still at work, and nothing has come to an end.
+    `patience`: evaluations without a better one after which the run should stop; None: never. It does not before the
+    loss has surely moved from the untrained model's: until then a warmup is at work, and nothing has come to an end.
     """
 
     def __init__(self, patience: int | None, saved: Mapping[str, Any] | None = None) -> None:
@@ -28,9 +28,10 @@ class Watch:
         self.onset: int | None = saved.get("onset")
         self.worse: int = saved.get("worse", 0)  # evaluations since the best one
         self.start_nll = np.array(saved.get("start_nll", []))  # [rows], nats, before the first step
+        self.moved: bool = saved.get("moved", False)  # whether any evaluation was surely another than that one
 
     def to_dict(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("best_step", "train_loss", "onset", "worse")}
+        plain = {name: getattr(self, name) for name in ("best_step", "train_loss", "onset", "worse", "moved")}
         arrays = {name: getattr(self, name).tolist() for name in ("best_nll", "best_targets", "start_nll")}
         return {**plain, **arrays}
 
@@ -42,7 +43,7 @@ class Watch:
     @property
     def stopped(self) -> bool:
         """Whether the run should end."""
-        return self.patience is not None and self.worse >= self.patience
+        return self.patience is not None and self.worse >= self.patience and self.moved
 
     def begin(self, nll: np.ndarray) -> None:
         """Take the untrained model's evaluation of the fixed validation rows (nats by row); it cannot be the best."""
@@ -52,11 +53,12 @@ class Watch:
         """Take an evaluation of the fixed validation rows (nats and targets by row), and of the fixed training rows
         (nats per target; None where they are not watched); returns the values of `overfit/*`."""
         loss = float(nll.sum() / targets.sum())
+        self.moved = self.moved or not len(self.start_nll) or _surely(nll - self.start_nll) != 0
         if loss < self.best_loss:
             self.best_step, self.best_nll, self.best_targets = step, nll, targets
             self.train_loss, self.worse, self.onset = train_loss, 0, None
         else:
-            self.worse += self._has_begun(nll)
+            self.worse += 1
             if self.onset is None and self._turned(nll, train_loss):
                 self.onset = self.best_step
         values = {"overfit/rise": loss - self.best_loss, "overfit/best_step": float(self.best_step or 0)}
@@ -75,12 +77,6 @@ class Watch:
         if train_loss is None or self.train_loss is None or train_loss >= self.train_loss:
             return False
         return _surely(nll - self.best_nll) > 0
-
-    def _has_begun(self, nll: np.ndarray) -> bool:
-        """Whether this evaluation, or the best one, is surely another than the untrained model's."""
-        if not len(self.start_nll):
-            return True
-        return any(_surely(found - self.start_nll) for found in (nll, self.best_nll))
 
 
 def _surely(difference: np.ndarray) -> int:
