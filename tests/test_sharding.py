@@ -82,8 +82,8 @@ def test_the_gradient_is_that_of_ddp_and_of_one_process(first_steps, model):
 
 
 def test_micro_batches_of_tokens_have_the_same_gradient(first_steps):
-    """float32: 1e-6 relative L2. DDP's ranks make as many passes as each needs; FSDP2's, whose passes are collective, as
-    many as the one that needs most."""
+    """float32: 1e-6 relative L2. DDP's ranks make as many passes as each needs; FSDP2's, whose passes are collective,
+    as many as the one that needs most."""
     model = MODELS[0]
     single, whole = (gradient(first_steps[name], model) for name in ("one process", "DDP"))
     passes = {}
