@@ -44,7 +44,7 @@ class Conductor:
                 self.names[f"model.path={model}"] = f"pretrained at {at}"
             words = (*words, f"model.path={','.join(models)}")
         self.lines = lines_of(in_folders_of_their_own(product(words)), request.tune, self._shown)
-        self._ended: dict[Path, Outcome] = {}  # finished runs, which do not change any more
+        self._finished_runs: dict[Path, Outcome] = {}  # they do not change any more
         self._finished = False
         self._over: set[Path] = set()  # runs that have ended, or had before
         self._planned, self._left = 0, ""  # runs in all, and what is left of them in words, as of the newest page
@@ -63,8 +63,8 @@ class Conductor:
         where what comes next needs what has failed."""
         self.request.folder.mkdir(parents=True, exist_ok=True)
         self.console.line(f"{self._draw().page} shows how far it is")
-        if self._ended:
-            self.console.line(f"{len(self._ended)} of {self._planned} runs were finished earlier")
+        if self._finished_runs:
+            self.console.line(f"{len(self._finished_runs)} of {self._planned} runs were finished earlier")
         try:
             self._stages()
         except UserError as problem:
@@ -102,7 +102,7 @@ class Conductor:
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Run jobs while the page is kept up to date."""
-        over = self._ended.keys() | self.launcher.failures.keys()
+        over = self._finished_runs.keys() | self.launcher.failures.keys()
         unique = [job for job in {job.folder: job for job in jobs}.values() if job.folder not in over]
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self.launcher.run, unique)
@@ -180,15 +180,15 @@ class Conductor:
         return math.inf if outcome.diverged else outcome.loss
 
     def _outcome(self, job: Job) -> Outcome:
-        if job.folder in self._ended:
-            return replace(self._ended[job.folder], seed=job.seed)
+        if job.folder in self._finished_runs:
+            return replace(self._finished_runs[job.folder], seed=job.seed)
         state = "running" if job.folder in self.launcher.at_work else None
         why = self.launcher.failures.get(job.folder)
         if why is None and state is None and read_status(job.folder).get("state") == "finished":
             state = "finished" if has_finished(job.folder, job.loaded.recipe) else "waiting"
         found = outcome_of(job.folder, job.seed, state or ("failed" if why else None), why)
         if found.state == "finished":
-            self._ended[job.folder] = found
+            self._finished_runs[job.folder] = found
         return found
 
     def experiment(self) -> Experiment:
@@ -238,7 +238,7 @@ class Conductor:
         if not took:
             return None
         mean, now = sum(took) / len(took), time.monotonic()
-        ended = sum(outcome.state in ("finished", "failed") for outcome in stands.outcomes)
+        ended = sum(outcome.ended for outcome in stands.outcomes)
         spent = sum(min(mean, now - started) for started in list(self.launcher.at_work.values()))
         return max(0.0, (stands.planned - ended) * mean - spent) / self.request.jobs
 
@@ -246,7 +246,7 @@ class Conductor:
         """Write the page, and show how far the comparison is."""
         started = time.monotonic()
         stands = self.experiment()
-        self._over |= {outcome.folder for outcome in stands.outcomes if outcome.state in ("finished", "failed")}
+        self._over |= {outcome.folder for outcome in stands.outcomes if outcome.ended}
         ended, self._planned = len(self._over), stands.planned
         self._left = "" if stands.seconds_left is None else f", {stands.seconds_left / 60:.0f} min left"
         if not self._finished:

@@ -22,7 +22,6 @@ from hfbsz.report.figures import style
 from hfbsz.report.html import environment
 
 MEASURE = "final_loss"  # of the tests
-ENDED = ("finished", "failed")
 MARKS = {
     Verdict.SUPPORTED: "✓",
     Verdict.CONTRADICTED: "✗",
@@ -56,7 +55,7 @@ def render(experiment: Experiment) -> str:
             state=_state(experiment),
             share=_share(experiment),
             planned=_planned(experiment),
-            ended=sum(outcome.state in ENDED for outcome in experiment.outcomes),
+            ended=sum(outcome.ended for outcome in experiment.outcomes),
             failures=[(named[result.words], *failure) for result in everything for failure in _failures(result)],
             progress=[(named[result.words], _runs(result)) for result in everything],
             came_out=what_came_out(experiment, named),
@@ -94,7 +93,7 @@ def _state(experiment: Experiment) -> tuple[str, str]:
 
 def _share(experiment: Experiment) -> float:
     """How much of all runs is done, 0 to 1."""
-    shares = [1.0 if outcome.state in ENDED else outcome.share for outcome in experiment.outcomes]
+    shares = [1.0 if outcome.ended else outcome.share for outcome in experiment.outcomes]
     return sum(shares) / _planned(experiment) if shares else 0.0
 
 

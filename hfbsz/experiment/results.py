@@ -34,6 +34,11 @@ class Outcome:
     padding: float | None = None  # share of padding among the positions computed
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing of it is left to run."""
+        return self.state in ("finished", "failed")
+
+    @property
     def diverged(self) -> bool:
         """Whether the run ended for gradients that were not finite: a failure that says something of its numbers."""
         return self.state == "failed" and "not finite" in (self.why or "")
