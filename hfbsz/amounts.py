@@ -66,6 +66,11 @@ class Amount:
         return f"{self.value:.12g}%" if self.unit == "%" else f"{self.value:.12g} {self.unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def short(value: float) -> str:
     """A count for people: 950, 12.4k, 1.2M, 3.07B."""
     for factor, suffix in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):

@@ -11,11 +11,24 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from hfbsz.errors import INTERRUPTED, MISUSED, UserError, complain, rank
+from hfbsz.errors import (
+    INTERRUPTED,
+    MISUSED,
+    LaunchError,
+    UserError,
+    complain,
+    described,
+    number_of,
+    one_process,
+    rank,
+)
 from hfbsz.interrupt import Interrupt
-from hfbsz.loading import Loaded, list_recipes, load
+from hfbsz.launch import check_launch
+from hfbsz.loading import Loaded, load
+from hfbsz.presets import list_recipes
 from hfbsz.resolve import check
 from hfbsz.schema import help_text
+from hfbsz.streams import make_lasting
 
 
 def _die_with_the_launcher() -> None:
@@ -27,6 +40,7 @@ def _die_with_the_launcher() -> None:
 
 def entry(job: str) -> None:
     """Run the script `job` with this process's arguments, and exit."""
+    make_lasting()
     code = _entry(job, sys.argv[1:])
     if rank() > 0:  # its work is done and told by rank 0; gloo's threads sometimes abort a process that takes leave
         sys.stdout.flush()
@@ -39,17 +53,21 @@ def _entry(job: str, words: Sequence[str]) -> int:
     interrupt = Interrupt()
     _die_with_the_launcher()
     try:
+        check_launch(os.environ)
         loaded = read_words(f"accelerate launch scripts/{job}.py", words)
         if loaded is None:
             return 0 if asks_for_help(words) else MISUSED
-        check(loaded.recipe, int(os.environ.get("WORLD_SIZE", "1")))
+        check(loaded.recipe, number_of("WORLD_SIZE", 1))
         from hfbsz.run import run  # torch and all that hangs on it, only once the recipe is right
 
         return run(loaded, job, interrupt)
+    except LaunchError as problem:
+        one_process()
+        return complain(problem.lines)
     except UserError as problem:
         return complain(problem.lines)
-    except KeyboardInterrupt:
-        return complain(["interrupted"], INTERRUPTED)
+    except KeyboardInterrupt as problem:
+        return complain([described(problem)], INTERRUPTED)
 
 
 def asks_for_help(words: Sequence[str]) -> bool:

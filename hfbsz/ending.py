@@ -7,42 +7,89 @@ from typing import Any
 from hfbsz.amounts import short
 from hfbsz.folder import path_of, read_status
 from hfbsz.loading import Loaded
+from hfbsz.measure.overfit import Watch
 from hfbsz.plan import Plan
-from hfbsz.recipe import Recipe
 from hfbsz.record import Reading, Step
 from hfbsz.report.console import Console
 
 _MODEL_CLASS = {"classification": "AutoModelForSequenceClassification"}
 
 
-def reached(recipe: Recipe, plan: Plan, counts: Mapping[str, Any], last: Step, final: Reading, skipped: int) -> dict:
-    """What a person wants to know at the end, with units; `counts` are those of the validation set."""
-    values = final.values
-    which = "all of validation" if values["eval/full"] else f"a fixed part of validation, step {final.step}"
-    if values.get("eval/best"):
-        which += f"; weights of step {values.get('overfit/best_step', final.step):,.0f}, the best"
+def reached(
+    plan: Plan,
+    counts: Mapping[str, Any],
+    watch: Watch,
+    last: Step,
+    final: Reading,
+    whole: Mapping[str, float],
+    skipped: int,
+) -> dict[str, str]:
+    """What a person wants to know at the end, with units; `counts` are those of the validation set, `final` is the
+    evaluation of the saved weights on its fixed part, `whole` what was measured on all of it (empty: nothing)."""
+    values = {name.removeprefix("eval/"): value for name, value in final.values.items()}
+    values |= {name.removeprefix("full/"): value for name, value in whole.items()}
     speed = f"{short(last.tokens / last.seconds)} tokens/s" if last.seconds else "no step yet"
     batches = " → ".join(str(batch) for batch in dict.fromkeys(phase.batch for phase in plan.phases))
-    told = {"loss": f"{values['eval/loss']:.4f} nats/target ({which})"}
-    if recipe.task == "classification":
+    told = _losses(watch, last, final, whole)
+    if plan.recipe.task == "classification":
         told |= {
-            "accuracy": f"{values['eval/accuracy']:.4f} (the commonest label alone: {counts['majority']:.3f})",
-            "macro F1": f"{values['eval/macro_f1']:.4f}",
-            "Matthews": f"{values['eval/matthews']:.4f}",
-            "calibration": f"{values['eval/calibration_error']:.4f} mean distance of confidence and accuracy",
+            "accuracy": f"{values['accuracy']:.4f} (the commonest label alone: {counts['majority']:.3f})",
+            "macro F1": f"{values['macro_f1']:.4f}",
+            "Matthews": f"{values['matthews']:.4f}",
+            "calibration": f"{values['calibration_error']:.4f} mean distance of confidence and accuracy",
         }
     else:
         alone = counts.get("unigram_bits_per_byte")
         than = f" (token frequencies alone: {alone:.3f})" if alone is not None else ""
         told |= {
-            "bits per byte": f"{values['eval/bits_per_byte']:.4f}{than}",
-            "perplexity": f"{values['eval/perplexity']:.2f}",
+            "bits per byte": f"{values['bits_per_byte']:.4f}{than}",
+            "perplexity": f"{values['perplexity']:.2f}",
         }
     return told | {
         "trained": f"{short(last.tokens)} tokens in {last.step:,} steps of {batches} sequences",
         "time": f"{last.seconds:.3g} s of training, {speed}",
         "skipped": f"{skipped} steps with gradients that were not finite",
     }
+
+
+def _losses(watch: Watch, last: Step, final: Reading, whole: Mapping[str, float]) -> dict[str, str]:
+    """The loss of the saved weights, and whatever stands beside it that says another thing."""
+    fixed, part = final.values["eval/loss"], f"the fixed {final.values['eval/rows']:,} rows"
+    chosen = ", the best there" if final.step == watch.best_step else ""
+    weights = f"weights of step {final.step:,}"
+    if not whole:
+        told = {"loss": f"{fixed:.4f} nats/target ({part} of validation, at step {final.step:,}{chosen})"}
+    elif whole["full/rows"] == final.values["eval/rows"]:
+        told = {"loss": f"{fixed:.4f} nats/target (all {whole['full/rows']:,} rows of validation; {weights}{chosen})"}
+    else:
+        told = {
+            "loss": f"{whole['full/loss']:.4f} nats/target (all {whole['full/rows']:,} rows of validation; {weights})",
+            "fixed part": f"{fixed:.4f} nats/target ({part} that every evaluation along the run is of{chosen})",
+        }
+    if "last/loss" in whole:
+        lower = whole["last/loss"] < whole["full/loss"]
+        but = f", lower than the saved weights: these were chosen on {part}" if lower else ""
+        told["last weights"] = f"{whole['last/loss']:.4f} nats/target (the same rows; step {last.step:,}){but}"
+    return told | ({"before training": worse} if (worse := _not_better(watch, final)) else {})
+
+
+def _not_better(watch: Watch, final: Reading) -> str | None:
+    """What is to be said where the saved weights are not better than the untrained ones."""
+    start, loss = watch.start_loss, final.values["eval/loss"]
+    if start is None or not final.step or float(loss) < start:
+        return None
+    at = f"{start:.4f} nats/target at step 0 on the fixed {final.values['eval/rows']:,} rows"
+    if watch.best_step is not None:
+        best = f"step {watch.best_step:,} was, with {watch.best_loss:.4f}"
+        return f"{at}: step {final.step:,} ({loss:.4f}) is not better than before training; {best}"
+    return f"{at}: no evaluation was below it; step {final.step:,} ({loss:.4f}) is not better than before training"
+
+
+def why_stopped(watch: Watch) -> str:
+    """Why patience ended a run."""
+    if watch.best_step is None:
+        return f"no evaluation was better than before training, in {watch.worse}"
+    return f"no evaluation was better in the {watch.worse} since step {watch.best_step:,}"
 
 
 def label(loaded: Loaded, part: str) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # exit codes; 0: finished
+_alone = False  # this process is no rank, whatever the environment says
 
 
 class UserError(Exception):
@@ -14,6 +15,10 @@ class UserError(Exception):
     def __init__(self, lines: str | Iterable[str]) -> None:
         self.lines: tuple[str, ...] = (lines,) if isinstance(lines, str) else tuple(lines)
         super().__init__("\n".join(self.lines))
+
+
+class LaunchError(UserError):
+    """An environment that says wrongly which process this is: told whichever rank it names."""
 
 
 class TrainingError(UserError):
@@ -35,7 +40,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def complain(lines: Iterable[str], code: int = MISUSED, everywhere: bool = False) -> int:
     """Say what is wrong, on rank 0 alone or on this rank, whichever it is, and return the exit code."""
     if rank() == 0 or everywhere:
-        where = f"rank {rank()}: " if everywhere and int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        where = f"rank {rank()}: " if everywhere and number_of("WORLD_SIZE", 1) > 1 else ""
         print("\n".join(f"error: {where}{line}" for line in lines), file=sys.stderr, flush=True)
     else:
         time.sleep(2)  # the launcher ends all ranks once one has left: rank 0 speaks first
@@ -44,4 +49,34 @@ def complain(lines: Iterable[str], code: int = MISUSED, everywhere: bool = False
 
 def rank() -> int:
     """This process's rank, known before torch is."""
-    return int(os.environ.get("RANK", "0"))
+    return 0 if _alone else number_of("RANK", 0)
+
+
+def one_process() -> None:
+    """Say that this script is one process: a stray RANK does not silence it."""
+    global _alone
+    _alone = True
+
+
+def number_of(name: str, default: int) -> int:
+    """A whole number of the environment; `default` where there is none that can be read (`launch` refuses that)."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
+
+def described(problem: BaseException) -> str:
+    """What ended a run, in a line: the lines of a UserError, else the type of the exception and what it says."""
+    if isinstance(problem, UserError):
+        return "; ".join(problem.lines)
+    name, said = type(problem).__name__, " ".join(str(problem).split())
+    if isinstance(problem, SystemExit):
+        return f"SystemExit: a library ended the process with exit code {said or 0}"
+    if isinstance(problem, KeyboardInterrupt):
+        return said or "interrupted"
+    if said:
+        return f"{name}: {said}"
+    place = problem.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" ({place.tb_frame.f_code.co_filename}, line {place.tb_lineno})" if place is not None else ""
+    return f"{name}{where}"

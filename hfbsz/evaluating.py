@@ -1,7 +1,7 @@
-"""The evaluations of one run: every set, training rows beside validation, and the best of them."""
+"""The evaluations of one run: fixed parts along the run, training rows beside validation, and whole sets at the end."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
@@ -28,6 +28,7 @@ class Evaluator:
     accelerator: Accelerator
     watch: Watch
     reports: Reports | None
+    newest: dict[str, Evaluation] = field(default_factory=dict)  # by set: of its fixed part, at the newest evaluation
 
     @property
     def watched(self) -> bool:
@@ -36,23 +37,38 @@ class Evaluator:
         again = recipe.task != "language_modeling" or self.plan.total > len(self.data.train)
         return again if recipe.eval.watch is None else recipe.eval.watch
 
-    def evaluate(self, step: Step, full: bool, best: bool = False) -> Reading:
-        """Evaluate every set: its fixed part, and the rest too where it is `full`. `best`: once more, at the end, the
-        weights of the best evaluation."""
+    def evaluate(self, step: Step) -> Reading:
+        """Evaluate the fixed part of every set: the same rows at every call, so that a curve is of one thing."""
         values: dict[str, float | str] = {}
         for name, rows in self.data.sets.items():
-            fixed = sample(len(rows), self.plan.recipe.eval.rows)
-            found = self._of(rows, fixed)
-            if not name and not best:  # fixed parts are comparable over the run, so the best is chosen by them
+            self.newest[name] = found = self._of(rows, self._fixed(rows))
+            if not name:
                 values |= self._compared(step, found)
-            if full and (rest := sorted(set(range(len(rows))) - set(fixed))):
-                found += self._of(rows, rest)
-            if self.reports is not None:
-                values |= self.reports.measures(f"eval/{name}/" if name else "eval/", found)
-        if best:
-            values |= {"eval/best": 1, "overfit/best_step": float(self.watch.best_step or 0)}
-        values["eval/full"] = int(full)
+            values |= self._told("eval", name, found)
         return Reading("eval", step.step, step.clock, step.tokens, step.seconds, values)
+
+    def whole(self, part: str, names: Iterable[str]) -> dict[str, float]:
+        """Evaluate all rows of the named sets, as `full/…` or `last/…`.
+
+        The fixed part is not evaluated a second time while the weights are those of the newest evaluation: whoever
+        puts others in place clears `newest`.
+        """
+        values: dict[str, float] = {}
+        for name in names:
+            rows = self.data.sets[name]
+            fixed = self._fixed(rows)
+            found = self.newest.get(name) or self._of(rows, fixed)
+            if rest := sorted(set(range(len(rows))) - set(fixed)):
+                found += self._of(rows, rest)
+            values |= self._told(part, name, found)
+        return values
+
+    def _told(self, part: str, name: str, found: Evaluation) -> dict[str, float]:
+        prefix = f"{part}/{name}/" if name else f"{part}/"
+        return self.reports.measures(prefix, found) if self.reports is not None else {}
+
+    def _fixed(self, rows: Rows) -> Sequence[int]:
+        return sample(len(rows), self.plan.recipe.eval.rows)
 
     def _of(self, rows: Rows, numbers: Sequence[int]) -> Evaluation:
         recipe = self.plan.recipe
@@ -64,10 +80,10 @@ class Evaluator:
         """Training rows beside validation: what tells of overfitting."""
         loss, values = None, {}
         if self.watched:
-            train = self._of(self.data.train, sample(len(self.data.train), self.plan.recipe.eval.rows))
+            train = self._of(self.data.train, self._fixed(self.data.train))
             loss, values = train.loss, extractable("overfit/train_", train)
         if step.step:
             return values | self.watch.see(step.step, validation.nll, validation.targets, loss)
-        self.watch.begin(validation.nll)
+        self.watch.begin(validation.nll, validation.targets)
         gap = {} if loss is None else {"overfit/train_loss": loss, "overfit/gap": validation.loss - loss}
         return values | gap

@@ -12,7 +12,7 @@ def explain(plan: Plan) -> str:
     """Budget, batch, ramp, the optimizer's numbers with their rules, schedule; what is open; what to look at twice."""
     lines = [*_batch(plan), *_optimizer(plan), *_schedule(plan)]
     if plan.facts.rows is None:
-        lines.append("open      the number of rows (an epoch) is known once the data is prepared, or with rows=N")
+        lines.append("open      the number of rows (an epoch) is known once the data is prepared, or with train_rows=N")
     lines += [f"guess     {guess}" for guess in plan.guesses]
     return "\n".join(lines + [f"note      {warning}" for warning in plan.warnings])
 

@@ -120,6 +120,7 @@ class RunFolder:
             for path in self._there():
                 if path != attempt:
                     path.rename(attempt / path.name)
+            self._before = {}
         write_yaml(loaded.recipe.to_dict(), self.path / "recipe.yaml")
 
     def status(self, state: str, why: str | None = None, **values: Any) -> None:
@@ -143,6 +144,11 @@ class RunFolder:
             write_text(self.path / "status.json", json.dumps(self._before, indent=1))
         else:
             self.status("failed", why=why)
+
+    def interrupt(self, why: str) -> None:
+        """Write that a signal ended the run before it trained; how far an earlier start had come stays."""
+        kept = {name: self._before[name] for name in ("step", "clock", "of", "reached") if name in self._before}
+        self.status("preempted", why=why, **kept)
 
     def release(self) -> None:
         self._lock.release()

@@ -108,12 +108,13 @@ class Keeping:
         if self.folder is not None:
             forget_after(self.folder.path, step)
 
-    def return_to(self, step: int, model: Any, optimizer: Optimizers) -> None:
-        """Put the weights and moments of an earlier step of this run back; all ranks call it. Raises UserError where
-        its checkpoint is gone."""
+    def return_to(self, step: int, model: Any, optimizer: Optimizers) -> Reading | None:
+        """Put the weights and moments of an earlier step of this run back; all ranks call it. Rank 0 gets their
+        evaluation. Raises UserError where the checkpoint is gone."""
         folder = self.folder
         found = on_main(self.accelerator, lambda: folder and read(folder.path / f"checkpoint-{step}"))
         restore(found, model, optimizer)
+        return final_of(found.state) if found else None
 
     def save(self, model: Any, optimizer: Optimizers, progress: Progress, plan: Plan, state: Mapping[str, Any]) -> None:
         """Write a checkpoint of this moment; all ranks call it. Raises TrainingError where the disk does not take it;

@@ -4,33 +4,37 @@ Later wins: defaults, then the recipe's file (after its `base`, and after the pr
 line. `Loaded.sources` says for every field where its value came from.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from hfbsz.alternatives import displaced
 from hfbsz.errors import UserError, did_you_mean
-from hfbsz.recipe import PRESETS, EvalSet, Recipe, fields
+from hfbsz.pairs import given_by, no_such_field, read_pairs
+from hfbsz.presets import ROOTS, find_preset
+from hfbsz.recipe import PRESETS, Recipe
+from hfbsz.words import SET, Null, TextLoader, is_field, is_free, known_fields, meaning, path_of, value_in_file
 
-ROOTS = (Path("recipes"), Path(__file__).resolve().parent.parent / "recipes")
-_SET = re.compile(r"eval\.sets\.[^.]+")
-_FREE = re.compile(rf"(model\.shape|(data|{_SET.pattern})\.skip)\..+")  # mappings whose keys are the user's
+_TYPED = "command line"
+_LISTS = ("list_type", "tuple_type")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A recipe, its name, and for every field (dotted) where its value came from."""
+    """A recipe, its name, for every field (dotted) where its value came from, and what a person should know of that."""
 
     recipe: Recipe
     name: str
     sources: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def load(words: Sequence[str]) -> Loaded:
@@ -38,35 +42,20 @@ def load(words: Sequence[str]) -> Loaded:
 
     Raises UserError with all that is wrong, one line each.
     """
-    errors: list[str] = []
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    pairs = _pairs(words, errors)
+    draft = _Draft()
+    pairs = read_pairs(words, draft.errors)
+    draft.given = given_by(pairs)
     name = next((value for key, value in reversed(pairs) if key == "recipe"), None)
     if name is not None:
-        with _collect(errors):
-            _merge_file(find_preset(ROOTS, name, "recipe"), values, sources, errors)
+        with draft.collecting():
+            draft.merge_file(find_preset(ROOTS, name, "recipe"))
     for key, value in pairs:
-        with _collect(errors):
+        with draft.collecting():
             if key in PRESETS:
-                _merge_preset(key, value, values, sources, errors)
+                draft.merge_preset(key, None if value == "null" else value, _TYPED)
             elif key != "recipe":
-                _put(values, key, value, "command line", sources, errors)
-    try:
-        recipe = Recipe(**values)
-    except ValidationError as problem:
-        errors += [_explain(detail, sources) for detail in problem.errors()]
-    if errors:
-        raise UserError(dict.fromkeys(errors))
-    return Loaded(recipe, Path(name).stem if name else "run", sources)
-
-
-@contextmanager
-def _collect(errors: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except UserError as problem:
-        errors += problem.lines
+                draft.put(key, _typed(key, value) if is_field(key) else value, _TYPED)
+    return Loaded(draft.recipe(), Path(name).stem if name else "run", draft.sources, tuple(dict.fromkeys(draft.notes)))
 
 
 def from_mapping(values: Mapping[str, Any]) -> Recipe:
@@ -94,70 +83,41 @@ def write_yaml(data: Mapping[str, Any], path: Path) -> None:
     OmegaConf.save(OmegaConf.create(dict(data)), path)
 
 
-def find_preset(roots: Sequence[Path], name: str, kind: str) -> Path:
-    """The file of a preset by name, or by path; raises UserError with the nearest name."""
-    if "/" in name or name.endswith((".yaml", ".yml")):
-        if Path(name).is_file():
-            return Path(name)
-        raise UserError(f"{kind}={name}: no such file")
-    for root in roots:
-        if (root / f"{name}.yaml").is_file():
-            return root / f"{name}.yaml"
-    known = sorted({path.stem for root in roots for path in root.glob("*.yaml")})
-    raise UserError(f"{kind}={name}: no such preset{did_you_mean(name, known)}; there are {', '.join(known) or 'none'}")
+def _typed(key: str, text: str) -> Any:
+    """The value of a word of the command line; `${…}` interpolates."""
+    try:
+        if is_free(key):
+            return OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=True)["v"]  # type: ignore[call-overload,index]
+        if "${" in text:
+            text = str(OmegaConf.to_container(OmegaConf.create({"v": text}), resolve=True)["v"])  # type: ignore[call-overload,index]
+    except Exception as problem:  # whatever the YAML reader makes of a user's text
+        raise UserError(f"{key}: cannot read {text!r}: {str(problem).splitlines()[0]}") from None
+    return meaning(key, text)
 
 
-def list_recipes() -> list[tuple[str, str]]:
-    """(name, first line of the file's head) of every recipe."""
-    found = {path.stem: path for root in reversed(ROOTS) for path in root.glob("*.yaml")}
-    return [(name, path.read_text().splitlines()[0].lstrip("# ")) for name, path in sorted(found.items())]
+def _read_fields(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe's file: its fields as they are written, interpolated, and as YAML types them, by dotted names."""
+    typed = read_yaml(path)
+    texts = yaml.load(path.read_text(encoding="utf-8-sig"), TextLoader)
+    resolved = OmegaConf.to_container(OmegaConf.create(_without_nulls(texts)), resolve=True)
+    return {str(key): value for key, value in _resolved(texts, resolved).items()}, dict(_leaves(typed))
 
 
-def _pairs(words: Sequence[str], errors: list[str]) -> list[tuple[str, Any]]:
-    pairs = []
-    for word in words:
-        key, equals, text = word.lstrip("-").partition("=")
-        if not equals or not key:
-            errors.append(f"{word!r} is not key=value")
-            continue
-        try:
-            value = (
-                text
-                if key in ("recipe", *PRESETS)
-                else OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=True)
-            )
-            pairs.append((key, value["v"] if isinstance(value, dict) else value))
-        except Exception as problem:  # whatever the YAML reader makes of a user's text
-            errors.append(f"{key}: cannot read {text!r}: {str(problem).splitlines()[0]}")
-    return pairs
+def _without_nulls(texts: Any) -> Any:
+    if isinstance(texts, Mapping):
+        return {key: _without_nulls(value) for key, value in texts.items()}
+    if isinstance(texts, list):
+        return [_without_nulls(value) for value in texts]
+    return None if isinstance(texts, Null) else texts
 
 
-def _merge_file(path: Path, values: dict, sources: dict, errors: list[str], seen: tuple[Path, ...] = ()) -> None:
-    """Merge a recipe's file over `values`: first its `base`, then its presets, then its fields."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: `base` leads back to this file")
-    data = read_yaml(path)
-    if (base := data.pop("base", None)) is not None:
-        _merge_file(find_preset(ROOTS, str(base), "base"), values, sources, errors, (*seen, path.resolve()))
-    for key in PRESETS:
-        part = data.get(key)
-        preset = part if isinstance(part, str) else part.pop("preset", None) if isinstance(part, dict) else None
-        if preset is not None:
-            _merge_preset(key, preset, values, sources, errors)
-            if isinstance(part, str):
-                del data[key]
-    for key, value in _leaves(data):
-        _put(values, key, value, path.name, sources, errors)
-
-
-def _merge_preset(kind: str, name: str, values: dict, sources: dict, errors: list[str]) -> None:
-    """A preset replaces the whole part."""
-    path = find_preset([root / kind for root in ROOTS], name, kind)
-    values[kind] = {}
-    for key in [key for key in sources if key.startswith(f"{kind}.")]:
-        del sources[key]
-    for key, value in _leaves(read_yaml(path)):
-        _put(values, f"{kind}.{key}", value, f"{kind}/{path.name}", sources, errors)
+def _resolved(texts: Any, resolved: Any) -> Any:
+    """`texts`, with what `${…}` stands for in place of it."""
+    if isinstance(texts, Mapping):
+        return {key: _resolved(value, resolved[key]) for key, value in texts.items()}
+    if isinstance(texts, list):
+        return [_resolved(value, other) for value, other in zip(texts, resolved, strict=True)]
+    return resolved if isinstance(texts, str) and "${" in texts else texts
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -168,45 +128,140 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _put(values: dict, key: str, value: Any, source: str, sources: dict, errors: list[str]) -> None:
-    known = _known(key)
-    if key not in known and not (_SET.fullmatch(key) or _FREE.fullmatch(key)):
-        inside = [name for name in known if name.startswith(f"{key}.")]
-        hint = (
-            f"; its fields are {', '.join(inside)}"
-            if inside
-            else did_you_mean(key, {*known, *(name.split(".")[0] for name in known)})
-        )
-        errors.append(f"{key}: no such field ({source}){hint}")
-        return
-    *parents, last = key.split(".")
-    for depth, parent in enumerate(parents, 1):
-        there = values.get(parent)
-        if not isinstance(there, dict):
-            is_globs = there is not None and _SET.fullmatch(".".join(parents[:depth]))
-            values[parent] = {"files": there} if is_globs else {}
-        values = values[parent]
-    values[last] = value
-    sources[key] = source
+@dataclass
+class _Draft:
+    """A recipe while it is put together; it changes with every file and word."""
 
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    given: Mapping[str, str] = field(default_factory=dict)  # the words of the command line
 
-def _known(key: str) -> list[str]:
-    """Every field, and those of the further evaluation set that a dotted name belongs to."""
-    own = _SET.match(key)
-    return [name for name, _ in (*fields(), *(fields(EvalSet, f"{own[0]}.") if own else ()))]
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as problem:
+            self.errors += problem.lines
+
+    def recipe(self) -> Recipe:
+        """The recipe; raises UserError with all that was found wrong on the way, and all that does not fit."""
+        for part in ("data", *(f"eval.sets.{name}" for name in self.at("eval.sets"))):
+            there = self.at(part)
+            if there.get("messages") and (there.get("prompt") or there.get("response")):
+                self.errors.append(f"{part}: messages and prompt are two forms of a conversation: name one")
+        try:
+            recipe = Recipe(**self.values)
+        except ValidationError as problem:
+            self.errors += [_explain(detail, self.sources) for detail in problem.errors()]
+        if self.errors:
+            raise UserError(dict.fromkeys(self.errors))
+        return recipe
+
+    def at(self, key: str) -> Mapping[str, Any]:
+        """The part of a dotted name; empty where there is none."""
+        there: Any = self.values
+        for name in key.split("."):
+            there = there.get(name) if isinstance(there, Mapping) else None
+        return there if isinstance(there, Mapping) else {}
+
+    def merge_file(self, path: Path, seen: tuple[Path, ...] = ()) -> None:
+        """Merge a recipe's file: first its `base`, then its presets, then its fields."""
+        if path.resolve() in seen:
+            raise UserError(f"{path}: `base` leads back to this file")
+        data, typed = _read_fields(path)
+        base = data.pop("base", None)
+        if base is not None and not isinstance(base, Null):
+            self.merge_file(find_preset(ROOTS, str(base), "base"), (*seen, path.resolve()))
+        for key in PRESETS:
+            part = data.get(key)
+            preset = part if isinstance(part, str) else part.pop("preset", None) if isinstance(part, dict) else None
+            if preset is not None:
+                self.merge_preset(key, None if isinstance(preset, Null) else preset, path.name)
+                if isinstance(part, str):
+                    del data[key]
+        self.put_all(data, typed, path.name)
+
+    def merge_preset(self, kind: str, name: str | None, source: str) -> None:
+        """A preset takes the place of the whole part; None leaves nothing there."""
+        lost = [key for key, origin in self.sources.items() if key.startswith(f"{kind}.") and origin == source]
+        if lost:
+            self.notes.append(f"{kind}={name or 'null'} comes after {', '.join(lost)} and replaces it: put it before")
+        self.values[kind] = {}
+        for key in [key for key in self.sources if key.startswith(f"{kind}.")]:
+            del self.sources[key]
+        if name is not None:
+            path = find_preset([root / kind for root in ROOTS], name, kind)
+            data, typed = _read_fields(path)
+            self.put_all({kind: data}, {f"{kind}.{key}": value for key, value in typed.items()}, f"{kind}/{path.name}")
+
+    def put_all(self, data: Mapping[str, Any], typed: Mapping[str, Any], source: str) -> None:
+        """The fields of a file: as they are written, and as YAML types them where fields are free."""
+        for key, value in _leaves(data):
+            if is_free(key):
+                value = typed.get(key, value)
+            elif is_field(key):
+                value = value_in_file(key, value)
+            self.put(key, value, source)
+
+    def put(self, key: str, value: Any, source: str) -> None:
+        if not is_field(key):
+            self.errors.append(no_such_field(key, value, source, self.given if source == _TYPED else {}))
+            return
+        *parents, last = path_of(key)
+        part = self.values
+        for depth, parent in enumerate(parents, 1):
+            there = part.get(parent)
+            if not isinstance(there, dict):
+                whole = ".".join(parents[:depth])
+                is_globs = there is not None and SET.fullmatch(whole)
+                part[parent] = {"files": there} if is_globs else {}
+                if is_globs:
+                    self.sources[f"{whole}.files"] = self.sources.pop(whole)
+            part = part[parent]
+        if value is not None:
+            self.displace(key, source)
+        part[last] = value
+        self.sources[key] = source
+        if SET.fullmatch(key) and isinstance(value, dict):
+            self.sources |= {f"{key}.{name}": source for name in value}
+
+    def displace(self, key: str, source: str) -> None:
+        """Take back what an earlier source gave and `key` replaces, with a note."""
+        replaced: dict[str, list[str]] = {}
+        for earlier, names_it in list(displaced(key, source, self.sources)):
+            *parents, last = path_of(earlier)
+            removed = self._remove(parents, last)
+            origin = self.sources.pop(earlier, source)
+            if removed is not None and names_it:
+                replaced.setdefault(origin, []).append("model.shape" if is_free(earlier) else earlier)
+        for origin, names in replaced.items():
+            self.notes.append(f"{key} ({source}) replaces {', '.join(dict.fromkeys(names))} ({origin})")
+
+    def _remove(self, parents: Sequence[str], last: str) -> Any:
+        part: Any = self.values
+        for parent in parents:
+            part = part.get(parent) if isinstance(part, dict) else None
+        removed = part.pop(last, None) if isinstance(part, dict) else None
+        if isinstance(part, dict) and not part and parents[-1:] == ["shape"]:
+            self._remove(parents[:-1], "shape")
+        return removed
 
 
 def _explain(detail: ErrorDetails, sources: Mapping[str, str]) -> str:
     place = [str(part) for part in detail["loc"]]
     name = ".".join(place)
-    known = _known(name)
+    known = known_fields(name)
     if detail["type"] == "extra_forbidden":
         return f"{name}: no such field{did_you_mean(name, known)}"
-    while len(place) > 1 and name not in known and not _SET.fullmatch(name):
+    while len(place) > 1 and name not in known and not SET.fullmatch(name):
         place.pop()
         name = ".".join(place)
     where = f" ({sources[name]})" if name in sources else ""
     message = detail["msg"].removeprefix("Value error, ")
     shown = repr(detail["input"])
     given = "" if shown in message or isinstance(detail["input"], dict) else f", not {shown}"
+    if detail["type"] in _LISTS and isinstance(detail["input"], str):
+        given += f": write {name}=[{detail['input'].strip('[]')}]"
     return f"{name}: {message}{given}{where}".removeprefix(": ")

@@ -1,18 +1,25 @@
-"""Weights that were trained before: the folder or Hub id where they lie with their tokenizer."""
+"""Weights that were trained before: the folder or Hub id that holds them, fetched and unpacked where need be."""
 
 import contextlib
 import errno
 import importlib.util
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from hfbsz.data.cache import cache_folder, keep
+from hfbsz.data.intact import damage_of
 from hfbsz.data.package import Kept, Wanted, fetch_file, fetch_folder
+from hfbsz.data.tokenizer import holds_tokenizer
 from hfbsz.errors import UserError
+from hfbsz.heads import Head
 from hfbsz.recipe import Model
+
+_ADVICE = re.compile(r"github\.com|open an issue|^Please |^If you |^Make sure |^You can update ")
 
 
 def location(wanted: Model) -> str | None:
@@ -37,6 +44,53 @@ def notes_of(wanted: Model) -> tuple[str, ...]:
 def field_of(wanted: Model) -> str:
     """The field and its value, for messages."""
     return f"model.path: {wanted.path!r}" if wanted.path is not None else f"model.file: {wanted.file!r}"
+
+
+def tokenizer_of(wanted: Model) -> str | None:
+    """The folder or Hub id of the tokenizer that the weights were trained with; None for a new model, and for a folder
+    that holds weights alone."""
+    where = location(wanted)
+    return None if where is not None and Path(where).is_dir() and not holds_tokenizer(Path(where)) else where
+
+
+def head_of(wanted: Model) -> Head | None:
+    """The head of the classifier that a recipe names; None for a new model, and for one that is no classifier."""
+    where = location(wanted)
+    return Head.of(_config_dict(wanted, where)) if where is not None else None
+
+
+def labels_of(wanted: Model) -> list[str] | None:
+    """The labels of the classifier that a recipe names, in the order of their numbers; [] where its trained head does
+    not name them; None where there is no trained head. Raises UserError for a folder that cannot be read."""
+    head = head_of(wanted)
+    return None if head is None else list(head.labels)
+
+
+def unreadable(wanted: Model, where: str, problem: Exception) -> str:
+    """Why the configuration of a model cannot be read, in a line."""
+    path = Path(where) / "config.json"
+    if path.is_file() and (reason := damage_of(path)):
+        return f"{field_of(wanted)}: {path.name} {reason}"
+    if "trust_remote_code" in str(problem):
+        own = "it needs Python code of its own, which is never run: take a model that transformers knows"
+        return f"{field_of(wanted)} cannot be loaded: {own}"
+    return f"{field_of(wanted)} cannot be loaded: {reason_of(problem)}"
+
+
+def reason_of(problem: Exception) -> str:
+    """What transformers says went wrong, in a line, without its advice for its own calls."""
+    first = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+    told = [part for part in re.split(r"(?<=[.!?])\s+", first.strip()) if not _ADVICE.search(part)]
+    return " ".join(told or [type(problem).__name__]).rstrip(".")
+
+
+def _config_dict(wanted: Model, where: str) -> dict[str, Any]:
+    from transformers import PreTrainedConfig
+
+    try:
+        return PreTrainedConfig.get_config_dict(where)[0]
+    except (OSError, ValueError) as problem:
+        raise UserError(unreadable(wanted, where, problem)) from None
 
 
 def _is_gguf(wanted: Model) -> bool:

@@ -3,6 +3,26 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# What one evaluation measures: name: (unit, what it is).
+MEASURES: dict[str, tuple[str, str]] = {
+    "loss": ("nats/target", "loss, ΣNLL ÷ Σtargets"),
+    "perplexity": ("", "exp(loss)"),
+    "bits_per_byte": ("bits/byte", "ΣNLL ÷ ln 2 ÷ bytes of the text predicted"),
+    "accuracy": ("", "share of rows whose likeliest label is right"),
+    "macro_f1": ("", "mean of the labels' F1"),
+    "matthews": ("", "Matthews correlation of labels, −1 to 1"),
+    "calibration_error": ("", "mean distance of confidence and accuracy, over 15 bins of confidence"),
+    "extractable": ("", "share of rows whose targets are the likeliest tokens, 16 in a row after the first 16"),
+    "rows": ("rows", "rows evaluated"),
+    "targets": ("targets", "targets counted"),
+    "seconds": ("s", "time of the evaluation"),
+}
+# What it is measured on; `<set>/…` behind the prefix: the same of a further evaluation set (`eval/<set>/loss`).
+PARTS: dict[str, str] = {
+    "eval": "fixed part of validation (eval.rows), the same rows at every evaluation",
+    "full": "all of validation, once at the end, with the weights that the saved model holds",
+    "last": "all of validation, with the last weights, where the saved model holds those of the best evaluation",
+}
 # name: (unit, what it is). Names follow transformers' Trainer where it has one.
 METRICS: dict[str, tuple[str, str]] = {
     "train/loss": ("nats/target", "training loss, mean over the targets of all steps since the last record"),
@@ -26,27 +46,22 @@ METRICS: dict[str, tuple[str, str]] = {
     "perf/peak_memory_bytes": ("B", "peak memory: of the device, or of the process on a CPU"),
     "perf/checkpoint_seconds": ("s", "time that training stood still for a checkpoint"),
     "perf/checkpoint_bytes": ("B", "size of the checkpoint"),
-    "eval/loss": ("nats/target", "validation loss, ΣNLL ÷ Σtargets"),
-    "eval/perplexity": ("", "exp(loss)"),
-    "eval/bits_per_byte": ("bits/byte", "ΣNLL ÷ ln 2 ÷ bytes of the text predicted"),
-    "eval/targets": ("targets", "targets that the evaluation counted"),
-    "eval/accuracy": ("", "share of rows whose likeliest label is right"),
-    "eval/macro_f1": ("", "mean of the labels' F1"),
-    "eval/matthews": ("", "Matthews correlation of labels, −1 to 1"),
-    "eval/calibration_error": ("", "mean distance of confidence and accuracy, over 15 bins of confidence"),
-    "eval/extractable": ("", "share of rows whose targets are the likeliest tokens, 16 in a row after the first 16"),
-    "eval/best": ("", "1 where the weights of the best evaluation were evaluated, which the saved model holds"),
+    **{
+        f"{part}/{name}": (unit, f"{what}; {where}")
+        for part, where in PARTS.items()
+        for name, (unit, what) in MEASURES.items()
+    },
+    "model/step": ("steps", "step of the weights that the saved model holds"),
     "overfit/train_loss": ("nats/target", "loss on a fixed part of the training rows, in evaluation mode"),
     "overfit/gap": ("nats/target", "validation loss − training loss, each on its fixed part, in evaluation mode"),
-    "overfit/rise": ("nats/target", "validation loss of the fixed part − its lowest so far"),
-    "overfit/best_step": ("steps", "step of the lowest validation loss so far"),
+    "overfit/change": ("nats/target", "validation loss of the fixed part − that before training; above 0: worse"),
+    "overfit/rise": ("nats/target", "validation loss of the fixed part − its lowest so far, before training included"),
+    "overfit/best_step": ("steps", "step of the lowest validation loss so far; 0: before training, nothing is better"),
     "overfit/onset_step": (
         "steps",
         "step of the best evaluation, once a later one is surely worse while the training rows fit better",
     ),
     "overfit/train_extractable": ("", "eval/extractable on the fixed part of the training rows"),
-    "eval/seconds": ("s", "time of the evaluation"),
-    "eval/full": ("", "1 where the whole set was evaluated, 0 for its fixed part"),
 }
 CLOCK = ("train/num_input_tokens_seen", "train/sequences", "train/global_step", "train/seconds")
 
@@ -105,7 +120,7 @@ class Step:
 class Reading:
     """What was measured at one moment of a run: `values` maps metric names to numbers."""
 
-    event: str  # step | eval | measure | lifecycle
+    event: str  # step | eval (fixed parts) | final (whole sets, of the saved model) | measure | lifecycle
     step: int
     clock: int  # sequences
     tokens: int

@@ -68,6 +68,7 @@ class Reports:
         """The metrics of one evaluation set."""
         values = {
             f"{prefix}loss": found.loss,
+            f"{prefix}rows": len(found.nll),
             f"{prefix}targets": int(found.targets.sum()),
             f"{prefix}seconds": round(found.seconds, 3),
         }

@@ -1,5 +1,6 @@
 """One run, put together: recipe, plan, data, model, loop, evaluation, records, reports, and the saved model."""
 
+import json
 import os
 import resource
 import sys
@@ -14,20 +15,23 @@ import transformers
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from hfbsz import launch
 from hfbsz.data.batches import Windows
-from hfbsz.data.needed import needed_by
-from hfbsz.data.rows import Prepared, prepare
+from hfbsz.data.preview import preview
+from hfbsz.data.rows import Prepared
 from hfbsz.data.tokenizer import load_tokenizer
-from hfbsz.ending import hints, label, reached, show_finished
-from hfbsz.errors import FAILED, INTERRUPTED, RankError, TrainingError, UserError, complain
+from hfbsz.ending import hints, label, reached, show_finished, why_stopped
+from hfbsz.errors import FAILED, INTERRUPTED, RankError, TrainingError, UserError, complain, described
 from hfbsz.evaluating import Evaluator
 from hfbsz.folder import RunFolder, read_status, write_text
-from hfbsz.interrupt import Interrupt
+from hfbsz.inputs import prepare_inputs
+from hfbsz.interrupt import Interrupt, Interrupted
 from hfbsz.keeping import Keeping, final_of, state_of
 from hfbsz.loading import Loaded
 from hfbsz.loop import Progress, train
+from hfbsz.lora import merged
 from hfbsz.measure.overfit import Watch
-from hfbsz.model import build_model, count_parameters, merged, tokenizer_of
+from hfbsz.model import build_model, count_parameters
 from hfbsz.optimizers import build_optimizer
 from hfbsz.plan import Facts
 from hfbsz.pretrained import notes_of
@@ -67,6 +71,7 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
             "model.lora: it has not been tried on weights that ranks share (FSDP2): launch with DDP "
             "(accelerate_configs/ddp.yaml)"
         )
+    launch.check_precision(precision_of(loaded.recipe))
     accelerator = make_accelerator(loaded.recipe)
     console = Console() if accelerator.is_main_process else None
     folder, session = None, None
@@ -78,7 +83,7 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
             return 0
         if folder is not None:
             held = folder  # for the thread that calls this
-            stop.leaving = lambda why: held.status("preempted", why=why)
+            stop.leaving = held.interrupt
         session = _Run(loaded, job, accelerator, sharding, console, folder)
         return session.train(stop)
     except TrainingError as problem:  # raised on every rank alike: the others wait until rank 0 has told and saved all
@@ -96,6 +101,9 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
         if line is None:
             raise
         return complain([line], FAILED, everywhere=True)
+    except Interrupted as problem:
+        _preempt(folder, session, problem)
+        raise
     except BaseException as problem:
         _fail(folder, session, problem)
         raise
@@ -122,10 +130,19 @@ def _fail(folder: RunFolder | None, session: "_Run | None", problem: BaseExcepti
     """Mark a run as failed, unless it had ended before; where the disk is full, as far as that can be done."""
     if folder is not None and read_status(folder.path).get("state") not in ("finished", "preempted"):
         with suppress(OSError):
-            folder.fail(str(problem) or type(problem).__name__, trained=session is not None)
+            folder.fail(described(problem), trained=session is not None)
         if session is not None:
             with suppress(OSError):
                 session.close("failed")
+
+
+def _preempt(folder: RunFolder | None, session: "_Run | None", problem: Interrupted) -> None:
+    """Mark a run that a signal ended before its first step."""
+    if folder is not None:
+        with suppress(OSError):
+            folder.interrupt(str(problem))
+        if session is not None:
+            session.close("preempted")
 
 
 class _Run:
@@ -147,12 +164,16 @@ class _Run:
             folder.status("running")
         self.data, facts = self._prepare()
         self.plan = resolve(self.recipe, accelerator.num_processes, facts)
-        check_environment(self.plan, os.environ)
+        check_environment(self.plan, launch.environment())
         self.keeping.fit(self.plan, self.data.facts.data_hash)
         if console is not None:
             console.plan(loaded.name, self.plan, (*self.data.notes, *notes_of(self.recipe.model)))
         classes = self.data.counts.get("labels")  # of a classifier
         self.tokenizer = load_tokenizer(self.data.tokenizer_path, needs_end=classes is None)
+        if console is not None and folder is not None:
+            shown = preview(self.data, self.tokenizer)
+            console.preview(shown.lines())
+            write_text(folder.path / "rows.json", json.dumps(shown.to_dict(), indent=1))
         length = self.recipe.data.sequence_length
         model = build_model(self.recipe.model, self.tokenizer, self.recipe.seed, length, classes)
         model = model.double() if self.recipe.precision == "fp64" else model
@@ -171,7 +192,8 @@ class _Run:
         saved = self.keeping.saved
         so_far = saved["progress"] if saved is not None else None
         self.progress = Progress(accelerator.device, so_far, accelerator.process_index)
-        self.final = final_of(saved)  # the newest evaluation
+        self.final = final_of(saved)  # the newest evaluation; in the end, that of the weights that are saved
+        self.whole: dict[str, float] = {}  # measured on whole sets, in the end
         at = self.progress
         self.last = Step(at.step, at.clock, at.tokens, at.seconds, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
         self.skipped = int(at.skipped)
@@ -206,12 +228,9 @@ class _Run:
         recipe = self.recipe
         size = count_parameters(recipe.model, recipe.data.vocab_size) if recipe.uses_law() else None
         show = self.console.work if self.console is not None else lambda *_: None
-        needed = needed_by(recipe, size)
 
         def rows() -> Prepared:
-            own = recipe.data.tokenizer or tokenizer_of(recipe.model)
-            data = recipe.data.model_copy(update={"tokenizer": own})
-            return prepare(data, recipe.eval.sets, show, needed, recipe.task)
+            return prepare_inputs(recipe, show, size)
 
         prepared = on_main(self.accelerator, rows)
         if self.console is not None:
@@ -224,7 +243,8 @@ class _Run:
         """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
         self.lifecycle("resumed" if self.last.step else "running")
         if self.final is None:
-            self.final = self.evaluate(self.last, full=False)
+            self.final = self.evaluate(self.last)
+        stop.train()
         for step in self.steps(stop):
             if self.console is not None:
                 self.console.step(step, self.plan)
@@ -240,7 +260,7 @@ class _Run:
             self.save_checkpoint()
         why = None if self.last.clock >= self.plan.total else stop.reason or "a signal to another rank"
         if self.watch.stopped:
-            why = f"no evaluation was better in the {self.watch.worse} since step {self.watch.best_step:,}"
+            why = why_stopped(self.watch)
         self.save(self.last, self.final, "finished" if self.ended else "preempted", why)
         return 0 if self.ended else INTERRUPTED
 
@@ -262,7 +282,7 @@ class _Run:
         checkpoint, kept = self.recipe.checkpoint, self.keeping.kept
         keep = self.plan.due(checkpoint.every, step.step, before.clock, step.clock)
         if self.plan.due(self.recipe.eval.every, step.step, before.clock, step.clock):
-            self.final = self.evaluate(step, full=self.recipe.eval.full and step.clock >= self.plan.total)
+            self.final = self.evaluate(step)
             if self.watch.best_step == step.step and (checkpoint.best or checkpoint.save == "best"):
                 kept["best"], keep = step.step, True
         if self.plan.last_before_decay(before.clock):
@@ -270,15 +290,19 @@ class _Run:
         return keep or self.watch.stopped
 
     def choose(self) -> None:
-        """Put the weights in place that the saved model is to hold, and evaluate them as a whole."""
-        best, whole = self.watch.best_step, self.recipe.eval.full
-        assert self.final is not None
-        if self.recipe.checkpoint.save == "best" and best is not None:
-            if best != self.last.step:
-                self.keeping.return_to(best, self.model, self.optimizer)
-            self.final = self.evaluate(self.last, whole, best=True)
-        elif whole and not self.final.values["eval/full"]:
-            self.final = self.evaluate(self.last, whole)
+        """Put the weights in place that the saved model is to hold, and evaluate them on whole sets."""
+        evaluator, last, whole = self.evaluator, self.last, self.recipe.eval.full
+        best = self.watch.best_step if self.recipe.checkpoint.save == "best" else None
+        kept = last.step if best is None else best
+        if kept != last.step:
+            if whole:
+                self.whole |= evaluator.whole("last", [""])
+            self.final = self.keeping.return_to(kept, self.model, self.optimizer) or self.final
+            evaluator.newest.clear()
+        if whole:
+            self.whole |= evaluator.whole("full", self.data.sets)
+        values = {"model/step": kept, **self.whole}
+        self.emit(Reading("final", last.step, last.clock, last.tokens, last.seconds, values))
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of this moment, and tell what it cost."""
@@ -302,8 +326,8 @@ class _Run:
         if self.reports is not None:
             self.reports.close(state)
 
-    def evaluate(self, step: Step, full: bool, best: bool = False) -> Reading:
-        reading = self.evaluator.evaluate(step, full, best)
+    def evaluate(self, step: Step) -> Reading:
+        reading = self.evaluator.evaluate(step)
         self.emit(reading)
         return reading
 
@@ -334,7 +358,8 @@ class _Run:
         with self.optimizer.averaged():
             merged(model).save_pretrained(path, state_dict=weights)
         self.tokenizer.save_pretrained(path)
-        told = reached(self.recipe, self.plan, self.data.counts["sets"][""], last, final, self.skipped)
+        parts = (self.plan, self.data.counts["sets"][""], self.watch, last, final, self.whole)
+        told = reached(*parts, self.skipped)
         names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
         ended = f"Stopped before the end of its budget: {reason}." if reason else "Trained to the end of its budget."
         write_text(path / "README.md", model_card(*names, str(path), ended, told, self.plan))

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from hfbsz.streams import script
+
 HERE = Path(__file__).resolve().parent
 MANY = ["recipe=small_batch_pretrain", "batch.size=2048seq", "world_size=1024"]
 STARTUP = {  # name: (command, limit in seconds)
@@ -78,4 +80,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(script(main))

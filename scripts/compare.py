@@ -16,6 +16,7 @@ from types import FrameType
 
 from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, UserError, complain
 from hfbsz.experiment.request import OPTIONS, Request, parse
+from hfbsz.streams import script
 
 
 def main(words: list[str]) -> int:
@@ -70,4 +71,4 @@ def _write(request: Request, table: list[dict[str, object]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(script(main))

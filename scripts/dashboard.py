@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from hfbsz.errors import UserError, complain, did_you_mean
 from hfbsz.report.dashboard import Place, save, specification
+from hfbsz.streams import script
 
 CHOICES = {"report": ("yes", "no"), "format": ("json",)}
 WORDS = ("entity", "project", "group", *CHOICES)
@@ -51,4 +52,4 @@ def mistakes(given: dict[str, str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(script(main))

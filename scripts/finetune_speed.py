@@ -15,7 +15,7 @@ from hfbsz.data.rows import Prepared, prepare
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.loading import load
 from hfbsz.loop import train
-from hfbsz.model import build_model, tokenizer_of
+from hfbsz.model import build_model
 from hfbsz.optimizers import build_optimizer
 from hfbsz.plan import Plan
 from hfbsz.ranks import set_threads

@@ -1,44 +1,78 @@
 """Print the plan of a recipe for any number of processes, without torch, data or GPUs.
 
-    python scripts/plan.py recipe=large_batch [world_size=64] [rows=N] [parameters=N] [format=text|json] [key=value …]
+    python scripts/plan.py recipe=large_batch [world_size=64] [rows=3] [train_rows=N] [parameters=N]
+        [format=text|json] [key=value …]
 
-rows: the training rows (an epoch), where they are known. parameters: the model's weights outside its embeddings, which
-scaling laws ask for; counted from the recipe's model where it is not given (that takes some seconds).
+rows: prepares the data, and shows so many training rows with what is learnt marked; the plan then knows the data.
+train_rows: the training rows (an epoch), where they are known. parameters: the model's weights outside its embeddings,
+which scaling laws ask for; counted from the recipe's model where it is not given (that takes some seconds).
 """
 
 import json
 import sys
+from dataclasses import replace
 
 from hfbsz.cli import asks_for_help, read_words
 from hfbsz.errors import UserError, complain
 from hfbsz.explain import explain
+from hfbsz.loading import Loaded
 from hfbsz.plan import Facts
 from hfbsz.resolve import resolve
+from hfbsz.streams import script
+
+NUMBERS = ("world_size", "rows", "train_rows", "parameters")
 
 
 def main(words: list[str]) -> int:
-    options = {"world_size": "1", "rows": "", "parameters": "", "format": "text"}
+    options = {"world_size": "1", "rows": "", "train_rows": "", "parameters": "", "format": "text"}
     options |= {key: value for key, _, value in (w.partition("=") for w in words) if key in options}
     try:
         loaded = read_words("python scripts/plan.py", [w for w in words if w.partition("=")[0] not in options])
         if loaded is None:
             return 0 if asks_for_help(words) else 2
-        for name in ("world_size", "rows", "parameters"):
+        for name in NUMBERS:
             if options[name] and not (options[name].isdigit() and int(options[name]) > 0):
                 raise UserError(f"{name}: {options[name]!r} is not a whole number above 0")
         if options["format"] not in ("text", "json"):
             raise UserError(f"format: {options['format']!r} is neither text nor json")
-        rows, parameters = (int(options[name] or 0) or None for name in ("rows", "parameters"))
+        world_size, shown, train_rows, parameters = (int(options[name] or 0) or None for name in NUMBERS)
         if parameters is None and loaded.recipe.uses_law():
             from hfbsz.model import count_parameters  # torch and transformers, only where a law asks for the size
 
             parameters = count_parameters(loaded.recipe.model, loaded.recipe.data.vocab_size)
-        plan = resolve(loaded.recipe, int(options["world_size"]), Facts(rows=rows, parameters=parameters))
+        facts, preview = Facts(rows=train_rows, parameters=parameters), {}
+        if shown is not None:
+            facts, preview = look_at(loaded, shown, parameters)
+        plan = resolve(loaded.recipe, world_size or 1, facts)
     except UserError as problem:
         return complain(problem.lines)
-    print(json.dumps(plan.to_dict(), indent=1) if options["format"] == "json" else explain(plan))
+    lines = preview.pop("lines", [])
+    if options["format"] == "json":
+        print(json.dumps({**plan.to_dict(), **preview}, indent=1))
+    else:
+        print("\n".join([explain(plan), *lines]))
     return 0
 
 
+def look_at(loaded: Loaded, count: int, parameters: int | None) -> tuple[Facts, dict]:
+    """What is known of the prepared data, and `count` of its training rows: as `lines`, and as `preview`."""
+    from hfbsz.data.preview import preview  # transformers and datasets, only where rows are asked for
+    from hfbsz.data.tokenizer import load_tokenizer
+    from hfbsz.inputs import prepare_inputs
+    from hfbsz.report.console import Console
+
+    console = Console(sys.stderr)
+    prepared = prepare_inputs(loaded.recipe, console.work, parameters)
+    console.end_work()
+    tokenizer = load_tokenizer(prepared.tokenizer_path, needs_end=prepared.counts.get("labels") is None)
+    found = preview(prepared, tokenizer, count)
+    notes = [f"note      {note}" for note in (*loaded.notes, *prepared.notes)]
+    return replace(prepared.facts, parameters=parameters), {
+        "lines": [*notes, *found.lines()],
+        "preview": found.to_dict(),
+        "notes": [*loaded.notes, *prepared.notes],
+    }
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(script(main))

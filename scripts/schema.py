@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from hfbsz.schema import files
+from hfbsz.streams import script
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,4 +27,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(script(main))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from hfbsz.errors import INTERRUPTED, UserError, complain
+from hfbsz.streams import script
 
 
 def main(words: list[str]) -> int:
@@ -31,4 +32,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(script(main))

@@ -191,7 +191,7 @@ def test_without_a_recipe_the_recipes_are_listed(hfbsz):
 
 
 def test_plan_prints_text_and_json(hfbsz):
-    ended = hfbsz("plan.py", "recipe=large_batch", "world_size=8", "rows=25000", "format=json", plain=True)
+    ended = hfbsz("plan.py", "recipe=large_batch", "world_size=8", "train_rows=25000", "format=json", plain=True)
     data = json.loads(ended.out)
     assert data["world_size"] == 8 and data["micro_batch"] * data["accumulation"][-1] * 8 == data["phases"][-1]["batch"]
     assert "processes 8" in hfbsz("plan.py", "recipe=large_batch", "world_size=8", plain=True).out

@@ -17,7 +17,9 @@ FLOORS = [
     {"tuning"},
     {"resolve", "explain"},
     {"data", "sharding"},
-    {"optimizers", "pretrained"},
+    {"optimizers", "heads"},
+    {"pretrained"},
+    {"loadable", "fitting", "lora"},
     {"model"},
     {"tasks"},
     {"folder", "loop", "checkpoint"},
@@ -37,7 +39,7 @@ ALLOWED = {
     "pydantic": {"recipe", "loading", "schema"},
     "accelerate": {"loop", "keeping", "ranks", "reports", "evaluating", "run"},
     "rich": {"report"},
-    "peft": {"model"},
+    "peft": {"lora"},
 }
 REPORT_MAY_KNOW = {"record", "plan", "resolve", "explain", "amounts", "errors", "folder"}
 

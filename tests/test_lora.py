@@ -14,7 +14,8 @@ from hfbsz.errors import UserError
 from hfbsz.interrupt import Interrupt
 from hfbsz.loading import load
 from hfbsz.loop import Progress
-from hfbsz.model import build_model, merged
+from hfbsz.lora import merged
+from hfbsz.model import build_model
 from hfbsz.recipe import Model
 from hfbsz.resolve import resolve
 

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hfbsz.errors import UserError
 from hfbsz.loading import load
-from hfbsz.model import _config, build_model, count_parameters, tokenizer_of
+from hfbsz.model import _config, build_model, count_parameters
+from hfbsz.pretrained import tokenizer_of
 from hfbsz.recipe import Model
 
 SIZES = {  # all weights, and those outside embeddings and head
@@ -107,15 +108,6 @@ def test_padding_does_not_move_a_classifier_that_looks_at_the_last_token(folders
         assert torch.allclose(model(**padded).logits, model(**plain).logits, atol=1e-6)
 
 
-def test_a_head_is_kept_where_the_labels_are_as_many(folders, tokenizer):
-    path = folders("bert", labels=2)
-    saved = AutoModelForSequenceClassification.from_pretrained(path)
-    kept, new = (build_model(Model(path=path), tokenizer, 0, 16, labels) for labels in (LABELS, ["a", "b", "c"]))
-    assert torch.equal(logits(kept), logits(saved)) and logits(new).shape == (3, 3)
-    below = "bert.encoder.layer.1.output.dense.weight"
-    assert torch.equal(new.get_parameter(below), saved.get_parameter(below))
-
-
 def test_an_encoder_is_no_language_model_and_a_decoder_is(folders, tokenizer):
     assert "bert lets a token see those that come after it" in refused(tokenizer, path=folders("bert"))
     assert build_model(Model(path=folders("gpt_neox")), tokenizer, 0, 16).config.is_decoder is False
@@ -125,7 +117,7 @@ def test_an_encoder_is_no_language_model_and_a_decoder_is(folders, tokenizer):
     ("wanted", "labels", "message"),
     [
         ({"path": "{bert2}"}, None, "lacks weights of"),  # a classifier's folder holds no language model's head
-        ({"path": "{pickled}"}, LABELS, "no file named model.safetensors"),
+        ({"path": "{pickled}"}, LABELS, "holds pickled weights (pytorch_model.bin), which are not read"),
         ({"path": "nowhere"}, LABELS, "model.path: 'nowhere' cannot be loaded"),
         ({"shape": {"model_type": "distilbert"}}, None, "transformers has no causal language model of 'distilbert'"),
         ({"shape": {"model_type": "mamba"}}, LABELS, "transformers has no classifier of 'mamba'"),

@@ -17,8 +17,8 @@ from hfbsz.data import package
 from hfbsz.data.tokenizer import load_tokenizer
 from hfbsz.errors import UserError
 from hfbsz.loading import load
-from hfbsz.model import build_model, count_parameters, tokenizer_of
-from hfbsz.pretrained import notes_of
+from hfbsz.model import build_model, count_parameters
+from hfbsz.pretrained import notes_of, tokenizer_of
 from hfbsz.recipe import Model
 
 sys.path.append(str(Path(__file__).parent / "data"))

@@ -5,8 +5,9 @@ from conftest import ROOT
 
 from hfbsz.errors import UserError
 from hfbsz.explain import explain
-from hfbsz.loading import from_mapping, list_recipes, load, read_yaml, write_yaml
+from hfbsz.loading import from_mapping, load, read_yaml, write_yaml
 from hfbsz.plan import Facts
+from hfbsz.presets import list_recipes
 from hfbsz.recipe import EvalSet, Recipe, fields
 from hfbsz.resolve import resolve
 from hfbsz.schema import help_text

@@ -1,6 +1,7 @@
 """One pass over each source: documents are tokenised and dealt to the training rows or to validation's."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from hfbsz.data.documents import FEW_DOCUMENTS, Document, Documents, deal
+from hfbsz.data.fast_encoding import PlainEncoder
 from hfbsz.data.hub import Hub
 from hfbsz.data.needed import Needed
+from hfbsz.data.pieces import PIECE
 from hfbsz.data.sources import Opened
 from hfbsz.data.tokenizer import load_tokenizer, train_tokenizer
 from hfbsz.data.writing import RowWriter
@@ -20,10 +23,10 @@ Progress = Callable[[str, int, int], None]  # (what is being done, done, of all)
 Dealt = Iterable[tuple[Document, bool]]  # a document, and whether it is held out
 
 TRAIN = "train/"  # no evaluation set can have this name
-_TOKENIZER_TEXT = 200_000_000  # characters that train a tokenizer at most
+_TOKENIZER_TEXT = 50_000_000  # characters that train a tokenizer at most: half a minute
 _CHARACTERS_PER_TOKEN = 4  # about: so far is a stream read to train its tokenizer
 _DOCUMENTS_AT_ONCE = 256
-_CHARACTERS_AT_ONCE = 2**24
+_CHARACTERS_AT_ONCE = max(2**21, 2 * PIECE * (os.cpu_count() or 1))  # a tokenizer takes about 100 bytes for each
 
 
 class Builder:
@@ -36,10 +39,12 @@ class Builder:
         self.share = 0.0 if "" in sources else share_of(data)
         self.documents = Documents(sources[TRAIN])
         self.notes: list[str] = []
+        self.cuts = self.changed = 0  # of long documents, and those at which a token may be another
 
     def build(self, folder: Path) -> dict[str, Any]:
         """Write train.arrow, eval-N.arrow and a tokenizer trained here into `folder`; returns what is known of them."""
         self.tokenizer = load_tokenizer(self.data.tokenizer) if self.data.tokenizer else self._trained(folder)
+        self.encode = PlainEncoder(self.tokenizer)
         names = ["", *(name for name in self.sources if name not in (TRAIN, ""))]
         train = self._writer(folder / "train.arrow", keep_tail=not self.data.pack)
         sets = {name: self._writer(folder / f"eval-{i}.arrow", keep_tail=True) for i, name in enumerate(names)}
@@ -56,7 +61,10 @@ class Builder:
         if self.needed is not None:
             limit = min(limit, self.needed.sequences * self.data.sequence_length * _CHARACTERS_PER_TOKEN)
         texts = (document.text for document, held in deal(self.documents, self.share) if not held)
-        tokenizer = train_tokenizer(_beginning(texts, limit), self.data.vocab_size)
+        taken = _Beginning(texts, limit)
+        tokenizer = train_tokenizer(taken, self.data.vocab_size)
+        if taken.was_cut and self.needed is None:
+            self.notes.append(f"the tokenizer was trained on the first {limit:,} characters")
         tokenizer.save_pretrained(folder / "tokenizer")
         return tokenizer
 
@@ -70,7 +78,7 @@ class Builder:
         size = documents.source.size()
         for batch in _batches(deal(documents, share)):
             for (document, held), ids in zip(batch, self._tokenise(batch), strict=True):
-                (held_out if held else train).add(ids, document.text.encode())
+                (held_out if held else train).add(ids, document.text.encode(), document.more)
                 if _enough(train, needed):
                     return
             if needed is not None:
@@ -80,13 +88,20 @@ class Builder:
                 self.progress("tokenising", min(done, size or done), size or done)
 
     def _tokenise(self, batch: list[tuple[Document, bool]]) -> list[list[int]]:
-        texts = [document.text for document, _ in batch]
-        if not self.tokenizer.is_fast:
-            return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        rust = self.tokenizer.backend_tokenizer  # without the masks and offsets of a call: a quarter faster
-        rust.no_truncation()
-        rust.no_padding()
-        return [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=False)]
+        """Tokens of documents and pieces. A piece is tokenised with the end of the one before it, whose tokens are then
+        taken off: so no token depends on where a document was cut."""
+        documents = [document for document, _ in batch]
+        found = self.encode([document.before + document.text for document in documents])
+        cut = [place for place, document in enumerate(documents) if document.before]
+        contexts = self.encode([documents[place].before for place in cut]) if cut else []
+        for place, context in zip(cut, contexts, strict=True):
+            if found[place][: len(context)] == context:
+                found[place] = found[place][len(context) :]
+            else:
+                found[place] = self.encode([documents[place].text])[0]
+                self.changed += 1
+        self.cuts += len(cut)
+        return found
 
     def _note_training(self, train: RowWriter) -> None:
         self.notes += self.documents.notes()
@@ -95,6 +110,11 @@ class Builder:
             self.notes.append(f"{found} documents only: validation is the last {self.data.validation} of the text")
         if self.needed is not None and not _enough(train, self.needed):
             self.notes.append(f"the stream ended after {train.rows:,} of {self.needed.sequences:,} rows")
+        if self.changed:
+            self.notes.append(
+                f"long documents were tokenised in pieces: at {self.changed:,} of {self.cuts:,} cuts tokens may differ "
+                "from those of the whole document (text without spaces?)"
+            )
 
     def _evaluation(self, documents: Documents, writer: RowWriter) -> None:
         """Rows of a set that has a source of its own; of a stream, no more than training takes."""
@@ -112,7 +132,9 @@ class Builder:
             if not name:  # further sets may come and go between two starts
                 digest.update(writer.digest.digest())
         self._refuse_empty(meta)
-        return meta | {"data_hash": digest.hexdigest(), "notes": self.notes, "vocab_size": len(self.tokenizer)}
+        read = {"read": self.documents.columns.read, "unused": self.documents.tally.unused(self.documents.columns)}
+        about = {"data_hash": digest.hexdigest(), "notes": self.notes, "columns": read}
+        return meta | about | {"vocab_size": len(self.tokenizer)}
 
     def _refuse_empty(self, meta: dict[str, Any]) -> None:
         train = meta["train"]
@@ -157,13 +179,19 @@ def _batches(dealt: Dealt) -> Iterator[list[tuple[Document, bool]]]:
         yield batch
 
 
-def _beginning(texts: Iterable[str], left: int) -> Iterator[str]:
-    """The texts up to so many characters."""
-    for text in texts:
-        yield text[:left]
-        left -= len(text)
-        if left <= 0:
-            return
+class _Beginning:
+    """The texts up to so many characters; `was_cut` says, once they were read, whether there were more."""
+
+    def __init__(self, texts: Iterable[str], characters: int) -> None:
+        self._texts, self._left, self.was_cut = texts, characters, False
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            if self._left <= 0:
+                self.was_cut = True
+                return
+            yield text[: self._left]
+            self._left -= len(text)
 
 
 def _unigram_bits(frequencies: np.ndarray, seen: np.ndarray) -> float:

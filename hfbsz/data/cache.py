@@ -1,13 +1,13 @@
 """Where rows, files of packages and converted models are kept."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
 from hfbsz.errors import UserError
+from hfbsz.interrupt import scratch
 
 
 def cache_folder() -> Path:
@@ -27,20 +27,10 @@ def keep(path: Path, make: Callable[[Path], None]) -> None:
         with FileLock(cache / f"{name}.lock"):
             if path.exists():
                 return
-            try:
-                _remove(partial)
+            with scratch(partial):
                 make(partial)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial.rename(path)
-            finally:
-                _remove(partial)
     except OSError as problem:
         reason = problem.strerror or problem
         raise UserError(f"{cache}: the cache cannot be written: {reason}: set HFBSZ_CACHE") from None
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -1,10 +1,12 @@
 """Documents: the texts of a source, and which of them are held out."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
+from hfbsz.data.columns import columns_of, template_of
+from hfbsz.data.pieces import pieces
+from hfbsz.data.records import Record, Tally
 from hfbsz.data.sources import Opened
 from hfbsz.errors import UserError
 
@@ -13,50 +15,90 @@ FEW_DOCUMENTS = 20  # below this, validation is the corpus's contiguous tail
 
 @dataclass(frozen=True)
 class Document:
+    """A document, or a piece of a long one."""
+
     name: str  # its record's
     text: str
+    more: bool = False  # whether the next one continues it
+    before: str = ""  # the end of the piece before it
 
 
 class Documents:
-    """The texts in the text column of a source. It counts, afresh in every pass, what it saw and what held no text."""
+    """The texts of a source: its text column, or what a template makes of its columns. It counts, afresh in every pass,
+    what it saw and what held no text."""
 
     def __init__(self, opened: Opened) -> None:
-        self.source, self.columns = opened.source, opened.columns("text")
+        self.source, self.part = opened.source, opened.part
+        self.template = template_of(opened)
+        self.columns = columns_of(opened, () if self.template is not None else ("text",), self.template)
         self.seen = self.empty = 0
+        self.tally = Tally()
+        self._few: list[int] | None = None
 
     def __iter__(self) -> Iterator[Document]:
         self.seen = self.empty = 0
-        ((field, column),) = self.columns.items()
-        for record in self.source.records(self.columns):
-            text = record.columns[column]
-            if text is not None and not isinstance(text, str):
-                raise UserError(
-                    f"{self.source.where}: {record.name} holds a {type(text).__name__}, not text, in column "
-                    f"{column!r} ({field})"
-                )
+        self.tally = Tally()
+        records = iter(self.source.records(self.columns, self.tally))
+        for record in records:
             self.seen += 1
-            if text is None or not text.strip():
-                self.empty += 1
-            else:  # JSON can hold halves of surrogate pairs, which are no text
-                yield Document(record.name, text.encode("utf-8", "replace").decode())
+            for piece in pieces(self._chunks(record, records)):
+                if not (piece.more or piece.before or piece.text.strip()):
+                    self.empty += 1
+                else:
+                    yield Document(record.name, piece.text, piece.more, piece.before)
+
+    def _chunks(self, record: Record, following: Iterator[Record]) -> Iterator[str]:
+        """The text of a record, and of those that continue its document."""
+        yield self._text(record)
+        while record.more:
+            record = next(following)
+            yield self._text(record)
+
+    def _text(self, record: Record) -> str:
+        if self.template is not None:
+            try:
+                return self.template.fill(record.columns)
+            except ValueError as problem:
+                raise UserError(f"{self.source.where}: {record.name}: {problem} ({self.part}.template)") from None
+        ((field, column),) = self.columns.needed.items()
+        text = record.columns.get(column)
+        if text is not None and not isinstance(text, str):
+            raise UserError(
+                f"{self.source.where}: {record.name} holds a {type(text).__name__}, not text, in column {column!r} "
+                f"({field})"
+            )
+        return (text or "").encode("utf-8", "replace").decode()  # halves of surrogate pairs are no text
+
+    def few(self) -> list[int] | None:
+        """The characters of every document where there are fewer than FEW_DOCUMENTS, else None; asked for once, it
+        reads on to the twentieth document and no further."""
+        if self._few is None:
+            sizes: list[int] = []
+            continued = False
+            for document in self:
+                if continued:
+                    sizes[-1] += len(document.text)
+                elif len(sizes) == FEW_DOCUMENTS:
+                    break
+                else:
+                    sizes.append(len(document.text))
+                continued = document.more
+            self._few = sizes
+        return self._few if len(self._few) < FEW_DOCUMENTS else None
 
     def notes(self) -> list[str]:
-        """What the last pass left out."""
+        """What the last pass left out, and how it read the files."""
         if not self.empty:
-            return []
-        return [f"{self.empty:,} of {self.seen:,} documents hold no text and were left out ({self.source.where})"]
+            return list(self.tally.notes)
+        left = f"{self.empty:,} of {self.seen:,} documents hold no text and were left out ({self.source.where})"
+        return [*self.tally.notes, left]
 
 
-def deal(documents: Iterable[Document], share: float) -> Iterator[tuple[Document, bool]]:
-    """(document, whether it is held out), in one pass: by a hash of its name, or the tail of few documents."""
-    iterator = iter(documents)
-    first = list(islice(iterator, FEW_DOCUMENTS))
-    if len(first) < FEW_DOCUMENTS:
-        train, tail = split_tail(first, share)
-        yield from ((document, False) for document in train)
-        yield from ((document, True) for document in tail)
-    else:
-        yield from ((document, is_held_out(document.name, share)) for document in chain(first, iterator))
+def deal(documents: Documents, share: float) -> Iterator[tuple[Document, bool]]:
+    """(document, whether it is held out): by a hash of its name, or the tail of few documents."""
+    if share and (sizes := documents.few()) is not None:
+        return split_tail(documents, sum(sizes), share)
+    return ((document, is_held_out(document.name, share)) for document in documents)
 
 
 def is_held_out(name: str, share: float) -> bool:
@@ -64,19 +106,21 @@ def is_held_out(name: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < share
 
 
-def split_tail(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
-    """Training documents and the held-out tail, `share` of all characters, cut at a line's end where there is one."""
-    held = round(share * sum(len(document.text) for document in documents))
-    train = list(documents)
-    tail: list[Document] = []
-    while held > 0 and train:
-        last = train.pop()
-        if len(last.text) > held:
-            cut = len(last.text) - held
-            line = last.text.rfind("\n", 0, cut) + 1
+def split_tail(documents: Iterable[Document], characters: int, share: float) -> Iterator[tuple[Document, bool]]:
+    """(document, whether it belongs to the held-out tail): `share` of all characters, cut at a line's end where there
+    is one in the piece that is cut."""
+    held = round(share * characters)
+    border, start, tail = characters - held, 0, ""  # the tail: name of the document that was cut
+    for document in documents:
+        end = start + len(document.text)
+        if start >= border or end <= border:
+            name = f"{document.name} (tail)" if document.name == tail else document.name
+            yield replace(document, name=name), start >= border
+        else:
+            cut = border - start
+            line = document.text.rfind("\n", 0, cut) + 1
             cut = line if line and cut - line <= held else cut
-            train.append(Document(last.name, last.text[:cut]))
-            last = Document(f"{last.name} (tail)", last.text[cut:])
-        tail.insert(0, last)
-        held -= len(last.text)
-    return train, tail
+            tail = document.name
+            yield Document(tail, document.text[:cut], False, document.before), False
+            yield Document(f"{tail} (tail)", document.text[cut:], document.more), True
+        start = end

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from hfbsz.amounts import counted
 from hfbsz.data import IGNORED
 from hfbsz.data.build import TRAIN, Progress, share_of
-from hfbsz.data.conversations import TEMPLATE, render
+from hfbsz.data.chat import Chat, Encoded
+from hfbsz.data.chat_template import TEMPLATE
 from hfbsz.data.documents import is_held_out
+from hfbsz.data.encoding import encode_texts
+from hfbsz.data.labels import check_classes, ordered, share_notes, stratified
 from hfbsz.data.reading import Example, Reader
 from hfbsz.data.sources import Opened
-from hfbsz.data.tokenizer import load_tokenizer
+from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe import Data
 
@@ -25,10 +30,18 @@ _LABELS_SHOWN = 12
 
 class ExampleBuilder:
     """Makes the rows of all sets of a task: `sources` are the training source, by the name TRAIN, and evaluation sets,
-    '' being validation where that is a source of its own."""
+    '' being validation where that is a source of its own. `own_labels` are those of the model's classifier."""
 
-    def __init__(self, task: str, data: Data, sources: Mapping[str, Opened], progress: Progress) -> None:
+    def __init__(
+        self,
+        task: str,
+        data: Data,
+        sources: Mapping[str, Opened],
+        progress: Progress,
+        own_labels: Sequence[str] | None = None,
+    ) -> None:
         self.task, self.data, self.sources, self.progress = task, data, sources, progress
+        self.own_labels = own_labels
         self.share = 0.0 if "" in sources else share_of(data)
         self.notes: list[str] = []
         self.readers = {name: Reader(task, opened) for name, opened in sources.items()}
@@ -42,9 +55,11 @@ class ExampleBuilder:
             self.tokenizer.chat_template = TEMPLATE
         read = {name: list(reader.examples(self.progress)) for name, reader in self.readers.items()}
         self.notes += [note for reader in self.readers.values() for note in reader.notes]
+        self.labels = self._labels(read)
         sets = self._split(read)
-        self.labels = self._labels(sets)
         self._clean(sets)
+        self._check_training(sets, len(read[TRAIN]))
+        self.chat = Chat(self.tokenizer, self.data.answers, self.data.sequence_length) if self.labels is None else None
         digest = hashlib.sha256()
         meta: dict[str, Any] = {"sets": {}, "labels": self.labels, "vocab_size": len(self.tokenizer)}
         for number, (name, examples) in enumerate(sets.items()):
@@ -54,17 +69,52 @@ class ExampleBuilder:
                 meta["train"] = counts
             else:
                 meta["sets"][name] = counts
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        return meta | {"data_hash": digest.hexdigest(), "notes": self.notes}
+        save_tokenizer(self.tokenizer, folder / "tokenizer")
+        return meta | {"data_hash": digest.hexdigest(), **self._about()}
+
+    def _about(self) -> dict[str, Any]:
+        """What a person wants to know of the rows: columns, labels, what ends an answer; and the notes."""
+        reader = self.readers[TRAIN]
+        about: dict[str, Any] = {
+            "columns": {"read": reader.columns.read, "unused": reader.tally.unused(reader.columns)},
+            "notes": self.notes,
+        }
+        if self.chat is not None:
+            self.notes += self.chat.notes()
+            about |= {"end_token": self.chat.end_token_learnt, "end_ids": sorted(self.chat.end_ids)}
+        return about
+
+    def _labels(self, read: Mapping[str, Sequence[Example]]) -> list[str] | None:
+        """The labels in the order of their numbers, from all rows of the training source; refuses what is no class,
+        and a label of another set that is not among them."""
+        if self.task != "classification":
+            return None
+        found = Counter(str(example.label) for example in read[TRAIN])
+        column = str(self.data.label)
+        check_classes(found, self.data.labels, column)
+        labels = ordered(found, self.data.labels, self.own_labels, self.sources[TRAIN].source.class_names(column))
+        for name, examples in read.items():
+            for example in examples:
+                if example.label not in labels:
+                    opened = self.sources[name]
+                    near = did_you_mean(str(example.label), labels)
+                    raise UserError(
+                        f"{opened.source.where}: {example.name} has the label {example.label!r}, which is none of "
+                        f"{', '.join(labels)}{near}: add it to data.labels, or leave such rows out: "
+                        f"{opened.part}.skip.{opened.data.label}={shlex.quote(str(example.label))}"
+                    )
+        return labels
 
     def _split(self, read: Mapping[str, list[Example]]) -> dict[str, list[Example]]:
-        """Training rows and every evaluation set, validation held out by a hash of its groups."""
+        """Training rows and every evaluation set. Validation is held out by a hash of its groups; of a classification
+        without groups, the same share of every label."""
         training = read[TRAIN]
         if "" in read:
             validation = read[""]
         else:
-            validation = [example for example in training if is_held_out(example.group, self.share)]
-            training = [example for example in training if not is_held_out(example.group, self.share)]
+            held = self._held_out(training)
+            validation = [example for place, example in enumerate(training) if place in held]
+            training = [example for place, example in enumerate(training) if place not in held]
             if not validation or not training:
                 raise UserError(
                     f"data.validation: {self.data.validation} of {len({e.group for e in read[TRAIN]}):,} groups leaves "
@@ -72,29 +122,12 @@ class ExampleBuilder:
                 )
         return {TRAIN: training, "": validation, **{k: v for k, v in read.items() if k not in (TRAIN, "")}}
 
-    def _labels(self, sets: Mapping[str, Sequence[Example]]) -> list[str] | None:
-        """The labels in the order of their numbers; refuses one that is not known, and one alone."""
-        if self.task != "classification":
-            return None
-        found = Counter(str(example.label) for example in sets[TRAIN])
-        labels = self.data.labels or sorted(found)
-        for name, examples in sets.items():
-            for example in examples:
-                if example.label not in labels:
-                    opened = self.sources.get(name, self.sources[TRAIN])
-                    near = did_you_mean(str(example.label), labels)
-                    raise UserError(
-                        f"{opened.source.where}: {example.name} has the label {example.label!r}, which is none of "
-                        f"{', '.join(labels)}{near}: add it to data.labels, or leave such rows out: "
-                        f"{opened.part}.skip.{opened.data.label}={example.label!r}"
-                    )
-        seen = [label for label in labels if found[label]]
-        if len(seen) < 2:
-            only = f"all {found.total():,} training rows have the label {seen[0]!r}" if seen else "no row has a label"
-            raise UserError(f"data.label: {only}: there is nothing to tell apart")
-        if len(labels) > 1000:
-            raise UserError(f"data.label: {len(labels):,} different labels: is {self.data.label!r} the column meant?")
-        return list(labels)
+    def _held_out(self, examples: Sequence[Example]) -> set[int]:
+        if self.labels is not None and self.data.group is None:
+            return stratified(
+                [example.label for example in examples], [example.name for example in examples], self.share
+            )
+        return {place for place, example in enumerate(examples) if is_held_out(example.group, self.share)}
 
     def _clean(self, sets: dict[str, list[Example]]) -> None:
         """Tell of duplicates and leaks, and drop them where that is wished; keep data.rows training rows."""
@@ -110,21 +143,39 @@ class ExampleBuilder:
             where = "training" if name == TRAIN else "validation"
             if again:
                 odd = f", {at_odds:,} of them with another label" if at_odds else ""
-                self.notes.append(f"{again:,} {where} rows repeat the text of an earlier one{odd}: {done}")
+                self.notes.append(f"{counted(again, f'{where} row')} with the text of an earlier one{odd}: {done}")
             if drop:
                 sets[name] = list(first.values())
         leaks = [example for example in sets[TRAIN] if _key(example) in held]
         if leaks:
-            self.notes.append(f"{len(leaks):,} training rows stand in validation too: {done}")
+            self.notes.append(f"{counted(len(leaks), 'training row')} that validation has too: {done}")
             if drop:
                 sets[TRAIN] = [example for example in sets[TRAIN] if _key(example) not in held]
         trained = {_key(example) for example in sets[TRAIN]}
         for name in (name for name in sets if name not in (TRAIN, "")):
             shared = sum(_key(example) in trained for example in sets[name])
             if shared:
-                self.notes.append(f"{shared:,} rows of eval.sets.{name} stand in the training rows too: kept")
+                self.notes.append(f"{counted(shared, 'row')} of eval.sets.{name} that training has too: kept")
+
+    def _check_training(self, sets: dict[str, list[Example]], read: int) -> None:
+        """Refuse training rows that are all gone, or of one label; tell of labels that are dealt unevenly."""
+        training = sets[TRAIN]
+        if not training:
+            raise UserError(
+                f"data: of {read:,} rows none is left to train on: all repeat another's text or are in validation too "
+                "(data.duplicates=keep keeps them)"
+            )
         if self.data.rows is not None:
             self._take(sets, self.data.rows)
+        if self.labels is None:
+            return
+        labels = [str(example.label) for example in sets[TRAIN]]
+        if len(set(labels)) < 2:
+            raise UserError(
+                f"data.label: all {len(labels):,} training rows have the label {labels[0]!r}: there is nothing to tell "
+                "apart"
+            )
+        self.notes += share_notes(labels, [str(example.label) for example in sets[""]])
 
     def _take(self, sets: dict[str, list[Example]], wanted: int) -> None:
         if wanted > len(sets[TRAIN]):
@@ -146,25 +197,31 @@ class ExampleBuilder:
         where = "training" if name == TRAIN else f"eval.sets.{name}" if name else "validation"
         for start in range(0, len(examples), _ROWS_AT_ONCE):
             self.progress(f"tokenising {where}", start, len(examples))
-            for ids, labels, text_bytes, was_cut in self._tokenise(examples[start : start + _ROWS_AT_ONCE]):
-                cut += was_cut
-                if all(label == IGNORED for label in labels):
+            for row in self._tokenise(examples[start : start + _ROWS_AT_ONCE], self.sources.get(name)):
+                cut += row.was_cut
+                if all(label == IGNORED for label in row.labels):
                     empty += 1
                     continue
-                digest.update(np.array([*ids, -1, *labels, -2], np.int32).tobytes())
-                writer.write({"input_ids": ids, "labels": labels, "text_bytes": text_bytes})
-                rows, tokens = rows + 1, tokens + len(ids)
-                targets += sum(label != IGNORED for label in labels)
+                digest.update(np.array([*row.ids, -1, *row.labels, -2], np.int32).tobytes())
+                writer.write({"input_ids": row.ids, "labels": row.labels, "text_bytes": row.text_bytes})
+                rows, tokens = rows + 1, tokens + len(row.ids)
+                targets += sum(label != IGNORED for label in row.labels)
         if not rows:
-            raise UserError(f"{where}: no row has a target within data.sequence_length={self.data.sequence_length}")
+            raise UserError(
+                f"{where}: none of the {len(examples):,} rows has an answer within data.sequence_length="
+                f"{self.data.sequence_length} tokens: take a larger data.sequence_length"
+            )
         writer.finalize()
-        if cut:
-            limit = self.data.sequence_length
-            self.notes.append(f"{cut:,} of {len(examples):,} {where} rows are longer than {limit} tokens: cut there")
-        if empty:
-            self.notes.append(f"{empty:,} {where} rows have no target before that: left out")
+        self._note_cuts(where, cut, empty)
         counts = {"rows": rows, "tokens": tokens, "targets": targets, "tokens_per_row": tokens / rows}
         return counts | self._frequencies(where, examples)
+
+    def _note_cuts(self, where: str, cut: int, empty: int) -> None:
+        if cut:
+            limit = f"data.sequence_length={self.data.sequence_length} tokens"
+            self.notes.append(f"{counted(cut, f'{where} row')} longer than {limit}: cut there")
+        if empty:
+            self.notes.append(f"{counted(empty, f'{where} row')} without an answer before that: left out")
 
     def _frequencies(self, where: str, examples: Sequence[Example]) -> dict[str, Any]:
         """How often each label is, and what its frequency alone would reach."""
@@ -176,35 +233,23 @@ class ExampleBuilder:
         shares = [count / found.total() for count in found.values()]
         return {"majority": max(shares), "label_nats": -sum(share * math.log(share) for share in shares)}
 
-    def _tokenise(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], list[int], float, bool]]:
-        """Tokens, labels, bytes of what the labels stand for, and whether the row was cut."""
-        limit = self.data.sequence_length
-        if self.labels is not None:
-            texts = [example.text for example in examples]
-            plain = {"return_attention_mask": False, "verbose": False}
-            lengths = [len(ids) for ids in self.tokenizer(texts, **plain)["input_ids"]]
-            cut = self.tokenizer(texts, **plain, truncation=True, max_length=limit)["input_ids"]
-            for example, ids, length in zip(examples, cut, lengths, strict=True):
-                yield ids, [self.labels.index(str(example.label))], 0.0, length > limit
+    def _tokenise(self, examples: Sequence[Example], opened: Opened | None) -> Iterator[Encoded]:
+        """The rows of examples: one each, or several of a conversation whose template rewrites earlier turns."""
+        if self.chat is None:
+            assert self.labels is not None
+            limit = self.data.sequence_length
+            rows, lengths = encode_texts(self.tokenizer, [example.text for example in examples], limit)
+            for example, ids, length in zip(examples, rows, lengths, strict=True):
+                yield Encoded(ids, [self.labels.index(str(example.label))], 0.0, length > limit)
             return
         for example in examples:
             try:
-                text, answers = render(example.messages, self.tokenizer)
+                yield from self.chat.encode(
+                    list(example.messages), None if example.tools is None else list(example.tools)
+                )
             except ValueError as problem:
-                raise UserError(f"data.tokenizer: {problem}") from None
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            ids, spans = encoded["input_ids"], encoded["offset_mapping"]
-            # a row of n inputs has n targets: one token more than sequence_length
-            labels = [token if _in(span, answers) else IGNORED for token, span in zip(ids, spans, strict=True)]
-            kept = [span for span, label in zip(spans[1 : limit + 1], labels[1 : limit + 1], strict=True) if label >= 0]
-            size = sum(len(text[start:end].encode()) for start, end in kept)
-            yield ids[: limit + 1], [IGNORED, *labels[1 : limit + 1]], float(size), len(ids) > limit + 1
-
-
-def _in(span: tuple[int, int], answers: Sequence[tuple[int, int]]) -> bool:
-    """Whether a token ends inside an answer: one that straddles its beginning is part of what has to be said."""
-    start, end = span
-    return start < end and any(first < end <= last for first, last in answers)
+                where = (opened or self.sources[TRAIN]).source.where
+                raise UserError(f"{where}: {example.name}: {problem}") from None
 
 
 def _key(example: Example) -> str:

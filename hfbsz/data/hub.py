@@ -10,7 +10,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from hfbsz.data.formats import Columns, Record, check_columns
+from hfbsz.data.formats import class_name
+from hfbsz.data.records import Columns, Record, Tally, check_columns
 from hfbsz.errors import UserError, did_you_mean
 
 _ROWS_AT_ONCE = 1024
@@ -45,17 +46,36 @@ class Hub:
         local = [(str(path.relative_to(self.name)), status.st_size, status.st_mtime_ns) for path, status in files]
         return [local or self.name, self.config, self.split, self.revision]
 
-    def records(self, columns: Columns) -> Iterator[Record]:
+    def class_names(self, column: str) -> list[str] | None:
+        """The names of a ClassLabel."""
+        return self._classes([column]).get(column)
+
+    def _classes(self, columns: Iterable[str]) -> dict[str, list[str]]:
+        import datasets
+
+        features = self._dataset.features or {}
+        found = {column: features.get(column) for column in columns}
+        return {column: list(f.names) for column, f in found.items() if isinstance(f, datasets.ClassLabel)}
+
+    def records(self, columns: Columns, tally: Tally) -> Iterator[Record]:
         """Rows as they are asked for; a stream is read no further than that."""
-        dataset, wanted = self._dataset, list(dict.fromkeys(columns.values()))
+        dataset = self._dataset
         known = dataset.column_names  # None for streams whose columns show only in their rows
         if known is not None:
             check_columns(self.where, columns, known)
-            dataset = dataset.select_columns(wanted)  # others, such as images, need not be decoded
+            tally.columns.update(dict.fromkeys(known))
+            dataset = dataset.select_columns([name for name in columns.read if name in known])  # others, such as
+            # images, need not be decoded
+        classes = self._classes(columns.read)
         with _one_line(self.part, self.name):
             for number, row in enumerate(dataset if self.stream else _one_by_one(dataset)):
                 if known is None:
-                    check_columns(self.where, columns, row)
+                    if not number:
+                        check_columns(self.where, columns, row)
+                    tally.columns.update(dict.fromkeys(row))
+                for column, names in classes.items():
+                    row[column] = class_name(row[column], names, f"{self.where}: row {number}")
+                tally.rows += 1
                 yield Record(f"{self.split}:{number}", row)
 
     @cached_property

@@ -8,11 +8,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from hfbsz.data.cache import cache_folder, keep
-from hfbsz.data.formats import Columns, Record, read_records
+from hfbsz.data.formats import format_of, parquet_classes, read_records
+from hfbsz.data.opening import Format
+from hfbsz.data.records import Columns, Record, Tally
 from hfbsz.errors import UserError, did_you_mean
 
 WEIGHTS = "model.safetensors"
@@ -134,6 +137,7 @@ class Package:
     """The records of a file inside a wheel."""
 
     kept: Kept
+    form: Format = field(default_factory=Format)
 
     @property
     def where(self) -> str:
@@ -146,8 +150,17 @@ class Package:
     def size(self) -> int:
         return self.kept.path.stat().st_size
 
-    def stamp(self) -> tuple[str, str, str]:
-        return self.kept.wanted.package, self.kept.wanted.file, self.kept.sha256
+    def stamp(self) -> list[Any]:
+        given = self.form.given()
+        return [self.kept.wanted.package, self.kept.wanted.file, self.kept.sha256, *([given] if given else [])]
 
-    def records(self, columns: Columns) -> Iterator[Record]:
-        return read_records(self.kept.path, self.kept.wanted.file, columns)
+    def class_names(self, column: str) -> list[str] | None:
+        if format_of(self.kept.path, self.form) != "parquet":
+            return None
+        return parquet_classes(self.kept.path).get(column)
+
+    def records(self, columns: Columns, tally: Tally) -> Iterator[Record]:
+        name = self.kept.wanted.file
+        read = yield from read_records(self.kept.path, name, columns, self.form, tally)
+        if read is not None:
+            tally.note(f"{PurePosixPath(name).name}: {read}")

@@ -9,10 +9,11 @@ from hfbsz.errors import UserError, did_you_mean
 
 
 class Record(NamedTuple):
-    """A row of a source, or a document of a text file."""
+    """A row of a source, or a piece of a text file's document."""
 
     name: str  # the same on every machine: it decides what is held out
     columns: Mapping[str, Any]
+    more: bool = False  # whether the next record continues this document
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from hfbsz.data.needed import Needed
 from hfbsz.data.sources import Opened, open_set, open_source, open_validation
 from hfbsz.data.tokenizer import tokenizer_files
 from hfbsz.errors import RankError, UserError
+from hfbsz.interrupt import scratch
 from hfbsz.plan import Facts
 from hfbsz.recipe import Data, EvalSet
 
-_VERSION = 4  # of the cache's form
+_VERSION = 5  # of the cache's form
 
 
 class Rows:
@@ -104,11 +105,12 @@ def prepare(
     progress: Progress,
     needed: Needed | None = None,
     task: str = "language_modeling",
+    own_labels: Sequence[str] | None = None,
 ) -> Prepared:
     """Rows of the recipe's data, from the cache or made now (by whichever process takes the lock first).
 
-    `needed` says how much of a stream is read. Raises UserError for sources that are missing, empty or no text, and for
-    a full disk; the cache then stays as it was.
+    `needed` says how much of a stream is read; `own_labels` are those of the model's classifier. Raises UserError for
+    sources that are missing, empty or no text, and for a full disk; the cache then stays as it was.
     """
     if data.stream and needed is None:
         raise ValueError("a stream is read only as far as it is needed: say how far")
@@ -117,11 +119,11 @@ def prepare(
         opened[""] = Opened(validation, data)
     opened |= {name: open_set(name, wanted, data) for name, wanted in sets.items()}
     sources = [part.source for part in opened.values()]
-    entry = cache_folder() / _key(data, opened, needed, task)
+    entry = cache_folder() / _key(data, opened, needed, task, own_labels)
     builder: Any = (
         Builder(data, opened, needed, progress)
         if task == "language_modeling"
-        else ExampleBuilder(task, data, opened, progress)
+        else ExampleBuilder(task, data, opened, progress, own_labels)
     )
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -136,14 +138,18 @@ def prepare(
     return _open(entry, data, tuple(note for source in sources for note in source.notes))
 
 
-def _key(data: Data, opened: Mapping[str, Opened], needed: Needed | None, task: str) -> str:
+def _key(
+    data: Data, opened: Mapping[str, Opened], needed: Needed | None, task: str, own_labels: Sequence[str] | None
+) -> str:
     """16 hex digits over all that decides the rows."""
     fields = data.model_dump(mode="json", exclude={"files", "validation_files", "sha256"})
     stamps = {name: part.source.stamp() for name, part in opened.items()}
     own = {name: other for name, part in opened.items() if (other := _other_columns(part.data, data))}
     made_by = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tokenizer_files(data.tokenizer)]
     read = [needed.sequences, needed.tokens] if data.stream and needed is not None else None
-    whole = json.dumps([_VERSION, task, fields, stamps, made_by, read, *([own] if own else [])], sort_keys=True)
+    whole = json.dumps(
+        [_VERSION, task, fields, stamps, made_by, read, *([own] if own else []), own_labels], sort_keys=True
+    )
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
@@ -185,17 +191,14 @@ def _check_space(folder: Path, text_bytes: int) -> None:
 def _build(builder: Any, entry: Path) -> None:
     """Write the cache's entry into a temporary folder and move it into place whole."""
     temporary = entry.with_name(f"{entry.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with scratch(temporary):
+        temporary.mkdir()
         meta = builder.build(temporary)
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
         sizes = {path.name: path.stat().st_size for path in temporary.iterdir() if path.is_file()}
         (temporary / "sizes.json").write_text(json.dumps(sizes))
         shutil.rmtree(entry, ignore_errors=True)  # a damaged one
         temporary.rename(entry)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sample(rows: int, count: int) -> Sequence[int]:

@@ -1,19 +1,21 @@
 """Sources: where records come from: files, a file of a package, or a Hub data set."""
 
-import glob
-import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from hfbsz.data.formats import Columns, Record, read_records
+from hfbsz.data.finding import SourceFile, find_files
+from hfbsz.data.formats import check_fields, format_of, parquet_classes, read_records
 from hfbsz.data.hub import Hub
+from hfbsz.data.opening import Format
 from hfbsz.data.package import Package, Wanted, fetch_file
-from hfbsz.errors import UserError, did_you_mean
+from hfbsz.data.records import Columns, Record, Tally
+from hfbsz.data.tables import Read
+from hfbsz.errors import UserError
 from hfbsz.recipe import Data, EvalSet, Origin
 
 STDLIB = "{stdlib}/**/*.py"
+_AUTO = Format()
 STDLIB_EXCLUDE = ("test", "tests", "idle_test", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__")
 
 
@@ -36,19 +38,13 @@ class Source(Protocol):
         """Plain data that differs where the records may differ."""
         ...
 
-    def records(self, columns: Columns) -> Iterator[Record]:
-        """Every record, with the named columns at least; raises UserError in one line."""
+    def class_names(self, column: str) -> list[str] | None:
+        """The names of a column's classes, where the source has them; its records then hold these names."""
         ...
 
-
-@dataclass(frozen=True)
-class SourceFile:
-    path: Path
-    name: str  # path below the fixed part of the glob, the same on every machine
-
-    def stamp(self) -> tuple[str, int, int]:
-        status = self.path.stat()
-        return self.name, status.st_size, status.st_mtime_ns
+    def records(self, columns: Columns, tally: Tally) -> Iterator[Record]:
+        """Every record, with the needed columns at least; `tally` counts them. Raises UserError in one line."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,16 +54,35 @@ class Files:
     where: str
     files: tuple[SourceFile, ...]
     notes: tuple[str, ...] = ()
+    form: Format = field(default_factory=Format)
 
     def size(self) -> int:
         return sum(file.path.stat().st_size for file in self.files)
 
-    def stamp(self) -> list[tuple[str, int, int]]:
-        return [file.stamp() for file in self.files]
+    def stamp(self) -> list[Any]:
+        given = self.form.given()
+        return [*(file.stamp() for file in self.files), *([given] if given else [])]
 
-    def records(self, columns: Columns) -> Iterator[Record]:
+    def class_names(self, column: str) -> list[str] | None:
+        """Of Parquet files that `datasets` wrote: the first one's, and what others add."""
+        found: dict[str, None] = {}
         for file in self.files:
-            yield from read_records(file.path, file.name, columns)
+            if format_of(file.path, self.form) == "parquet":
+                found.update(dict.fromkeys(parquet_classes(file.path).get(column, ())))
+        return list(found) or None
+
+    def records(self, columns: Columns, tally: Tally) -> Iterator[Record]:
+        reads: dict[str, list[tuple[str, Read]]] = {}
+        for file in self.files:
+            read = yield from read_records(file.path, file.name, columns, self.form, tally)
+            if read is not None:
+                reads.setdefault(read.how, []).append((file.name, read))
+        for alike in reads.values():
+            (first, read), *others = alike
+            for _, other in others:
+                read += other
+            named = f"{len(alike):,} tables ({first} … {alike[-1][0]})" if others else first
+            tally.note(f"{named}: {read}")
 
 
 @dataclass(frozen=True)
@@ -77,10 +92,6 @@ class Opened:
     source: Source
     data: Data
     part: str = "data"
-
-    def columns(self, *names: str) -> dict[str, str]:
-        """The columns that these fields name, by the fields' full names."""
-        return {f"{self.part}.{name}": column for name in names if (column := getattr(self.data, name)) is not None}
 
 
 def open_set(name: str, wanted: EvalSet, data: Data) -> Opened:
@@ -92,58 +103,33 @@ def open_set(name: str, wanted: EvalSet, data: Data) -> Opened:
 def open_source(data: Data) -> Source:
     """The source that a recipe trains on; raises UserError where it is not there."""
     if not data.sources():
-        return open_files("data.files", STDLIB, data.exclude or STDLIB_EXCLUDE)
+        return open_files("data.files", STDLIB, data.exclude or STDLIB_EXCLUDE, Format.of(data, "data"))
     return _open(data, "data", data.exclude, data.stream)
 
 
 def _open(origin: Origin, part: str, exclude: Sequence[str], stream: bool) -> Source:
+    form = Format.of(origin, part)
     if origin.package is not None:
-        return Package(fetch_file(Wanted(part, origin.package, origin.file or "", origin.sha256)))
+        kept = fetch_file(Wanted(part, origin.package, origin.file or "", origin.sha256))
+        check_fields([kept.path], form)
+        return Package(kept, form)
     if origin.files is not None:
-        return open_files(f"{part}.files", origin.files, exclude)
+        return open_files(f"{part}.files", origin.files, exclude, form)
+    if (given := form.given()) and getattr(origin, "validation_files", None) is None:
+        raise UserError(f"{part}.{next(iter(given))} is for files: {part}.hub says itself how its rows are read")
     return Hub(origin.hub or "", origin.hub_config, origin.split, origin.revision, stream, part)
 
 
 def open_validation(data: Data) -> Source | None:
     """The source that validation comes from, where it is not a share of the training source."""
     if data.validation_files is not None:
-        return open_files("data.validation_files", data.validation_files, data.exclude)
+        return open_files("data.validation_files", data.validation_files, data.exclude, Format.of(data, "data"))
     if data.hub is not None and data.validation_split is not None:
         return Hub(data.hub, data.hub_config, data.validation_split, data.revision, data.stream)
     return None
 
 
-def open_files(field: str, patterns: str | Sequence[str], exclude: Sequence[str] = ()) -> Files:
-    return Files(f"{field}: {patterns!r}", tuple(find_files(patterns, exclude, field)))
-
-
-def find_files(
-    patterns: str | Sequence[str], exclude: Sequence[str] = (), field: str = "data.files"
-) -> list[SourceFile]:
-    """The files that globs name, sorted by name; `{stdlib}` is the running Python's own source.
-
-    Folders named in `exclude` are left out. A pattern without a file raises UserError.
-    """
-    found: dict[Path, SourceFile] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        expanded = pattern.replace("{stdlib}", sysconfig.get_path("stdlib"))
-        root = _fixed_part(expanded)
-        paths = [Path(path) for path in glob.glob(expanded, recursive=True)]
-        files = [path for path in paths if path.is_file()]
-        if not files:
-            near = did_you_mean(Path(expanded).name, [path.name for path in root.glob("*")] if root.is_dir() else [])
-            raise UserError(f"{field}: no file matches {pattern!r}{near}")
-        for path in files:
-            name = path.relative_to(root).as_posix() if path != root else path.name
-            if not set(exclude) & set(name.split("/")[:-1]):
-                found[path.resolve()] = SourceFile(path, name)
-    if not found:
-        raise UserError(f"data.exclude: {list(exclude)} leaves no file of {patterns!r}")
-    return sorted(found.values(), key=lambda file: (file.name, str(file.path)))
-
-
-def _fixed_part(pattern: str) -> Path:
-    """The part of a glob before its first wildcard."""
-    parts = Path(pattern).parts
-    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return Path(*parts[:wild]) if wild else Path(".")
+def open_files(field: str, patterns: str | Sequence[str], exclude: Sequence[str] = (), form: Format = _AUTO) -> Files:
+    files, notes = find_files(patterns, exclude, field)
+    check_fields([file.path for file in files], form)
+    return Files(f"{field}: {patterns!r}", tuple(files), tuple(notes), form)

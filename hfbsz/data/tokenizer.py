@@ -4,11 +4,16 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from hfbsz.data.encoding import State, restored, state_of
+from hfbsz.data.intact import damage_of, refuse_pointers
 from hfbsz.errors import UserError
 
 END = "<|endoftext|>"
 _COMPLETE = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")  # AutoTokenizer reads these
+_OF_A_TOKENIZER = (".json", ".txt", ".model", ".jinja")
+_OWN: WeakKeyDictionary[Any, State] = WeakKeyDictionary()  # of each tokenizer that was loaded: as its own file has it
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
@@ -34,20 +39,49 @@ def load_tokenizer(name: str | Path, needs_end: bool = True) -> Any:
 
     One that cannot be had, or marks no document's end where that is needed, raises UserError.
     """
+    folder = Path(name)
+    refuse_pointers(f"data.tokenizer: {str(name)!r}", tokenizer_files(str(name)))
+    if folder.is_dir() and not any((folder / file).is_file() for file in _COMPLETE):
+        tokenizer = _from_vocabulary(folder)
+    else:
+        tokenizer = _complete(str(name), folder)
+        if needs_end and tokenizer.eos_token_id is None:
+            raise UserError(f"data.tokenizer: {str(name)!r} has no end-of-text token to set documents apart")
+        if folder.is_dir() and (folder / "vocab.json").is_file():
+            _check_entries(tokenizer, folder)
+    if tokenizer.is_fast:
+        _OWN[tokenizer] = state_of(tokenizer.backend_tokenizer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+    """Save a tokenizer as it was loaded: with the cut and the padding of its own tokenizer.json, whatever its use here
+    has set. Raises OSError."""
+    if not tokenizer.is_fast:
+        tokenizer.save_pretrained(folder)
+        return
+    with restored(tokenizer.backend_tokenizer, _OWN.get(tokenizer, State())):
+        tokenizer.save_pretrained(folder)
+
+
+def _complete(name: str, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    folder = Path(name)
-    if folder.is_dir() and not any((folder / file).is_file() for file in _COMPLETE):
-        return _from_vocabulary(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
-    except (OSError, ValueError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise UserError(f"data.tokenizer: {str(name)!r} cannot be loaded: {reason}") from None
-    if needs_end and tokenizer.eos_token_id is None:
-        raise UserError(f"data.tokenizer: {str(name)!r} has no end-of-text token to set documents apart")
-    if folder.is_dir() and (folder / "vocab.json").is_file():
-        _check_entries(tokenizer, folder)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as problem:  # the Rust side raises Exception itself
+        for path in tokenizer_files(name):
+            if reason := damage_of(path):
+                raise UserError(f"data.tokenizer: {name!r}: {path.name} {reason}") from None
+        if "sentencepiece" in str(problem) and "install" in str(problem):
+            raise UserError(f"data.tokenizer: {name!r} needs a package: pip install sentencepiece tiktoken") from None
+        reason = (str(problem) or type(problem).__name__).splitlines()[0]
+        raise UserError(f"data.tokenizer: {name!r} cannot be loaded: {reason}") from None
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UserError(
+            f"data.tokenizer: {name!r} gave special tokens alone: its vocabulary (tokenizer.json, or the file of its "
+            "kind) is not there"
+        )
     return tokenizer
 
 
@@ -59,7 +93,7 @@ def tokenizer_files(name: str | None) -> list[Path]:
     """The files that decide what a tokenizer's folder gives; none for a Hub id."""
     if name is None or not Path(name).is_dir():
         return []
-    return sorted(path for path in Path(name).iterdir() if path.suffix in (".json", ".txt", ".model"))
+    return sorted(path for path in Path(name).iterdir() if path.suffix in _OF_A_TOKENIZER)
 
 
 def _from_vocabulary(folder: Path) -> Any:

@@ -1,6 +1,8 @@
 """Tokens of documents to rows in an Arrow file."""
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,16 @@ import numpy as np
 from hfbsz.recipe import Data
 
 _TOKENS_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Tokens of a document, or of a piece of one; with the end-of-text token where it `ends`."""
+
+    tokens: np.ndarray
+    bytes: int
+    begins: bool
+    ends: bool
 
 
 class RowWriter:
@@ -26,26 +38,40 @@ class RowWriter:
         self._arrow = ArrowWriter(path=str(path), features=features)
         self._stride, self._pack, self._end, self._keep_tail = data.sequence_length, data.pack, end, keep_tail
         self._within = data.pack and data.attend == "within"
-        self._pending: list[np.ndarray] = []  # tokens of documents that are not written
-        self._bytes: list[int] = []  # and their bytes of text
+        self._pending: list[_Part] = []  # what is not written
         self._left: tuple[np.ndarray, np.ndarray] = np.empty(0, np.int32), np.empty(0)  # tokens, shares: a row's start
+        self._done = 0  # tokens of the document that goes on
+        self._open = False  # whether one does
         self.documents = self.bytes = self.tokens = self.rows = self.inputs = 0
         self.frequencies, self.digest = np.zeros(vocabulary, np.int64), hashlib.sha256()
 
-    def add(self, ids: list[int], raw: bytes) -> None:
-        """A document's tokens, without the end-of-text token, and its text."""
-        tokens = np.empty(len(ids) + 1, np.int32)
-        tokens[:-1], tokens[-1] = ids, self._end
-        self._pending.append(tokens)
-        self._bytes.append(len(raw))
+    def add(self, ids: Sequence[int], raw: bytes, more: bool = False) -> None:
+        """A document's tokens, without the end-of-text token, and its text; or a piece of one, where `more` says
+        whether the next call continues it."""
+        tokens = np.empty(len(ids) + (not more), np.int32)
+        tokens[: len(ids)] = ids
+        if not more:
+            tokens[-1] = self._end
+        part = _Part(tokens, len(raw), begins=not self._open, ends=not more)
         self.digest.update(hashlib.sha256(raw).digest() + hashlib.sha256(tokens.tobytes()).digest())
         waiting = self.tokens // _TOKENS_AT_ONCE
-        self.documents, self.bytes, self.tokens = self.documents + 1, self.bytes + len(raw), self.tokens + len(tokens)
+        self.documents, self.bytes, self.tokens = (
+            self.documents + part.ends,
+            self.bytes + len(raw),
+            self.tokens + len(tokens),
+        )
         if self._pack:
             self.rows = (self.tokens - 1) // self._stride
             self.inputs = self.rows * self._stride
         else:
-            self.rows, self.inputs = self.rows + -(-len(ids) // self._stride), self.inputs + len(ids)
+            done = self._done + len(ids)
+            self.rows += -(-done // self._stride) - -(-self._done // self._stride)
+            self.inputs, self._done = self.inputs + len(ids), 0 if part.ends else done
+        self._open = more
+        if self._pack or (part.begins and part.ends):
+            self._pending.append(part)
+        else:
+            self._continue(part)
         if self.tokens // _TOKENS_AT_ONCE > waiting:
             self._flush()
 
@@ -68,10 +94,11 @@ class RowWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        lengths = np.array([len(tokens) for tokens in self._pending])
-        tokens, shares = np.concatenate(self._pending), self._shares(lengths)
+        lengths = np.array([len(part.tokens) for part in self._pending])
+        tokens = np.concatenate([part.tokens for part in self._pending])
+        shares = np.concatenate([self._shares(part) for part in self._pending])
         self.frequencies += np.bincount(tokens, minlength=len(self.frequencies))
-        self._pending, self._bytes = [], []
+        self._pending = []
         if self._pack:
             tokens, shares = np.concatenate([self._left[0], tokens]), np.concatenate([self._left[1], shares])
             starts = np.arange(0, (len(tokens) - 1) // self._stride * self._stride, self._stride)
@@ -85,13 +112,25 @@ class RowWriter:
             last = np.repeat(first + lengths, [len(place) for place in places])
             self._write(tokens, shares, starts, np.minimum(starts + self._stride + 1, last))
 
-    def _shares(self, lengths: np.ndarray) -> np.ndarray:
-        """Bytes of text that each token stands for: its document's mean; 0 for the end, and for a first token that no
-        row counts because its target is masked."""
-        shares = np.repeat(np.array(self._bytes) / np.maximum(1, lengths - 1), lengths)
-        shares[np.cumsum(lengths) - 1] = 0
-        if self._within:
-            shares[np.cumsum(lengths) - lengths] = 0
+    def _continue(self, part: "_Part") -> None:
+        """Ragged rows of a document that comes in pieces: those that are whole, and at its end the last one too."""
+        self._flush()  # documents before it
+        self.frequencies += np.bincount(part.tokens, minlength=len(self.frequencies))
+        tokens = np.concatenate([self._left[0], part.tokens])
+        shares = np.concatenate([self._left[1], self._shares(part)])
+        stop = len(tokens) - 1 if part.ends else max(0, len(tokens) - 1) // self._stride * self._stride
+        starts = np.arange(0, stop, self._stride)
+        self._write(tokens, shares, starts, np.minimum(starts + self._stride + 1, len(tokens)))
+        self._left = (np.empty(0, np.int32), np.empty(0)) if part.ends else (tokens[stop:].copy(), shares[stop:].copy())
+
+    def _shares(self, part: "_Part") -> np.ndarray:
+        """Bytes of text that each token stands for: the part's mean; 0 for the end, and for a first token that no row
+        counts because its target is masked."""
+        shares = np.full(len(part.tokens), part.bytes / max(1, len(part.tokens) - part.ends))
+        if part.ends:
+            shares[-1] = 0
+        if self._within and part.begins:
+            shares[:1] = 0
         return shares
 
     def _write(self, tokens: np.ndarray, shares: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:

@@ -10,8 +10,8 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatt
 
 from hfbsz.experiment.figures import Look, Picture, canvas, families, in_runs, looks
 from hfbsz.experiment.results import ArmResult, Experiment
+from hfbsz.report.evaluations import LOSS
 from hfbsz.report.figures import CARD, INK, svg, tick
-from hfbsz.report.overfit import LOSS
 from hfbsz.report.runs import STEPS, TOKENS, Array, RunData
 
 
@@ -37,7 +37,7 @@ def curves(experiment: Experiment) -> list[Picture]:
     for axis, (label, caption) in about.items():
         with canvas(axis, height=1.2 + 2 * len(groups)) as figure:
             cut = _panels(figure, groups, looks(experiment), axis)
-            figure.supylabel("validation loss (nats/target)", fontsize=10.5, color=INK)
+            figure.supylabel("validation loss, fixed part (nats/target)", fontsize=10.5, color=INK)
             figure.axes[-1].set_xlabel(label)
             drawn = svg(figure, f"validation loss (nats/target) over {label}")
         high = " The axis is cut above the fall of the first third." if cut else ""
@@ -82,11 +82,10 @@ def _panels(figure: Figure, groups: Mapping[str, Sequence[ArmResult]], look: Map
 
 
 def _curves(result: ArmResult, axis: str) -> list[tuple[Array, Array]]:
-    """(x, loss) of each run that has one: on the fixed part, or, where only wholes were evaluated, on these."""
+    """(x, loss) of each run that has one, on the fixed part of validation."""
     found = []
     for run in (outcome.run for outcome in result.outcomes if outcome.run is not None):
-        x, y = run.series(LOSS, axis, full=False)
-        x, y = (x, y) if len(x) else run.series(LOSS, axis)
+        x, y = run.series(LOSS, axis)
         if np.isfinite(y).any():
             found.append((x[np.isfinite(y)], y[np.isfinite(y)]))
     return found

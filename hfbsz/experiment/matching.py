@@ -6,6 +6,7 @@ so each run hands over the checkpoint whose loss is nearest to the others'.
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 from hfbsz.errors import UserError
 from hfbsz.experiment.jobs import Job
 from hfbsz.folder import write_text
-from hfbsz.report.runs import STEPS, is_number, read_run
+from hfbsz.report.evaluations import LOSS, is_evaluation
+from hfbsz.report.runs import STEPS, read_run
 
 _MARK = "handed_over.json"
 
@@ -81,10 +83,9 @@ def candidates(job: Job) -> list[Candidate]:
     if run.status.get("state") != "finished":
         raise UserError(f"{job.folder}: the pretraining has not finished: its log, {job.log}, says why")
     losses = {
-        int(record[STEPS]): float(record["eval/loss"])
+        int(record[STEPS]): float(record[LOSS])
         for record in run.records
-        if record.get("event") == "eval" and is_number(record.get("eval/loss"))
-        if not record.get("eval/full") and not record.get("eval/best")
+        if is_evaluation(record) and math.isfinite(record[LOSS])
     }
     found = [
         Candidate(step, loss, path)

@@ -14,7 +14,8 @@ from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.measure.evidence import Finding, findings
 from hfbsz.measure.factorial import Effect, effects
 from hfbsz.measure.trials import Arm, Comparison, Trial, compare
-from hfbsz.report.overfit import LOSS, best_evaluation, kept_evaluation, overfitting_of, validation_curve
+from hfbsz.report.evaluations import LOSS, best_evaluation, kept_of, not_better, validation_curve
+from hfbsz.report.overfit import overfitting_of
 from hfbsz.report.runs import CLOCK, SECONDS, STEPS, RunData, is_number, read_run
 
 _OF_BATCH = ("batch.size=", "batch.start=", "batch.ramp=", "batch.micro_max=")
@@ -47,6 +48,7 @@ def outcome_of(folder: Path, seed: int, state: str | None = None, why: str | Non
         seen.onset.epoch if seen is not None and seen.onset is not None else None,
         best[SECONDS] if best else None,
         statistics.fmean(padding) if padding else None,
+        not_better(run),
     )
 
 
@@ -79,17 +81,19 @@ def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
     run = outcome.run
     if run is None or outcome.state != "finished":
         return None
-    kept, best, seen = kept_evaluation(run), best_evaluation(run), overfitting_of(run)
+    kept, best, seen = kept_of(run), best_evaluation(run), overfitting_of(run)
+    if kept is None:
+        return None
     speeds = run.values("perf/tokens_per_second")[1:]
-    shifted = [value for name, value in kept.items() if name.count("/") == 2 and name.endswith("/loss")]
+    shifted = [value for name, value in kept.values.items() if name.endswith("/loss")]
     return Trial(
         arm,
         outcome.seed,
         best_loss=best[LOSS] if best else None,
-        final_loss=kept[LOSS],
-        gap=seen.last.gap if seen is not None else None,
+        final_loss=kept.loss,
+        gap=None if seen is None else seen.last.gap if seen.lost is None else math.nan,
         shifted_loss=statistics.fmean(shifted) if shifted else None,
-        accuracy=kept.get("eval/accuracy"),
+        accuracy=kept.values.get("accuracy"),
         steps_to_target=None if target is None else _reached(run, target, STEPS),
         seconds_to_target=None if target is None else _reached(run, target, SECONDS),
         tokens_per_second=statistics.median(speeds) if speeds else None,
@@ -100,8 +104,9 @@ def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
 
 
 def target_of(arms: Sequence[tuple[Arm, Sequence[Outcome]]]) -> float | None:
-    """The lowest validation loss (fixed part, nats/target) that every finished run of the arms reached: of the tuned
-    arms alone, where there are any, for an arm at a wrong rate would set a target that says nothing of the batch."""
+    """The lowest validation loss (fixed part, nats/target) that every finished run of the arms reached, but those that
+    were never better than before training: of the tuned arms alone, where there are any, for an arm at a wrong rate
+    would set a target that says nothing of the batch."""
     tuned = [outcomes for arm, outcomes in arms if arm.tuned] or [outcomes for _, outcomes in arms]
     runs = [outcome.run for outcomes in tuned for outcome in outcomes if outcome.run and outcome.state == "finished"]
     lowest = [best[LOSS] for best in map(best_evaluation, runs) if best is not None]
@@ -141,7 +146,7 @@ def gather(stands: Experiment, asked: Sequence[tuple[ArmResult, Sequence[str], b
     trials = [trial for result in arms for trial in result.trials]
     once = [trial for result in replace(stands, arms=arms).distinct for trial in result.trials]
     baseline = next((result.arm for result in arms if result.trials), None)
-    notes = [*stands.notes, *_of_speed(arms, stands.jobs)]
+    notes = [*stands.notes, *_of_quality(arms), *_of_speed(arms, stands.jobs)]
     found: tuple[Finding, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     of_both: tuple[Effect, ...] = ()
@@ -171,6 +176,23 @@ def _told_apart(known: list[tuple[ArmResult, Arm | None]]) -> list[tuple[ArmResu
         (result, replace(arm, variant=result.words) if arm is not None and count[arm] > 1 else arm)
         for result, arm in known
     ]
+
+
+def _of_quality(arms: Sequence[ArmResult]) -> list[str]:
+    """What a reader must know before they compare losses: runs that training made no better, and losses of a part."""
+    told = []
+    for result in arms:
+        runs = [one for one in result.outcomes if one.trial is not None]
+        if lost := [one for one in runs if one.not_better is not None]:
+            told.append(f"{result.words}: {len(lost)} of {len(runs)} runs {lost[0].not_better} (seed {lost[0].seed})")
+    ended = [outcome.run for result in arms for outcome in result.outcomes if outcome.trial and outcome.run]
+    kept = [kept_of(run) for run in ended]
+    parts = [one for one in kept if one is not None and not one.whole]
+    if parts and len(parts) < len(kept):
+        told.append(f"losses of {len(parts)} of {len(kept)} runs are of a fixed part of validation, the others of all")
+    elif parts:
+        told.append("losses of the kept models are of a fixed part of validation (eval.full=false)")
+    return told
 
 
 def _of_speed(arms: Sequence[ArmResult], jobs: int) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.experiment.jobs import split_values, words_of
-from hfbsz.loading import ROOTS, find_preset, read_yaml
+from hfbsz.loading import read_yaml
+from hfbsz.presets import ROOTS, find_preset
 from hfbsz.recipe import fields
 
 OPTIONS = {

@@ -12,7 +12,7 @@ from typing import Any
 from hfbsz.measure.evidence import Finding
 from hfbsz.measure.factorial import Effect
 from hfbsz.measure.trials import Arm, Comparison, Trial
-from hfbsz.report.overfit import LOSS, kept_evaluation
+from hfbsz.report.evaluations import kept_of
 from hfbsz.report.runs import SECONDS, RunData, is_number
 
 
@@ -27,11 +27,12 @@ class Outcome:
     share: float = 0.0  # of its budget that is done, 0 to 1
     run: RunData | None = None  # its records; None: it has none yet
     trial: Trial | None = None  # None: it has not finished
-    best_step: int | None = None  # of the lowest validation loss (fixed part)
+    best_step: int | None = None  # of the lowest validation loss (fixed part); None: none below that before training
     best_epoch: float | None = None
     onset_epoch: float | None = None  # of the onset of overfitting; None: none was sure
     seconds_to_best: float | None = None  # training time until then
     padding: float | None = None  # share of padding among the positions computed
+    not_better: str | None = None  # where the model is no better than before training: what is to be said of it
 
     @property
     def ended(self) -> bool:
@@ -48,7 +49,8 @@ class Outcome:
         """Validation loss of the model that a finished run keeps, nats/target; NaN: diverged."""
         if self.run is None or self.state != "finished":
             return None
-        return float(kept_evaluation(self.run)[LOSS])
+        kept = kept_of(self.run)
+        return kept.loss if kept is not None else None
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,8 @@ def _row(result: ArmResult) -> dict[str, Any]:
     trials = result.trials
     losses = [trial.final_loss for trial in trials if trial.final_loss is not None]
     last = [outcome.run for outcome in result.outcomes if outcome.run is not None and outcome.trial is not None]
-    bits = [
-        kept["eval/bits_per_byte"] for kept in map(kept_evaluation, last) if is_number(kept.get("eval/bits_per_byte"))
-    ]
+    kept = [one.values for one in map(kept_of, last) if one is not None]
+    bits = [values["bits_per_byte"] for values in kept if is_number(values.get("bits_per_byte"))]
     finite = bool(losses) and all(map(math.isfinite, losses))
     seconds = [longest for longest in (run.largest(SECONDS) for run in last) if longest is not None]
     return {

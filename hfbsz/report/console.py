@@ -3,10 +3,12 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
+from rich.text import Text
 
 from hfbsz.amounts import short
 from hfbsz.explain import explain
@@ -19,8 +21,8 @@ class Console:
 
     QUIET_SECONDS = 10.0  # between lines of progress off a terminal
 
-    def __init__(self) -> None:
-        self.out = RichConsole(highlight=False)
+    def __init__(self, file: TextIO | None = None) -> None:
+        self.out = RichConsole(file=file, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"))
         self._progress = Progress(*columns, TimeRemainingColumn(), console=self.out, transient=True)
         self._task: TaskID | None = None
@@ -39,6 +41,13 @@ class Console:
     def plan(self, name: str, plan: Plan, notes: Sequence[str]) -> None:
         self.title(f"plan of {name}")
         self.line("\n".join([explain(plan), *(f"note      {note}" for note in notes)]))
+
+    def preview(self, lines: Sequence[str]) -> None:
+        """A few rows as the model gets them; what stands between ⟦ and ⟧ is learnt."""
+        for line in lines:
+            text = Text(line)
+            text.highlight_regex("⟦[^⟧]*⟧", "bold green")
+            self.out.print(text, soft_wrap=True)
 
     def work(self, label: str, done: float, total: float, state: str = "") -> None:
         """Show progress of some long work; a new label starts a new bar."""
@@ -80,14 +89,15 @@ class Console:
                 parts.append(f"{value:.4f} bits/byte")
             elif last == "accuracy":
                 parts.append(f"accuracy {value:.3f}")
-        if "overfit/train_loss" in values:
-            parts.append(f"training rows {values['overfit/train_loss']:.4f} (gap {values['overfit/gap']:+.4f})")
-        if values.get("overfit/best_step") == reading.step:
+        loss, train = values.get("eval/loss"), values.get("overfit/train_loss")
+        if isinstance(loss, float) and isinstance(train, float):  # the gap is that of the numbers beside it
+            parts.append(f"training rows {train:.4f} (gap {round(loss, 4) - round(train, 4):+.4f})")
+        if reading.step and values.get("overfit/best_step") == reading.step:
             parts.append("the best so far")
+        if isinstance(loss, float) and isinstance(change := values.get("overfit/change"), float) and not change < 0:
+            parts.append(f"not better than before training ({loss - change:.4f} at step 0)")
         if "overfit/onset_step" in values:
             parts.append(f"overfitting since step {values['overfit/onset_step']:,.0f}")
-        if "eval/best" in values:
-            parts.append("(best weights)")
         self._last_line = time.monotonic()
         self.line("  ".join(parts))
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from hfbsz.amounts import short
 from hfbsz.record import unit
-from hfbsz.report.runs import SECONDS, STEPS, TOKENS, Array, RunData
+from hfbsz.report.runs import SECONDS, STEPS, TOKENS, Array, RunData, is_number
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008, without the palest
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.2, 1.5), (7, 2, 1.2, 2))  # for runs beyond the palette
@@ -48,7 +48,7 @@ def pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
         "rate": (TOKENS, ("train/learning_rate",), "learning rate (no unit)"),
         "accumulation": (TOKENS, ("batch/accumulation",), f"accumulation ({unit('batch/accumulation')} per step)"),
     }
-    sets = {metric for run in runs for record in run.records for metric in record if re.match("eval/.+/loss", metric)}
+    sets = {metric for run in runs for record in run.records for metric in record if re.match("eval/.+/loss$", metric)}
     wanted |= {metric.removesuffix("/loss"): (TOKENS, (metric,), loss) for metric in sorted(sets)}
     pictures = {}
     for name, (axis, metrics, label) in wanted.items():
@@ -98,10 +98,10 @@ def _draw(axes: Axes, run: RunData, place: int, axis: str, scale: float, metric:
     colour, dashes = style(place)
     line: dict[str, Any] = {"color": colour, "linestyle": (0, dashes) if dashes else "-"}
     if metric.startswith("eval/"):
-        for full, mark in ((False, "o"), (True, "D")):
-            x, y = run.series(metric, axis, full)
-            face = CARD if full else colour
-            axes.plot(x / scale, y, marker=mark, markersize=6 if full else 4, markerfacecolor=face, zorder=3, **line)
+        x, y = run.series(metric, axis)
+        axes.plot(x / scale, y, marker="o", markersize=4, zorder=3, **line)
+        x, y = whole_sets(run, metric, axis)
+        axes.plot(x / scale, y, "D", markersize=6, color=colour, markerfacecolor=CARD, zorder=4)
         return
     x, y = run.series(metric, axis)
     if not len(x):
@@ -114,6 +114,19 @@ def _draw(axes: Axes, run: RunData, place: int, axis: str, scale: float, metric:
     x, y = _means(x, y)
     mark = "." if len(x) == 1 else ""
     axes.plot(x / scale, y, marker=mark, alpha=0.45 if metric == "train/loss" else 1, **line)
+
+
+def whole_sets(run: RunData, metric: str, axis: str) -> tuple[Array, Array]:
+    """What `full/…` says of an `eval/…`, over the moment at which its weights were trained."""
+    moments = {record.get(STEPS): record.get(axis) for record in run.records if record.get("event") == "eval"}
+    name = metric.replace("eval/", "full/", 1)
+    found = [
+        (x, record[name])
+        for record in run.records
+        if is_number(x := moments.get(record.get("model/step"), record.get(axis))) and is_number(record.get(name))
+    ]
+    x, y = np.array(found, dtype=float).reshape(-1, 2).T
+    return x, np.where(np.isfinite(y), y, np.nan)
 
 
 def _means(x: Array, y: Array) -> tuple[Array, Array]:
@@ -130,10 +143,10 @@ def loss_range(runs: Sequence[RunData]) -> tuple[float | None, float | None, flo
     """
     every, tops = [], []
     for run in runs:
-        for metric in _LOSSES:
-            x, y = _means(*run.series(metric, TOKENS))
+        curves = [(metric, _means(*run.series(metric, TOKENS))) for metric in _LOSSES]
+        for metric, (x, y) in [*curves, ("full/loss", whole_sets(run, "eval/loss", TOKENS))]:
             x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-            late = y[x > 0.05 * (run.largest(TOKENS) or 0)]
+            late = y[x > 0.05 * (run.largest(TOKENS) or 0)] if metric in _LOSSES else y
             every += y.tolist()
             tops += [np.quantile(late, 0.95 if metric == "train/loss" else 1)] if late.size else []
     if not tops:

@@ -14,23 +14,33 @@ import jinja2
 from hfbsz.amounts import short
 from hfbsz.errors import UserError
 from hfbsz.explain import explain
+from hfbsz.report.evaluations import (
+    LOSS,
+    Kept,
+    best_evaluation,
+    held_weights,
+    is_evaluation,
+    kept_of,
+    not_better,
+    stopped_early,
+)
 from hfbsz.report.figures import loss_range, pictures, style
-from hfbsz.report.overfit import held_weights, of_best_weights, overfitting_of, stopped_early
+from hfbsz.report.overfit import overfitting_of
 from hfbsz.report.panel import loss_limits, panel
 from hfbsz.report.runs import SECONDS, STEPS, TOKENS, RunData, is_number, names, read_run
 from hfbsz.resolve import from_dict
 
 # what an evaluation may say beside its loss: (metric, heading, unit or range, what it is, form)
 MEASURES = (
-    ("eval/accuracy", "Accuracy", "share of rows", "share of rows", ".3f"),
-    ("eval/macro_f1", "Macro F1", "0 to 1", "mean over labels, 0 to 1", ".3f"),
-    ("eval/matthews", "Matthews correlation", "−1 to 1", "−1 to 1, chance is 0", ".3f"),
-    ("eval/calibration_error", "Calibration error", "best is 0", "confidence − accuracy, best is 0", ".3f"),
-    ("eval/bits_per_byte", "Bits per byte", "bits/byte", "bits/byte, compares across tokenizers", ".4f"),
-    ("eval/perplexity", "Perplexity", "no unit", "exp(loss), no unit", ".4g"),
-    ("eval/extractable", "Extractable", "share of rows", "share of rows, word for word", ".3f"),
+    ("accuracy", "Accuracy", "share of rows", "share of rows", ".3f"),
+    ("macro_f1", "Macro F1", "0 to 1", "mean over labels, 0 to 1", ".3f"),
+    ("matthews", "Matthews correlation", "−1 to 1", "−1 to 1, chance is 0", ".3f"),
+    ("calibration_error", "Calibration error", "best is 0", "confidence − accuracy, best is 0", ".3f"),
+    ("bits_per_byte", "Bits per byte", "bits/byte", "bits/byte, compares across tokenizers", ".4f"),
+    ("perplexity", "Perplexity", "no unit", "exp(loss), no unit", ".4g"),
+    ("extractable", "Extractable", "share of rows", "share of rows, word for word", ".3f"),
 )
-_OTHERS = ("eval/loss", "eval/targets", "eval/seconds", "eval/full", "eval/best")
+_OTHERS = ("loss", "rows", "targets", "seconds")
 
 
 def environment(*folders: Path) -> jinja2.Environment:
@@ -94,12 +104,9 @@ def write(folders: Sequence[Path], out: Path | None) -> Path:
 def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
     """What the page says of a run in words and numbers; None: not known."""
     plan = run.plan
-    evaluations = [
-        record for record in run.records if is_number(record.get("eval/loss")) and not record.get("eval/best")
-    ]
-    last = max(evaluations, key=lambda record: (record.get(STEPS, 0), record.get("eval/full", 0)), default={})
-    best = of_best_weights(run)
-    told = last if best is None else best
+    kept = kept_of(run)
+    curve = [record for record in run.records if is_evaluation(record)]
+    last = curve[-1] if curve else {}
     tokens, steps, seconds = (run.largest(axis) for axis in (TOKENS, STEPS, SECONDS))
     return {
         "name": name,
@@ -107,10 +114,13 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
         "dashes": " ".join(map(str, style(place)[1])),
         "state": run.status.get("state", "unknown"),
         "why": run.status.get("why"),
-        "loss": told.get("eval/loss", math.nan),
-        "full": bool(told.get("eval/full")),
-        "evaluation": told,
-        "of_best": best is not None,
+        "loss": kept.loss if kept else math.nan,
+        "full": kept is not None and kept.whole,
+        "evaluation": kept.values if kept else {},
+        "kept": kept,
+        "fixed_part": _fixed_part(kept, best_evaluation(run)) if kept else "",
+        "not_better": not_better(run),
+        "of_best": held_weights(run) == "best",
         "last_evaluation": last,
         "overfitting": overfitting_of(run),
         "held": held_weights(run),
@@ -130,13 +140,23 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
     }
 
 
+def _fixed_part(kept: Kept, best: Mapping[str, Any] | None) -> str:
+    """What is to be known of a loss on the fixed part beside one on all rows."""
+    rows = f"{kept.fixed['rows']:,} rows, the same" if "rows" in kept.fixed else "the same rows"
+    if best is None:
+        return f"{rows} at every evaluation"
+    if best[STEPS] == kept.step:
+        return f"{rows} at every evaluation: this is the best"
+    return f"{rows} at every evaluation: the best is {best[LOSS]:.4f} at step {best[STEPS]:,}"
+
+
 def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str, str]]:
     """Those of `MEASURES` that a run has, then further metrics that a recipe named."""
     found = {name for evaluation in evaluations for name in evaluation if is_number(evaluation[name])}
     known = {name for name, *_ in MEASURES} | set(_OTHERS)
-    further = sorted(name for name in found - known if name.startswith("eval/") and name.count("/") == 1)
+    further = sorted(name for name in found - known if "/" not in name)
     return [measure for measure in MEASURES if measure[0] in found] + [
-        (name, name.removeprefix("eval/"), "own unit", "in its own unit", ".4g") for name in further
+        (name, name, "own unit", "in its own unit", ".4g") for name in further
     ]
 
 

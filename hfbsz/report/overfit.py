@@ -1,15 +1,14 @@
-"""What the evaluations of a run say: of the model it keeps, of its best moment, and whether it overfitted, in words."""
+"""Whether a run overfitted, since when and by how much, in numbers and words."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hfbsz.report.evaluations import LOSS, is_evaluation
 from hfbsz.report.runs import CLOCK, STEPS, TOKENS, RunData, is_number
 
-TRAIN, GAP, RISE = "overfit/train_loss", "overfit/gap", "overfit/rise"
-LOSS = "eval/loss"
-BEST, ONSET = "overfit/best_step", "overfit/onset_step"
+TRAIN, ONSET = "overfit/train_loss", "overfit/onset_step"
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,15 @@ class Moment:
     train: float
     validation: float
     accuracy: float | None
-    whole: bool  # the accuracy is of the whole validation set
 
     @property
     def gap(self) -> float:
         return self.validation - self.train
+
+    @property
+    def shown_gap(self) -> float:
+        """The difference of both losses as they are shown, to four digits."""
+        return round(self.validation, 4) - round(self.train, 4)
 
     def __str__(self) -> str:
         return f"step {self.step:,}" + ("" if self.epoch is None else f" (epoch {self.epoch:.2f})")
@@ -37,18 +40,36 @@ class Overfitting:
     """The evaluations of a run in order, and the moments that matter."""
 
     moments: tuple[Moment, ...]
-    best: Moment
+    best: Moment  # the lowest validation loss; of step 0: nothing is better than before training
     onset: Moment | None  # where overfitting began
     sure: Moment | None  # the evaluation that made it sure
     rise: float  # validation loss of the last evaluation − that of the best, nats/target
+    lost: int | None = None  # step of the last evaluation, where its loss was not finite: it is none of `moments`
 
     @property
     def last(self) -> Moment:
         return self.moments[-1]
 
     @property
+    def better(self) -> bool:
+        """Whether any evaluation is better than before training."""
+        return self.best.step > 0
+
+    @property
+    def lowest_after(self) -> Moment:
+        """The lowest validation loss after the first step."""
+        return min((moment for moment in self.moments if moment.step), key=lambda moment: moment.validation)
+
+    @property
     def verdict(self) -> str:
         """What came of it, in a sentence or two."""
+        if self.lost is not None:
+            return f"The last evaluation, at step {self.lost:,}, is not finite: the run diverged."
+        if not self.better:
+            return (
+                f"Not better than before training: the validation loss was {self.best.validation:.4f} nats/target at "
+                f"step 0, and {self.lowest_after.validation:.4f} at its lowest since, at {self.lowest_after}."
+            )
         change = "has fallen" if self.last.train < self.best.train else "has risen"
         if self.onset is not None and self.onset == self.best and self.rise > 0:
             return (
@@ -73,88 +94,27 @@ def overfitting_of(run: RunData) -> Overfitting | None:
         return None
     records = [found[step] for step in sorted(found)]
     moments = tuple(_moment(record, run.rows) for record in records)
-    lowest = min(moments, key=lambda moment: moment.validation)
-    best = _at(moments, records[-1].get(BEST)) or lowest
+    best = min(moments, key=lambda moment: moment.validation)
     dated = [(record[ONSET], moment) for record, moment in zip(records, moments, strict=True) if _finite(record, ONSET)]
-    onset = _at(moments, dated[-1][0]) if dated else None
+    onset = _at(moments, dated[-1][0]) if dated and best.step else None
     sure = next((moment for step, moment in dated if step == dated[-1][0]), None)
-    rise = records[-1][RISE] if _finite(records[-1], RISE) else moments[-1].validation - best.validation
-    return Overfitting(moments, best, onset, sure, rise)
-
-
-def of_best_weights(run: RunData) -> Mapping[str, Any] | None:
-    """The evaluation of the best weights, which the saved model holds; None where it holds the last ones."""
-    evaluations = [record for record in run.records if record.get("event") == "eval"]
-    return evaluations[-1] if evaluations and evaluations[-1].get("eval/best") else None
-
-
-def kept_evaluation(run: RunData) -> Mapping[str, Any]:
-    """The evaluation of the model that a finished run keeps."""
-    return of_best_weights(run) or [record for record in run.records if _is_evaluation(record)][-1]
-
-
-def _is_evaluation(record: Mapping[str, Any]) -> bool:
-    return record.get("event") == "eval" and is_number(record.get(LOSS)) and not record.get("eval/best")
-
-
-def validation_curve(run: RunData) -> list[Mapping[str, Any]]:
-    """Evaluations of the fixed part in order, from the first step on; `eval/loss` is that of the fixed part in each."""
-    records: list[Mapping[str, Any]] = []
-    for record in run.records:
-        if not (_is_evaluation(record) and record[STEPS]):
-            continue
-        if is_number(record.get(GAP)):
-            records.append({**record, LOSS: record[TRAIN] + record[GAP]})
-        elif not record.get("eval/full"):
-            records.append(record)
-    return records
-
-
-def best_evaluation(run: RunData) -> Mapping[str, Any] | None:
-    """The evaluation of the lowest validation loss (fixed part)."""
-    finite = [record for record in validation_curve(run) if math.isfinite(record[LOSS])]
-    return min(finite, key=lambda record: record[LOSS], default=None)
-
-
-def held_weights(run: RunData) -> str | None:
-    """Which weights the saved model holds; None where none is saved yet."""
-    if of_best_weights(run) is not None:
-        return "best"
-    return "last" if run.status.get("state") in ("finished", "preempted") else None
-
-
-def stopped_early(run: RunData) -> bool | None:
-    """Whether a run ended by its own choice before its budget did; None while that is open."""
-    clock, planned = run.largest(CLOCK), run.plan.get("sequences")
-    if run.status.get("state") != "finished" or clock is None or not is_number(planned):
-        return None
-    return clock < planned
+    newest = [record for record in run.records if is_evaluation(record)][-1]
+    lost = None if _usable(newest) else int(newest[STEPS])
+    return Overfitting(moments, best, onset, sure, moments[-1].validation - best.validation, lost)
 
 
 def _usable(record: Mapping[str, Any]) -> bool:
-    if record.get("event") != "eval" or record.get("eval/best"):
-        return False
-    return all(_finite(record, name) for name in (STEPS, TOKENS, TRAIN)) and _validation(record) is not None
-
-
-def _validation(record: Mapping[str, Any]) -> float | None:
-    """The loss of the validation's fixed part: at the end `eval/loss` is that of the whole set."""
-    if _finite(record, GAP):
-        return record[TRAIN] + record[GAP]
-    return record[LOSS] if _finite(record, LOSS) and not record.get("eval/full") else None
+    return is_evaluation(record) and all(_finite(record, name) for name in (TOKENS, TRAIN, LOSS))
 
 
 def _moment(record: Mapping[str, Any], rows: float | None) -> Moment:
-    validation = _validation(record)
-    assert validation is not None
     return Moment(
         step=int(record[STEPS]),
         tokens=record[TOKENS],
         epoch=record[CLOCK] / rows if rows and _finite(record, CLOCK) else None,
         train=record[TRAIN],
-        validation=validation,
+        validation=record[LOSS],
         accuracy=record["eval/accuracy"] if _finite(record, "eval/accuracy") else None,
-        whole=bool(record.get("eval/full")),
     )
 
 

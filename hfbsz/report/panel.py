@@ -68,12 +68,9 @@ def _losses(axes: Axes, place: int, found: Overfitting) -> None:
 
 def _accuracy(axes: Axes, place: int, found: Overfitting) -> None:
     _, line = _line(place)
-    measured = [moment for moment in found.moments if moment.accuracy is not None]
-    for whole, mark, size in ((False, "o", 4), (True, "D", 5.5)):
-        part = [moment for moment in measured if moment.whole == whole]
-        x, y = np.array([(moment.tokens, moment.accuracy) for moment in part], dtype=float).reshape(-1, 2).T
-        face = CARD if whole else line["color"]
-        axes.plot(x, y, marker=mark, markersize=size, markerfacecolor=face, zorder=3, **line)
+    measured = [(moment.tokens, moment.accuracy) for moment in found.moments if moment.accuracy is not None]
+    x, y = np.array(measured, dtype=float).reshape(-1, 2).T
+    axes.plot(x, y, marker="o", markersize=4, zorder=3, **line)
 
 
 def _line(place: int) -> tuple[str, dict[str, Any]]:
@@ -107,7 +104,7 @@ def _marks(plots: Sequence[Axes], place: int, found: Overfitting, words: bool) -
     onset = found.onset if found.onset is not None and found.onset != found.best else None
     colour = INK if words else style(place)[0]
     begun = " = onset of overfitting" if found.onset == found.best else ""
-    lines = [(found.best, f"best evaluation{begun}", "-")]
+    lines = [(found.best, f"best evaluation{begun}" if found.better else "lowest before training", "-")]
     lines += [(onset, "onset of overfitting", ":")] if onset is not None else []
     for row, (moment, text, dashes) in enumerate(lines):
         height = 1.02 + 0.16 * row  # of the words, in heights of the plot

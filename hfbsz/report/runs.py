@@ -29,17 +29,12 @@ class RunData:
     recipe: str  # YAML text
     machine: Mapping[str, Any] = field(default_factory=dict)
 
-    def series(self, metric: str, axis: str, full: bool | None = None) -> tuple[Array, Array]:
-        """A metric over an axis; `full`: only evaluations of the whole set, or only of its fixed part.
-
-        An evaluation of the best weights, taken up again at the end, is no point of a curve.
-        """
+    def series(self, metric: str, axis: str) -> tuple[Array, Array]:
+        """A metric over an axis."""
         found = [
             (record[axis], record[metric])
             for record in self.records
             if is_number(record.get(axis)) and is_number(record.get(metric))
-            if full is None or bool(record.get("eval/full")) == full
-            if not record.get("eval/best")
         ]
         x, y = np.array(found, dtype=float).reshape(-1, 2).T
         return x, np.where(np.isfinite(y), y, np.nan)
@@ -73,14 +68,44 @@ def _records(text: str) -> tuple[Mapping[str, Any], ...]:
     """The lines that can be read: a crash cuts one, and what a resumed run did again replaces what it did before."""
     records: list[Mapping[str, Any]] = []
     last = -math.inf
-    for record in filter(None, map(_mapping, text.splitlines())):
+    for record in map(dict, filter(None, map(_mapping, text.splitlines()))):
         step = record.get(STEPS)
         if record.get("event") == "step" and is_number(step):
             if step <= last:
                 records = [earlier for earlier in records if earlier.get(STEPS, -1) < step]
             last = step
-        records.append(record)
+        records += _as_now(record, records) if record.get("event") in ("eval", "final") else [record]
     return tuple(records)
+
+
+def _as_now(record: dict[str, Any], before: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A record of an evaluation in the form of today; `before`: those read so far, of which it may replace the last.
+
+    A loss that was not finite was left out of its record: it is NaN again, so that no other takes its place.
+
+    Earlier versions wrote evaluations of the whole set as `eval/…` too, marked by `eval/full`, and by `eval/best` where
+    the best weights were evaluated at the end: these become the `full/…` (and `last/…`) of a final record. The loss of
+    the fixed part at that moment is known from the gap of overfitting, and stays `eval/loss`.
+    """
+    event, whole, best = record["event"], record.pop("eval/full", None), record.pop("eval/best", None)
+    parts = ["eval"] if event == "eval" else [name[:-5] for name in record if name.endswith("/rows")]
+    record = {f"{part}/loss": math.nan for part in parts} | record
+    if not whole and not best:
+        return [record]
+    axes = {name: value for name, value in record.items() if not name.startswith(("eval/", "overfit/"))}
+    at, gap, train = (record.get(name) for name in (STEPS, "overfit/gap", "overfit/train_loss"))
+    step = record.get("overfit/best_step", at) if best else at
+    final = {**axes, "event": "final", "model/step": step}
+    final |= {f"full/{name[5:]}": value for name, value in record.items() if whole and name.startswith("eval/")}
+    if best:
+        if before and before[-1].get("event") == "final" and before[-1].get(STEPS) == at != step:
+            last = before.pop()
+            final |= {f"last/{name[5:]}": value for name, value in last.items() if name.startswith("full/")}
+        return [final]
+    if not is_number(gap) or not is_number(train):
+        return [final]
+    watched = {name: value for name, value in record.items() if name.startswith("overfit/")}
+    return [{**axes, **watched, "eval/loss": train + gap}, final]
 
 
 def _mapping(text: str) -> Mapping[str, Any]:

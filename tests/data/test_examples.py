@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hfbsz.data import IGNORED
-from hfbsz.data.conversations import TEMPLATE
+from hfbsz.data.chat_template import TEMPLATE
 from hfbsz.data.rows import prepare
 from hfbsz.data.tokenizer import train_tokenizer
 from hfbsz.errors import UserError
@@ -66,9 +66,10 @@ def test_what_is_left_out_is_counted(tmp_path, words):
     rows += [{"text": "good film " * 9, "label": "fresh", "film": "z"}]
     data = classified(tmp_path, words, rows, skip={"label": "plot"})
     told = "\n".join(data.notes)
-    assert "1 rows left out: label is 'plot'" in told and "2 rows left out: no text or no label" in told
-    assert "repeat the text of an earlier one" in told or "stand in validation too" in told
-    assert "longer than 8 tokens: cut there" in told and "training: " in told
+    assert "1 row left out: label is 'plot'" in told
+    assert "1 row left out: no text" in told and "1 row left out: no label" in told
+    assert "with the text of an earlier one" in told or "that validation has too" in told
+    assert "longer than data.sequence_length=8 tokens: cut there" in told and "training: " in told
 
 
 def test_the_same_text_with_another_label_is_told(tmp_path, words):
@@ -83,7 +84,7 @@ def test_a_leak_leaves_training_and_validation_stays(tmp_path, words):
     rows = [dict(row, film=row["text"]) for row in reviews()] + [dict(row, film="again") for row in reviews()[:50]]
     data = classified(tmp_path, words, rows, group="film")
     seen = [{tuple(rows[i].tokens.tolist()) for i in range(len(rows))} for rows in (data.train, data.sets[""])]
-    assert not seen[0] & seen[1] and any("stand in validation too: dropped" in note for note in data.notes)
+    assert not seen[0] & seen[1] and any("that validation has too: dropped" in note for note in data.notes)
 
 
 def test_fewer_rows_are_part_of_more(tmp_path, words):
@@ -97,15 +98,18 @@ def test_fewer_rows_are_part_of_more(tmp_path, words):
 @pytest.mark.parametrize(
     ("change", "fields", "message"),
     [
-        (lambda rows: [dict(row, label="fresh") for row in rows], {}, "all .* training rows have the label 'fresh'"),
+        (lambda rows: [dict(row, label="fresh") for row in rows], {}, "all 100 rows have the label 'fresh'"),
         (
             lambda rows: rows,
             {"labels": ["rotten", "frech"]},
             "label 'fresh', which is none of rotten, frech; did",
         ),
-        (lambda rows: [dict(row, text=None) for row in rows], {}, "holds no row to use: no text or no label"),
+        (lambda rows: [dict(row, text=None) for row in rows], {}, "holds no row to use: no text"),
         (lambda rows: [], {}, "holds no row to use"),
-        (lambda rows: [dict(row, text=3) for row in rows], {}, "a int, not text, in column 'text'"),
+        (lambda rows: [dict(row, text=3) for row in rows], {}, "of 100 rows none is left to train on: all repeat another's text"),
+        (lambda rows: [dict(row, text=["a"]) for row in rows], {}, "it holds a list, not text, in column 'text'"),
+        (lambda rows: [dict(row, label=["a", "b"]) for row in rows], {}, "rows.jsonl:1: the label is a list"),
+        (lambda rows: [dict(row, label=n % 3 - 1) for n, row in enumerate(rows)], {}, "data.skip.label=-1 leaves them"),
         (lambda rows: rows, {"label": "labell"}, "no column 'labell' .*did you mean 'label'"),
         (lambda rows: rows, {"id": "film"}, "two rows have the id '0'"),
         (lambda rows: rows, {"rows": 1000}, "data.rows: 1,000 is more than the"),
@@ -136,7 +140,7 @@ def test_a_set_has_columns_and_cleaning_of_its_own_and_labels_of_training(tmp_pa
     assert [data.sets["other"][i].labels.tolist() for i in range(6)] == [[1], [0]] * 3
     assert data.sets["other"][0].tokens.tolist() == [2, 8] and len(data.sets["other"]) == 6
     told = "\n".join(data.notes)
-    assert "1 rows left out: verdict is 'unsure'" in told and "4 rows left out: film is '0'" in told
+    assert "1 row left out: verdict is 'unsure'" in told and "4 rows left out: film is '0'" in told
     with pytest.raises(UserError, match=r"no column 'name' \(eval.sets.other.id\)"):
         classified(tmp_path, words, rows, other_reviews(tmp_path, skip={}), **usual)
 
@@ -144,11 +148,11 @@ def test_a_set_has_columns_and_cleaning_of_its_own_and_labels_of_training(tmp_pa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "label 'unsure', which is none of fresh, rotten.*eval.sets.other.skip.verdict='unsure'"),
+        ({}, "label 'unsure', which is none of fresh, rotten.*eval.sets.other.skip.verdict=unsure"),
         ({"label": "verdit"}, r"no column 'verdit' \(eval.sets.other.label\); did you mean 'verdict'"),
         ({"label": None}, "eval.sets.other.label: name the column"),
         ({"skip": {"verdict": ["unsure", "fresh", "rotten"]}}, "eval.sets.other.* holds no row to use"),
-        ({"files": __file__}, r"test_examples.py: no column 'verdict' \(eval.sets.other.label\)"),
+        ({"files": __file__}, "read as text, a document without columns, and eval.sets.other.label=verdict"),
     ],
 )
 def test_a_bad_set_is_refused_in_a_line(tmp_path, words, fields, message):
@@ -196,9 +200,9 @@ def test_rows_without_an_answer_are_counted_or_refused(tmp_path):
     data, _ = talked(tmp_path, rows, prompt="question", response="answer")
     assert any("30 rows left out: no answer to learn" in note for note in data.notes)
     long = [{"question": "how are you " * 40 + str(i), "answer": "fine"} for i in range(60)]
-    with pytest.raises(UserError, match=r"no row has a target within data.sequence_length=64"):
+    with pytest.raises(UserError, match=r"none of the \d+ rows has an answer within data.sequence_length=64"):
         talked(tmp_path, long, prompt="question", response="answer")
-    with pytest.raises(UserError, match=r"talk.jsonl:1: a conversation is a list"):
+    with pytest.raises(UserError, match=r"talk.jsonl:1: a conversation as text is JSON"):
         talked(tmp_path, [{"messages": "hello"}], messages="messages")
     with pytest.raises(UserError, match=r"data.messages: name the column"):
         talked(tmp_path, rows)

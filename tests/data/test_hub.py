@@ -66,8 +66,8 @@ def test_an_evaluation_set_is_a_split_with_names_of_its_own(tmp_path):
 class Counting(Hub):
     read = 0
 
-    def records(self, columns):
-        for record in super().records(columns):
+    def records(self, columns, tally):
+        for record in super().records(columns, tally):
             type(self).read += 1
             yield record
 
@@ -170,7 +170,7 @@ def test_the_preset_streams_and_without_a_network_says_so(monkeypatch):
         ("several", {"split": "trian"}, "no split 'trian'; did you mean 'train'?; there are train, validation"),
         ("one", {"split": "test"}, "no split 'test'; there are train"),
         ("hub", {"validation_split": "test"}, "no split 'test'; there are train, validation"),
-        ("hub", {"text": "txt"}, "no column 'txt' (data.text); did you mean 'text'?; there are text, label"),
+        ("hub", {"text": "txt"}, "no column 'txt' (data.text); did you mean 'text'?; there are 'text', 'label'"),
         ("several", {"text": "label"}, "train:0 holds a int, not text"),
         ("hub", {"hub_config": "small"}, "has no 'small'; there are default"),
         ("hub", {"hub": "./nowhere"}, "no folder './nowhere'"),

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from corpora import TEXTS, json_lines, kept_entries, made
 
-from hfbsz.data.tokenizer import load_tokenizer, train_tokenizer
+from hfbsz.data.tokenizer import load_tokenizer, tokenizer_files, train_tokenizer
 from hfbsz.errors import UserError
 
 
@@ -60,3 +60,45 @@ def test_folders_that_hold_no_tokenizer(folder, tmp_path):
     (path / "vocab.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(path)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_case_16_damaged_files_are_named(folder, tmp_path, file):
+    folder[1].save_pretrained(tmp_path / "whole")
+    path = tmp_path / "whole" / file
+    whole = path.read_text()
+    for content, reason in (
+        (POINTER, f" is a git-lfs pointer, not the file itself: git -C {path.parent} lfs pull"),
+        (whole[: len(whole) // 2], " is cut or damaged ("),
+        ("", " is empty: fetch it again"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError) as caught:
+            load_tokenizer(path.parent)
+        (line,) = caught.value.lines
+        assert line.startswith(f"data.tokenizer: '{path.parent}': {file}{reason}"), line
+
+
+def test_case_16_a_vocabulary_that_is_not_there(folder, tmp_path):
+    folder[1].save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "tokenizer.json").unlink()
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(tmp_path / "whole")
+    (line,) = caught.value.lines
+    assert "data.tokenizer: " in line and "github" not in line
+
+
+def test_a_vocabulary_in_place_of_which_there_is_a_pointer(tmp_path):
+    (tmp_path / "vocab.txt").write_text(POINTER)  # transformers would build a tokenizer of its three lines
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(UserError, match=r"vocab\.txt is a git-lfs pointer"):
+        load_tokenizer(tmp_path, needs_end=False)
+
+
+def test_another_chat_template_is_another_tokenizer(folder, tmp_path):
+    folder[1].chat_template = "{{ messages }}"
+    folder[1].save_pretrained(tmp_path / "whole")
+    assert "chat_template.jinja" in {path.name for path in tokenizer_files(str(tmp_path / "whole"))}

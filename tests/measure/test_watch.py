@@ -84,10 +84,41 @@ def test_targets_weigh_rows():
     assert watch.best_loss == pytest.approx(32 / 11)
 
 
-def begun(patience: int, mean: float) -> Watch:
+def begun(patience: int | None, mean: float) -> Watch:
     watch = Watch(patience)
-    watch.begin(rows(np.random.default_rng(99), mean, 0.05))
+    watch.begin(rows(np.random.default_rng(99), mean, 0.05), np.ones(ROWS))
     return watch
+
+
+def test_nothing_is_the_best_that_is_not_below_the_loss_before_training():
+    """And neither overfitting nor a rise is dated from it."""
+    watch = begun(patience=None, mean=0.6)
+    seen = follow(watch, [0.65, 0.62, 0.8, 1.2], [0.5, 0.3, 0.2, 0.1])
+    assert watch.best_step is None and watch.best_loss is None and watch.onset is None
+    assert all(one["overfit/best_step"] == 0 and "overfit/onset_step" not in one for one in seen)
+    assert seen[0]["overfit/change"] == seen[0]["overfit/rise"] == pytest.approx(0.05, abs=0.01)
+    better = follow(watch, [0.5, 0.7], [0.1, 0.05])
+    assert watch.best_step == 10 and better[0]["overfit/rise"] == 0 and better[0]["overfit/change"] < 0
+    assert better[1]["overfit/change"] > 0  # worse than before training, though there is a best
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_is_never_the_best(lost):
+    for watch in (begun(patience=2, mean=0.7), Watch(patience=2)):
+        first = watch.see(1, np.array([lost] * ROWS), np.ones(ROWS), lost)
+        assert watch.best_step is None and not first["overfit/rise"] <= 0
+        watch.see(2, rows(np.random.default_rng(0), 0.6), np.ones(ROWS), 0.5)
+        assert watch.best_step == 2
+        for step in (3, 4):
+            watch.see(step, np.array([lost] * ROWS), np.ones(ROWS), lost)
+        assert watch.best_step == 2 and watch.onset is None and watch.stopped
+
+
+def test_broken_weights_before_training_are_no_bar():
+    watch = Watch(patience=None)
+    watch.begin(np.full(ROWS, np.nan), np.ones(ROWS))
+    watch.see(5, rows(np.random.default_rng(0), 0.6), np.ones(ROWS), 0.5)
+    assert watch.best_step == 5 and watch.lowest == watch.best_loss
 
 
 def test_a_slow_start_is_not_taken_for_the_end():
@@ -99,4 +130,4 @@ def test_a_slow_start_is_not_taken_for_the_end():
 
 
 def test_a_run_that_only_gets_worse_than_the_untrained_model_is_ended():
-    assert len(follow(begun(patience=2, mean=0.5), [0.6, 0.7, 0.8, 0.9], [0.5] * 4)) == 3
+    assert len(follow(begun(patience=2, mean=0.5), [0.6, 0.7, 0.8, 0.9], [0.5] * 4)) == 2  # no first one is a best

@@ -51,18 +51,22 @@ def step_record(plan: Plan, number: int, planned: Any, **changes: Any) -> dict[s
 
 
 def records_of(plan: Plan, loss: float = 4.1142, **changes: Any) -> list[dict[str, Any]]:
+    """`loss`: of the last weights, on all of validation."""
     records = []
     for number, planned in enumerate(plan.walk(), 1):
         record = step_record(plan, number, planned, **changes)
         if number % 5 == 0 or planned.next_clock >= plan.total:
             records.append(record)
         if number % 50 == 0 or planned.next_clock >= plan.total:
-            full = planned.next_clock >= plan.total
-            value = loss if full else record["train/loss"] + 0.1
-            evaluation = {"eval/loss": value, "eval/perplexity": math.exp(value), "eval/bits_per_byte": value / 1.8389}
             axes = {name: value for name, value in record.items() if name in (runs.TOKENS, runs.STEPS, runs.SECONDS)}
-            records.append({**axes, **evaluation, "event": "eval", "time": 0, "eval/full": int(full)})
-    return records
+            records.append({**axes, **measured("eval", record["train/loss"] + 0.1, 128), "event": "eval", "time": 0})
+    final = {"event": "final", "time": 0, "model/step": axes[runs.STEPS]}
+    return [*records, {**axes, **final, **measured("full", loss, 2000)}]
+
+
+def measured(part: str, loss: float, rows: int) -> dict[str, float]:
+    values = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / 1.8389, "rows": rows}
+    return {f"{part}/{name}": value for name, value in values.items()}
 
 
 def make_run(folder: Path, plan: Plan, records: list[dict[str, Any]], state: str = "finished", why: Any = None) -> Path:
@@ -104,9 +108,10 @@ def test_page_is_self_contained(run: Path) -> None:
 
 def test_page_shows_what_the_records_say(run: Path) -> None:
     text = text_of(page_of(run))
-    last = records_of(plan_of())[-2]
+    last = records_of(plan_of())[-3]
     seconds = round(last["train/seconds"])
-    assert "4.1142 nats/target, whole validation set" in text
+    assert "4.1142 nats/target, all 2,000 rows of validation, step 459" in text
+    assert "On the fixed part 4." in text and "128 rows, the same at every evaluation: this is the best" in text
     assert f"{4.1142 / 1.8389:.4f} bits/byte" in text
     assert f"Perplexity {math.exp(4.1142):.4g}" in text
     assert "Tokens seen 1M tokens" in text
@@ -197,7 +202,7 @@ def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
 
 def test_losses_of_part_and_whole_do_not_compete(run: Path, tmp_path: Path) -> None:
     plan = plan_of()
-    part = [{**record, "eval/full": 0} for record in records_of(plan, loss=3.0)]
+    part = [record for record in records_of(plan) if record["event"] != "final"]
     page = page_of(make_run(tmp_path / "part", plan, part), run)
     rows = page.split("<tbody>")[1].split("<tr")[1:]
     assert "ramp" in rows[0] and "best" in rows[0]

@@ -57,15 +57,15 @@ def stopped(tmp_path: Path) -> Path:
 
 def evaluations(folder: Path) -> list[Any]:
     records = runs.read_run(folder).records
-    return [record for record in records if record["event"] == "eval" and not record.get("eval/best")]
+    return [record for record in records if record["event"] == "eval"]
 
 
-def change(folder: Path, step: int, **values: Any) -> None:
+def change(folder: Path, step: int, event: str = "eval", **values: Any) -> None:
     """Overwrite values of the evaluations from `step` on."""
     path = folder / "records.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     for record in records:
-        if record["event"] == "eval" and record[STEPS] >= step:
+        if record["event"] == event and record[STEPS] >= step:
             record.update(values)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
@@ -78,9 +78,11 @@ class TestOneRun:
         assert "It overfits. Since step 32 (epoch 1.00) the validation loss has risen" in text
         assert f"risen by {last['overfit/rise']:.3f} nats/target" in text
         assert f"Best evaluation step 32 epoch 1.00 lowest validation loss, {found.best.validation:.4f}" in text
-        assert f"Gap there {found.best.gap:+.3f} nats/target" in text
-        assert f"Gap at the last {last['overfit/gap']:+.3f} nats/target at step 320" in text
-        assert f"Rise since the best {last['overfit/rise']:+.3f} nats/target" in text
+        for name, at in (("there", found.best), ("at the last", found.last)):  # the two numbers beside it
+            beside = re.search(rf"Gap {name} (\S+) nats/target validation (\S+) − training rows (\S+?),? ", text)
+            assert beside is not None and float(beside[1]) == round(float(beside[2]) - float(beside[3]), 4)
+            assert (beside[2], beside[3]) == (f"{at.validation:.4f}", f"{at.train:.4f}")
+        assert f"Rise since the best {last['overfit/rise']:+.4f} nats/target" in text
         assert "Onset of overfitting step 32 epoch 1.00 sure since step 64" in text
         assert "Stopped early no" in text
         assert "Saved model holds last weights of step 320" in text
@@ -94,8 +96,8 @@ class TestOneRun:
         assert ">step 32, epoch 1.00</text>" in drawn
 
     def test_onset_that_was_made_up_for_has_a_mark_of_its_own(self, overfits: Path) -> None:
-        change(overfits, 224, **{"overfit/train_loss": 0.1, "overfit/gap": 0.4, "overfit/best_step": 224})
-        change(overfits, 240, **{"overfit/gap": 0.6, "overfit/rise": 0.2})
+        change(overfits, 224, **{"overfit/train_loss": 0.1, "eval/loss": 0.5})
+        change(overfits, 240, **{"eval/loss": 0.7})
         page = page_of(overfits)
         drawn, text = panel_of(page), section_of(page)
         assert ">best evaluation</text>" in drawn and ">step 224, epoch 7.00</text>" in drawn
@@ -123,24 +125,31 @@ class TestOneRun:
     def test_stopped_early_with_the_best_weights(self, stopped: Path) -> None:
         page = page_of(stopped)
         text = section_of(page)
-        best = runs.read_run(stopped).records[-1]["eval/loss"]
+        final = runs.read_run(stopped).records[-1]
         assert "Stopped early step 160 of 320 planned, after 5 evaluations without a better one" in text
         assert "Saved model holds best weights" in text
-        assert f"The last weights {evaluations(stopped)[-1]['eval/loss']:.4f} nats/target" in text
         assert "flatter a little" in text
-        assert f"Validation loss {best:.4f} nats/target, whole validation set, best weights" in text_of(page)
+        whole = text_of(page)
+        assert (
+            f"Validation loss {final['full/loss']:.4f} nats/target, all 2,000 rows of validation, best weights, step 32"
+            in whole
+        )
+        assert f"On the fixed part {final['full/loss'] - 0.015:.4f} nats/target, 256 rows" in whole
+        assert f"The last weights {final['last/loss']:.4f} nats/target, the same rows, step 160" in whole
+        assert "lower than the saved" not in whole
 
-    def test_evaluation_of_the_best_weights_is_no_point_of_a_curve(self, stopped: Path) -> None:
+    def test_best_weights_that_are_worse_on_all_rows_are_said_to_be(self, stopped: Path) -> None:
+        change(stopped, 0, event="final", **{"last/loss": 0.3417, "full/loss": 0.3468})
+        text = text_of(page_of(stopped))
+        assert "Validation loss 0.3468" in text and "The last weights 0.3417" in text
+        assert "lower than the saved weights, which were chosen on the fixed part" in text
+
+    def test_the_curve_is_of_the_fixed_part_to_its_end(self, stopped: Path) -> None:
         run = runs.read_run(stopped)
-        assert len(run.series("eval/loss", TOKENS)[0]) == len(evaluations(stopped))
+        assert run.series("eval/loss", TOKENS)[1].tolist() == [one["eval/loss"] for one in evaluations(stopped)]
         found = overfitting_of(run)
         assert found is not None and len(found.moments) == len(evaluations(stopped))
-
-    def test_the_last_loss_is_compared_on_the_fixed_part(self, overfits: Path) -> None:
-        """At the end `eval/loss` is of the whole set; the curve goes on with the fixed part's."""
-        found, last = overfitting_of(runs.read_run(overfits)), evaluations(overfits)[-1]
-        assert found is not None and last["eval/full"] == 1
-        assert found.last.validation == pytest.approx(last["eval/loss"] - 0.02)
+        assert figures.whole_sets(run, "eval/loss", STEPS)[0].tolist() == [32]  # where its weights were trained
 
     def test_best_weights_of_an_earlier_end_are_not_taken_for_the_last(self, stopped: Path) -> None:
         """A longer budget went on from a finished run, whose last record stays."""
@@ -149,13 +158,14 @@ class TestOneRun:
         with (stopped / "records.jsonl").open("a") as file:
             file.write("".join(json.dumps(record) + "\n" for record in later))
         text = text_of(page_of(stopped))
-        assert "Saved model holds last weights" in text and "whole validation set, best" not in text
+        assert "Saved model holds last weights" in text and "best weights, step" not in text
 
     def test_extractable_rows(self, overfits: Path) -> None:
         change(overfits, 0, **{"overfit/train_extractable": 0.123, "eval/extractable": 0.01})
         text = text_of(page_of(overfits))
         assert "Extractable 12.3 % of the training rows, 1.0 % of validation" in text
-        assert "Extractable 0.010 share of rows" in text
+        change(overfits, 0, event="final", **{"full/extractable": 0.02})
+        assert "Extractable 0.020 share of rows" in text_of(page_of(overfits))  # of all rows
 
     def test_without_rows_epochs_are_left_out(self, overfits: Path) -> None:
         (overfits / "plan.json").unlink()
@@ -236,7 +246,7 @@ class TestMeasures:
         assert "ccuracy" not in text and "(share of rows)" not in panel_of(page)
 
     def test_further_metrics_of_the_recipe_are_shown(self, overfits: Path) -> None:
-        change(overfits, 0, **{"eval/brier_score": 0.2512})
+        change(overfits, 0, event="final", **{"full/brier_score": 0.2512})
         assert "brier_score 0.2512 in its own unit" in text_of(page_of(overfits))
 
     def test_console_tells_of_accuracy_and_gap(self) -> None:
@@ -244,7 +254,11 @@ class TestMeasures:
         console.out = RichConsole(file=out, highlight=False)
         values = {"eval/loss": 0.6, "eval/accuracy": 0.7421, "overfit/train_loss": 0.35, "overfit/gap": 0.25}
         console.evaluation(Reading("eval", 32, 512, 16_077, 14.0, values))
-        console.evaluation(Reading("eval", 320, 5120, 160_768, 140.0, {"eval/loss": 0.61, "eval/best": 1}))
-        first, second = out.getvalue().splitlines()
+        worse = {"eval/loss": 0.7236, "overfit/change": 0.0179, "overfit/best_step": 0.0}
+        console.evaluation(Reading("eval", 6, 512, 16_077, 14.0, worse))
+        near = {"eval/loss": 1.01344, "overfit/train_loss": 0.00096, "overfit/gap": 1.01248}
+        console.evaluation(Reading("eval", 7, 512, 16_077, 14.0, near))
+        first, second, third = out.getvalue().splitlines()
         assert first.endswith("validation loss 0.6000 nats/target  accuracy 0.742  training rows 0.3500 (gap +0.2500)")
-        assert second.endswith("validation loss 0.6100 nats/target  (best weights)")
+        assert second.endswith("loss 0.7236 nats/target  not better than before training (0.7057 at step 0)")
+        assert third.endswith("loss 1.0134 nats/target  training rows 0.0010 (gap +1.0124)")  # of the two beside it

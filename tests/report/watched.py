@@ -53,16 +53,20 @@ def records_of(
             }
             records.append({"event": "step", **axes, **step, "perf/peak_memory_bytes": 1.1 * 2**30})
         if number % every == 0 or end:
-            evaluation = {"event": "eval", **axes, **measures(validation, epoch, labelled)}
+            evaluation = {"event": "eval", **axes, **measures(validation, epoch, labelled), "eval/rows": 256}
             evaluation |= watched(train, validation, number, evaluations)
             evaluations.append(evaluation)
-            whole = {"eval/full": 1, "eval/loss": validation + 0.02} if end else {"eval/full": 0}
-            records.append({**evaluation, **whole})
-    if save_best:
-        best = min(evaluations, key=lambda evaluation: evaluation["eval/loss"])
-        kept = {name: value for name, value in best.items() if not name.startswith("overfit/")}
-        records.append({**kept, **axes, "eval/loss": kept["eval/loss"] + 0.015, "eval/full": 1, "eval/best": 1})
-    return records
+            records.append(evaluation)
+    best = min(evaluations, key=lambda evaluation: evaluation["eval/loss"])
+    kept = best if save_best else evaluations[-1]
+    final = {"event": "final", **axes, "model/step": kept[STEPS], **whole("full", kept, 0.015 if save_best else 0.02)}
+    return [*records, final | (whole("last", evaluations[-1], 0.02) if kept is not evaluations[-1] else {})]
+
+
+def whole(part: str, evaluation: dict[str, Any], above: float) -> dict[str, float]:
+    """The evaluation of the same weights on all rows of validation."""
+    values = {name.replace("eval/", f"{part}/"): value for name, value in evaluation.items() if "eval/" in name}
+    return values | {f"{part}/loss": evaluation["eval/loss"] + above, f"{part}/rows": 2000}
 
 
 def measures(loss: float, epoch: float, labelled: bool) -> dict[str, float]:

@@ -1,0 +1,107 @@
+"""Marks: characters put around the texts of messages, so that a rendering tells where each of them came to stand."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hfbsz.data.conversations import Message
+
+_PRIVATE = re.compile("[\U000f0000-\U0010fffd]")  # the planes that Unicode leaves to private use
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a marked rendering tells."""
+
+    text: str  # without the marks
+    extents: list[tuple[int, int] | None]  # of each message: where its texts stand, from the first to the last
+    calls: bool  # whether the name of every tool call stands there
+
+    @property
+    def in_order(self) -> bool:
+        """Whether every message stands behind the one before it."""
+        borders = [border for extent in self.extents if extent is not None for border in extent]
+        return borders == sorted(borders)
+
+
+class Marks:
+    """One mark for each message, and one for the name of each call."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        free = spare(texts_of(messages))
+        self.messages: list[Message] = []
+        self.of_message = {next(free): number for number in range(len(messages))}
+        self.of_call: set[str] = set()
+        for mark, message in zip(self.of_message, messages, strict=True):
+            put = _around(mark)
+            marked: dict[str, Any] = dict(message)
+            for key in ("content", "reasoning_content"):
+                if marked.get(key):
+                    marked[key] = put(marked[key])
+            if "tool_calls" in message:
+                marked["tool_calls"] = [self._call(call, next(free), put) for call in message["tool_calls"]]
+            self.messages.append(marked)  # type: ignore[arg-type]
+
+    def _call(self, call: Mapping[str, Any], mark: str, put: Callable[[str], str]) -> dict[str, Any]:
+        self.of_call.add(mark)
+        function = {**mapped(call["function"], put), "name": put(_around(mark)(call["function"]["name"]))}
+        return {**call, "function": function}
+
+    def read(self, rendered: str) -> Found:
+        places: list[list[int]] = [[] for _ in self.of_message]
+        parts, seen, start, length = [], set(), 0, 0
+        for match in _PRIVATE.finditer(rendered):
+            mark = match.group()
+            if mark not in self.of_message and mark not in self.of_call:
+                continue
+            parts.append(rendered[start : match.start()])
+            length += match.start() - start
+            start = match.end()
+            seen.add(mark)
+            if mark in self.of_message:
+                places[self.of_message[mark]].append(length)
+        extents = [(found[0], found[-1]) if found else None for found in places]
+        return Found("".join([*parts, rendered[start:]]), extents, self.of_call <= seen)
+
+
+def spare(texts: Iterable[str]) -> Iterator[str]:
+    """Characters of private use that stand in none of the texts."""
+    used = {character for text in texts if not text.isascii() for character in _PRIVATE.findall(text)}
+    return (character for code in range(0xF0000, 0x10FFFE) if (character := chr(code)) not in used)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """All texts in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from texts_of(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from texts_of(entry)
+
+
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """A value with its texts changed; keys stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(entry, change) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [mapped(entry, change) for entry in value]
+    return value
+
+
+def _around(mark: str) -> Callable[[str], str]:
+    """Marks stand inside of a text's blanks, for templates strip these."""
+
+    def put(text: str) -> str:
+        bare = text.strip()
+        if not bare:
+            return text
+        start = len(text) - len(text.lstrip())
+        return f"{text[:start]}{mark}{bare}{mark}{text[start + len(bare) :]}"
+
+    return put

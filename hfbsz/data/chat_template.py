@@ -1,0 +1,92 @@
+"""Conversations as text by a tokenizer's chat template."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hfbsz.data.conversations import Message
+
+# for a tokenizer without a template of its own; the answer begins after the colon, so that a prompt ends there
+TEMPLATE = (
+    "{% if tools %}Tools: {{ tools | tojson }}{{ '\\n' }}{% endif %}"
+    "{% for message in messages %}{{ message['role'].capitalize() }}:"
+    "{% if message['content'] or not message['tool_calls'] %} {{ message['content'] }}{% endif %}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{{ '\\n' if message['content'] or not loop.first else ' ' }}Call: {{ call['function'] | tojson }}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Span = tuple[int, int]  # of characters
+
+
+class Dialect(NamedTuple):
+    """What a template wants messages to be like: most take calls as mappings, and content as text. DeepSeek's join the
+    texts of calls, and ask for content that is null; those of models that see images want content in parts."""
+
+    text_arguments: bool = False
+    null_content: bool = False
+    parts: bool = False
+
+    def put(self, message: Message) -> dict[str, Any]:
+        told: dict[str, Any] = dict(message)
+        if self.parts:
+            told["content"] = [{"type": "text", "text": message["content"]}]
+        if "tool_calls" not in message:
+            return told
+        if self.text_arguments:
+            told["tool_calls"] = [_with_text(call) for call in message["tool_calls"]]
+        if self.null_content and not message["content"].strip():
+            told["content"] = None
+        return told
+
+
+DIALECTS = [Dialect(), Dialect(parts=True)]
+DIALECTS_OF_CALLS = [Dialect(text, null) for null in (False, True) for text in (False, True)] + DIALECTS[1:]
+
+
+class ChatTemplate:
+    """Renders conversations by the template that a tokenizer has for them, with tools or without."""
+
+    def __init__(self, tokenizer: Any, tools: list[dict[str, Any]] | None, dialect: Dialect = DIALECTS[0]) -> None:
+        self.tools, self.dialect = tools, dialect
+        self.source = str(tokenizer.get_chat_template(None, tools))
+        self.marks_answers = bool(_GENERATION.search(self.source))
+        self._variables = {key: text for key, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+
+    def render(self, messages: Sequence[Message], prompt: bool = False, tools: bool = True) -> str:
+        """The text of messages, with the generation prompt behind them or not. Raises ValueError, with the template's
+        own words, where it refuses them."""
+        return self._render(messages, prompt, tools, False)[0]
+
+    def render_blocks(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        """The text of messages, and where the template's own `generation` blocks stand in it."""
+        text, spans = self._render(messages, False, True, self.marks_answers)
+        return text, spans[0] if self.marks_answers else []
+
+    def _render(
+        self, messages: Sequence[Message], prompt: bool, tools: bool, mask: bool
+    ) -> tuple[str, list[list[Span]]]:
+        from transformers.utils import chat_template_utils
+
+        rendering: Any = chat_template_utils.render_jinja_template  # it says that it returns a text: it returns lists
+        try:
+            texts, spans = rendering(
+                [[self.dialect.put(message) for message in messages]],
+                tools=self.tools if tools else None,
+                chat_template=self.source,
+                add_generation_prompt=prompt,
+                return_assistant_tokens_mask=mask,
+                **self._variables,
+            )
+        except Exception as problem:  # a template is a program: it can fail in any way
+            words = " ".join(str(problem).split()) or type(problem).__name__
+            raise ValueError(f"the tokenizer's chat template refuses this conversation: {words}") from None
+        return texts[0], spans
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return {**call, "function": {**call["function"], "arguments": arguments}}

@@ -1,0 +1,97 @@
+"""A few training rows as a person reads them, with the part that the model learns marked."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hfbsz.data import IGNORED
+from hfbsz.data.rows import Prepared, Row, sample
+
+_SHOWN = 240  # characters of a part; a longer one is shown by its beginning and its end
+_OPEN, _CLOSE = "⟦", "⟧"
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row in parts of text, each learnt or not; a classification's row has its label instead of learnt parts."""
+
+    number: int
+    parts: tuple[tuple[str, bool], ...]
+    tokens: int
+    learnt: int  # tokens that the loss counts
+    label: str | None = None
+
+    def line(self) -> str:
+        """The row in one line, the learnt part in brackets."""
+        text = "".join(f"{_OPEN}{part}{_CLOSE}" if learnt else part for part, learnt in self.parts)
+        text = text.replace("\r", "").replace("\n", "⏎")
+        if self.label is not None:
+            return f"{text} → {_OPEN}{self.label}{_CLOSE}   ({self.tokens:,} tokens)"
+        return f"{text}   ({self.tokens:,} tokens, {self.learnt:,} learnt)"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What is learnt: rows, the columns that are read and those that are not, and what ends a text or an answer."""
+
+    rows: tuple[ShownRow, ...]
+    of: int
+    read: tuple[str, ...]
+    unused: tuple[str, ...]
+    end: str
+
+    def lines(self) -> list[str]:
+        """For a console: a row a line, each with a heading of ten characters."""
+        first = f"rows      {len(self.rows)} of {self.of:,} training rows, what is learnt in {_OPEN}{_CLOSE}:"
+        rows = [f"          {row.number}: {row.line()}" for row in self.rows]
+        unused = f"; not used: {', '.join(self.unused)}" if self.unused else "; no other"
+        columns = [f"columns   read: {', '.join(self.read)}{unused}"] if self.read != ("text",) or self.unused else []
+        return [first, *rows, *columns, *([f"end       {self.end}"] if self.end else [])]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def preview(prepared: Prepared, tokenizer: Any, count: int = 3) -> Preview:
+    """`count` training rows spread evenly over the set, decoded."""
+    rows, meta = prepared.train, prepared.counts
+    shown = tuple(_shown(rows[number], number, tokenizer, meta.get("labels")) for number in sample(len(rows), count))
+    columns = meta.get("columns", {})
+    return Preview(
+        shown, len(rows), tuple(columns.get("read", ())), tuple(columns.get("unused", ())), _end(meta, tokenizer)
+    )
+
+
+def _shown(row: Any, number: int, tokenizer: Any, labels: Sequence[str] | None) -> ShownRow:
+    tokens = row.tokens if isinstance(row, Row) else row
+    if labels is not None:
+        return ShownRow(number, ((_shortened(_text(tokens, tokenizer)), False),), len(tokens), 1, labels[row.labels[0]])
+    counted = row.labels != IGNORED if isinstance(row, Row) else np.arange(len(tokens)) > 0
+    borders = [0, *(np.flatnonzero(np.diff(counted)) + 1).tolist(), len(tokens)]
+    spans = [(start, stop) for start, stop in pairwise(borders) if stop > start]
+    parts = tuple((_shortened(_text(tokens[start:stop], tokenizer)), bool(counted[start])) for start, stop in spans)
+    return ShownRow(number, parts, len(tokens), int(counted.sum()))
+
+
+def _text(tokens: np.ndarray, tokenizer: Any) -> str:
+    return tokenizer.decode(tokens.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[: _SHOWN * 2 // 3]} … {text[-_SHOWN // 3 :]}"
+
+
+def _end(meta: dict[str, Any], tokenizer: Any) -> str:
+    """What ends a text or an answer, and whether it is learnt."""
+    if meta.get("labels") is not None:
+        return ""
+    if "end_token" not in meta:
+        return f"{tokenizer.eos_token} ends every document, and is learnt"
+    if meta["end_token"] is None:
+        return "no learnt token ends generation: the tuned model does not stop by itself"
+    return f"{meta['end_token']} ends an answer, and is learnt"

@@ -1,0 +1,123 @@
+"""The words of a command line as pairs of field and value, and what to type instead of words that are none."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hfbsz.errors import did_you_mean
+from hfbsz.foreign_words import answer
+from hfbsz.presets import ROOTS, names_of
+from hfbsz.recipe import PRESETS
+from hfbsz.words import is_field, known_fields
+
+_LISTS = ("target_modules", "lora_target_modules")  # whose flag takes several words
+
+
+class Word(NamedTuple):
+    """A field and its value as they were written; `key` is empty where the word names no field."""
+
+    key: str
+    value: str
+    written: str
+    proper: bool  # key=value in one word
+
+
+def read_pairs(words: Sequence[str], errors: list[str]) -> list[tuple[str, str]]:
+    """(key, value) of every `key=value` word; `errors` gets a line for each of the others."""
+    found = list(_words(words))
+    given = given_by((word.key, word.value) for word in found)
+    errors += [_instead(word, given) for word in found if not word.proper]
+    return [(word.key, word.value) for word in found if word.proper]
+
+
+def given_by(pairs: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> Mapping[str, str]:
+    return {key: value for key, value in pairs if key}
+
+
+def no_such_field(key: str, value: object, source: str, given: Mapping[str, str]) -> str:
+    """The line for a name that is no field: ours for another tool's word, else the nearest one."""
+    known = known_fields(key)
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if (said := answer(key, value, given)) is not None and (not inside or not _is_mapping(value)):
+        return f"{key}: {said} ({source})" if source != "command line" else f"{key}={value}: {said}"
+    if inside:
+        return f"{key}: no such field ({source}); its fields are {', '.join(inside)}"
+    near = did_you_mean(key, {*known, *(name.split(".")[0] for name in known)})
+    return f"{key}: no such field ({source}){near}"
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, str) and value.startswith("{"))
+
+
+def _words(words: Sequence[str]) -> Iterator[Word]:
+    place = 0
+    while place < len(words):
+        word, rest = words[place], words[place + 1 : place + 3]
+        place += 1
+        key, equals, value = word.partition("=")
+        key = key.lstrip("-")
+        if not equals and rest[:1] == ["="] and len(rest) == 2:  # lr = 1e-3
+            yield Word(key, rest[1], f"{word} = {rest[1]}", False)
+            place += 2
+        elif not equals and rest and len(rest[0]) > 1 and rest[0][0] == "=":  # lr =1e-3
+            yield Word(key, rest[0][1:], f"{word} {rest[0]}", False)
+            place += 1
+        elif equals and key and not value and rest and _is_value(rest[0]):  # lr= 1e-3
+            yield Word(key, rest[0], f"{word} {rest[0]}", False)
+            place += 1
+        elif not equals and word.startswith("-") and key:  # --lr 1e-3
+            count = 0
+            while place + count < len(words) and _is_value(words[place + count]) and (count == 0 or key in _LISTS):
+                count += 1
+            values = words[place : place + count]
+            yield Word(key, " ".join(values), " ".join([word, *values]), False)
+            place += count
+        elif equals and key:
+            spaced = key != key.strip()  # 'lr = 1e-3' in one word
+            yield Word(key.strip(), value.strip() if spaced else value, word, not spaced)
+        else:
+            yield Word("", "", word, False)
+
+
+def _is_value(word: str) -> bool:
+    return "=" not in word and not word.startswith("--")
+
+
+def _instead(word: Word, given: Mapping[str, str]) -> str:
+    """What to type instead of a word that is not key=value."""
+    if not word.key:
+        return f"{word.written!r} is not key=value{_meant(word.written)}"
+    if is_field(word.key) or word.key in ("recipe", *PRESETS):
+        typed = f"{word.key}={word.value or 'VALUE'}"
+        return f"{word.written}: write {shlex.quote(typed)}"
+    if (said := answer(word.key, word.value, given)) is not None:
+        return f"{word.written}: {said}"
+    near = did_you_mean(word.key, known_fields(word.key))
+    return f"{word.written}: no such field{near}; a field is written key=value"
+
+
+def _meant(word: str) -> str:
+    """What a bare word could be."""
+    if not word.strip("=- "):
+        return ""
+    path = Path(word).expanduser()
+    key, colon, value = word.partition(":")
+    if colon and value and is_field(key):
+        meant = f"{key}={value}"
+    elif is_field(word):
+        meant = f"{word}=VALUE"
+    elif word in names_of(ROOTS) or (path.is_file() and path.suffix in (".yaml", ".yml")):
+        meant = f"recipe={word}"
+    elif kind := next((kind for kind in PRESETS if word in names_of([root / kind for root in ROOTS])), None):
+        meant = f"{kind}={word}"
+    elif (path / "config.json").is_file():
+        meant = f"model.path={word}"
+    elif path.is_dir():
+        meant = f"data.files={word.rstrip('/')}/*"
+    elif path.is_file():
+        meant = f"data.files={word}"
+    else:
+        return did_you_mean(word, [*names_of(ROOTS), *known_fields(word)])
+    return f": write {shlex.quote(meant)}"
