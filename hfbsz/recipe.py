@@ -209,13 +209,15 @@ class Data(Origin):
     rows: int | None = Field(None, ge=1, description="training rows that are kept, drawn by a hash; null: all")
     answers: Literal["all", "last"] = Field(
         "all",
-        description="instruction: which answers of a conversation are learnt; all: each as the chat template renders it "
-        "at its own turn",
+        description="instruction: which answers of a conversation are learnt; all: each as the chat template renders "
+        "it at its own turn",
     )
     duplicates: Literal["drop", "keep"] = Field(
         "drop", description="rows whose text came before, or stands in validation too (fine-tuning tasks)"
     )
-    tokenizer: PathField | None = Field(None, description="a folder or Hub id; null: byte-level BPE trained on the corpus")
+    tokenizer: PathField | None = Field(
+        None, description="a folder or Hub id; null: byte-level BPE trained on the corpus"
+    )
     vocab_size: int = Field(2048, ge=258, description="entries of a tokenizer trained here")
     sequence_length: int = Field(128, ge=1, description="input tokens of a row")
     pack: bool = Field(True, description="fill rows across documents; false: a row holds one document, ragged")

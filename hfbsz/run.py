@@ -19,7 +19,7 @@ from hfbsz import launch
 from hfbsz.data.batches import Windows
 from hfbsz.data.preview import preview
 from hfbsz.data.rows import Prepared
-from hfbsz.data.tokenizer import load_tokenizer
+from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer
 from hfbsz.ending import hints, label, reached, show_finished, why_stopped
 from hfbsz.errors import FAILED, INTERRUPTED, RankError, TrainingError, UserError, complain, described
 from hfbsz.evaluating import Evaluator
@@ -31,7 +31,7 @@ from hfbsz.loading import Loaded
 from hfbsz.loop import Progress, train
 from hfbsz.lora import merged
 from hfbsz.measure.overfit import Watch
-from hfbsz.model import build_model, count_parameters
+from hfbsz.model import build_model, count_parameters, set_generation_ends
 from hfbsz.optimizers import build_optimizer
 from hfbsz.plan import Facts
 from hfbsz.pretrained import notes_of
@@ -167,15 +167,17 @@ class _Run:
         check_environment(self.plan, launch.environment())
         self.keeping.fit(self.plan, self.data.facts.data_hash)
         if console is not None:
-            console.plan(loaded.name, self.plan, (*self.data.notes, *notes_of(self.recipe.model)))
+            console.plan(loaded.name, self.plan, (*loaded.notes, *self.data.notes, *notes_of(self.recipe.model)))
         classes = self.data.counts.get("labels")  # of a classifier
         self.tokenizer = load_tokenizer(self.data.tokenizer_path, needs_end=classes is None)
         if console is not None and folder is not None:
             shown = preview(self.data, self.tokenizer)
             console.preview(shown.lines())
             write_text(folder.path / "rows.json", json.dumps(shown.to_dict(), indent=1))
-        length = self.recipe.data.sequence_length
-        model = build_model(self.recipe.model, self.tokenizer, self.recipe.seed, length, classes)
+        length, notes = self.recipe.data.sequence_length, list[str]()
+        model = build_model(self.recipe.model, self.tokenizer, self.recipe.seed, length, classes, notes)
+        if console is not None:
+            console.notes(notes)
         model = model.double() if self.recipe.precision == "fp64" else model
         within = self.recipe.data.pack and self.recipe.data.attend == "within"
         if within:
@@ -186,7 +188,7 @@ class _Run:
             self.model = accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, self.plan)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        pad = end if pad is None else pad
+        pad = (model.config.pad_token_id if classes is not None else end) if pad is None else pad
         self.task: Task = LanguageModeling(pad, end if within else None) if classes is None else Classification(pad)
         self.keeping.restore(self.model, self.optimizer)
         saved = self.keeping.saved
@@ -356,8 +358,11 @@ class _Run:
         path = folder.path
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with self.optimizer.averaged():
-            merged(model).save_pretrained(path, state_dict=weights)
-        self.tokenizer.save_pretrained(path)
+            saved = merged(model)
+            if ends := self.data.counts.get("end_ids"):
+                set_generation_ends(saved, ends)
+            saved.save_pretrained(path, state_dict=weights)
+        save_tokenizer(self.tokenizer, path)
         parts = (self.plan, self.data.counts["sets"][""], self.watch, last, final, self.whole)
         told = reached(*parts, self.skipped)
         names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))

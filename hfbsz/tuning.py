@@ -37,7 +37,8 @@ class Ledger:
         try:
             return amount.sequences(total=total, rows=self.facts.rows, tokens_per_row=self.tokens_per_row)
         except (LookupError, ValueError) as problem:
-            known = ", which is not known before the data is prepared: give train_rows=N" if amount.unit == "epochs" else ""
+            epochs = ", which is not known before the data is prepared: give train_rows=N"
+            known = epochs if amount.unit == "epochs" else ""
             self.errors.append(f"{name}: {problem.args[0]}{known}")
             return None
 

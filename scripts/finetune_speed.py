@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
 from hfbsz.data.batches import Windows
-from hfbsz.data.rows import Prepared, prepare
+from hfbsz.data.rows import Prepared
 from hfbsz.data.tokenizer import load_tokenizer
+from hfbsz.inputs import prepare_inputs
 from hfbsz.loading import load
 from hfbsz.loop import train
 from hfbsz.model import build_model
@@ -28,8 +29,7 @@ def ways(words: list[str], steps: int) -> Mapping[str, Callable[[], float]]:
     """By name, a function that trains so many further steps and gives rows a second."""
     recipe = load(words).recipe
     set_threads(recipe)
-    wished = recipe.data.model_copy(update={"tokenizer": recipe.data.tokenizer or tokenizer_of(recipe.model)})
-    data = prepare(wished, {}, lambda *_: None, task=recipe.task)
+    data = prepare_inputs(recipe, lambda *_: None)
     plan = resolve(recipe, 1, data.facts)
     tokenizer = load_tokenizer(data.tokenizer_path, needs_end=False)
 

@@ -132,7 +132,10 @@ class Builder:
             if not name:  # further sets may come and go between two starts
                 digest.update(writer.digest.digest())
         self._refuse_empty(meta)
-        read = {"read": self.documents.columns.read, "unused": self.documents.tally.unused(self.documents.columns)}
+        read = {
+            "read": self.documents.tally.used(self.documents.columns),
+            "unused": self.documents.tally.unused(self.documents.columns),
+        }
         about = {"data_hash": digest.hexdigest(), "notes": self.notes, "columns": read}
         return meta | about | {"vocab_size": len(self.tokenizer)}
 

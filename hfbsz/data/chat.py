@@ -112,7 +112,7 @@ class Chat:
             )
         if others := self.end_ids - self.ends:
             names = ", ".join(f"{self._name(token)} ({token})" for token in sorted(others))
-            notes.append(f"answers end with {names}, at which generation must end too: generation_config.eos_token_id")
+            notes.append(f"answers end with {names}: the saved generation_config.json ends generation there too")
         return notes
 
     def _of_template(self) -> list[str]:

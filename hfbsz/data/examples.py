@@ -76,12 +76,12 @@ class ExampleBuilder:
         """What a person wants to know of the rows: columns, labels, what ends an answer; and the notes."""
         reader = self.readers[TRAIN]
         about: dict[str, Any] = {
-            "columns": {"read": reader.columns.read, "unused": reader.tally.unused(reader.columns)},
+            "columns": {"read": reader.tally.used(reader.columns), "unused": reader.tally.unused(reader.columns)},
             "notes": self.notes,
         }
         if self.chat is not None:
             self.notes += self.chat.notes()
-            about |= {"end_token": self.chat.end_token_learnt, "end_ids": sorted(self.chat.end_ids)}
+            about |= {"end_token": self.chat.end_token_learnt, "end_ids": sorted(map(int, self.chat.end_ids))}
         return about
 
     def _labels(self, read: Mapping[str, Sequence[Example]]) -> list[str] | None:

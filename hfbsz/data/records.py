@@ -42,6 +42,10 @@ class Tally:
         if line not in self.notes:
             self.notes.append(line)
 
+    def used(self, columns: Columns) -> list[str]:
+        """The columns that are there and are read."""
+        return [name for name in columns.read if name in self.columns]
+
     def unused(self, columns: Columns) -> list[str]:
         """The columns that are there and are not read."""
         return [name for name in self.columns if name not in columns.read]

@@ -1,7 +1,7 @@
 """What a person at the terminal sees: the plan, a progress bar, evaluations, and a last page."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -40,7 +40,12 @@ class Console:
 
     def plan(self, name: str, plan: Plan, notes: Sequence[str]) -> None:
         self.title(f"plan of {name}")
-        self.line("\n".join([explain(plan), *(f"note      {note}" for note in notes)]))
+        self.line(explain(plan))
+        self.notes(notes)
+
+    def notes(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            self.line(f"note      {note}")
 
     def preview(self, lines: Sequence[str]) -> None:
         """A few rows as the model gets them; what stands between ⟦ and ⟧ is learnt."""

@@ -7,6 +7,7 @@ from hfbsz.data.sources import open_source
 from hfbsz.errors import UserError
 from hfbsz.recipe import Data
 
+
 def read(*names: str, optional=(), **fields) -> tuple[list[Record], Tally]:
     """What `data.*` fields read, asking for the columns that the named fields name (a field's own name, else)."""
     data, tally = Data(**fields), Tally()

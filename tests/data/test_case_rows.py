@@ -51,7 +51,7 @@ def test_case_07_a_third_column_of_the_question(tmp_path):
     full = [re.fullmatch(r"User: Add\n(\d+) (\d+)\nAssistant: (\d+)<.endoftext.>\n?", text) for text in texts]
     assert sum(found is not None and int(found[1]) + int(found[2]) == int(found[3]) for found in full) > 15
     assert sum(re.fullmatch(r"User: Add\nAssistant: \d+<.endoftext.>\n?", text) is not None for text in texts) > 15
-    assert data.counts["columns"] == {"read": ["output", "instruction", "input"], "unused": []}
+    assert data.counts["columns"] == {"read": ["output", "instruction", "input"], "unused": []}  # there is no `tools`
     plain, _ = talked(tmp_path, rows, prompt="instruction", response="output")
     assert plain.counts["columns"]["unused"] == ["input"]
 
@@ -69,7 +69,7 @@ def test_case_08_an_answer_is_kept_byte_for_byte(tmp_path):
     data, tokenizer = talked(tmp_path, rows, prompt="q", response="a")
     row = data.train[0]
     learnt = tokenizer.decode(row.tokens[row.labels >= 0])
-    assert learnt.startswith("     return ") and learnt.endswith("\n\n<|endoftext|>")
+    assert re.fullmatch(r"     return \d+\n\n<.endoftext.>\n", learnt)
 
 
 def test_case_18_rows_that_are_all_one_text(tmp_path, words):  # noqa: F811

@@ -106,7 +106,7 @@ def test_fewer_rows_are_part_of_more(tmp_path, words):
         ),
         (lambda rows: [dict(row, text=None) for row in rows], {}, "holds no row to use: no text"),
         (lambda rows: [], {}, "holds no row to use"),
-        (lambda rows: [dict(row, text=3) for row in rows], {}, "of 100 rows none is left to train on: all repeat another's text"),
+        (lambda rows: [dict(row, text=3) for row in rows], {}, "of 100 rows none is left to train on: all repeat"),
         (lambda rows: [dict(row, text=["a"]) for row in rows], {}, "it holds a list, not text, in column 'text'"),
         (lambda rows: [dict(row, label=["a", "b"]) for row in rows], {}, "rows.jsonl:1: the label is a list"),
         (lambda rows: [dict(row, label=n % 3 - 1) for n, row in enumerate(rows)], {}, "data.skip.label=-1 leaves them"),

@@ -145,7 +145,11 @@ def test_case_23_halves_of_surrogate_pairs_become_a_question_mark_wherever_they_
         ("x.txt", "text\tlabel\n" + "a film\tpos\n" * 3, "a tab-separated table: say data.format=tsv"),
         ("x.all", "id;body\n" + "1;a film\n" * 12, "a semicolon-separated table: say data.format=csv"),
         ("x.txt", 'name,text\nbo,"a, b"\n', "a comma-separated table: say data.format=csv"),
-        ("x.txt", "ham\tsee you\nspam\tfree\n" * 12, "without a header (columns 0, 1, …): say data.format=tsv data.header=false"),
+        (
+            "x.txt",
+            "ham\tsee you\nspam\tfree\n" * 12,
+            "without a header (columns 0, 1, …): say data.format=tsv data.header=false",
+        ),
     ],
 )
 def test_case_14_data_under_an_ending_of_text_is_told_of(write, name, content, told):

@@ -12,7 +12,7 @@ from hfbsz.errors import UserError
 
 @pytest.mark.parametrize(
     "value, label",
-    [("pos", "pos"), (" pos ", "pos"), (3, "3"), (3.0, "3"), (0.5, "0.5"), (True, "True"), ("-1", "-1"), ("none", "none")],
+    [("pos", "pos"), (" pos ", "pos"), (3, "3"), (3.0, "3"), (0.5, "0.5"), (True, "True"), ("-1", "-1")],
 )
 def test_values_that_are_classes(value, label):
     assert class_of(value) == label
