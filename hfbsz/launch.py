@@ -52,7 +52,7 @@ def check_precision(precision: str) -> None:
 
     The environment does not tell whether `no` was asked for, or is what accelerate sets where nothing was.
     """
-    asked = _option(_command(), "mixed_precision", "--mi")
+    asked = _option(_command(), "mixed_precision")
     if asked is not None and asked != ("bf16" if precision == "bf16" else "no"):
         instead = {"no": ", or write precision=fp32", "bf16": ", or write precision=bf16"}.get(asked, "")
         raise UserError(
@@ -66,7 +66,7 @@ def environment() -> Mapping[str, str]:
     on for DeepSpeed alone."""
     name = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
     command = _command()
-    asked = _option(command, _ACCUMULATION, "--gradient_a")
+    asked = _option(command, _ACCUMULATION)
     if asked is None and command:
         asked = next(_named(_config(command), _ACCUMULATION), None)
     return os.environ if asked is None else {name: asked, **os.environ}
@@ -95,13 +95,12 @@ def _command() -> list[str]:
     return []
 
 
-def _option(command: Sequence[str], name: str, shortest: str) -> str | None:
-    """The last value of an option: `--a_b 4`, `--a-b 4`, `--a_b=4`, and shortened as argparse takes it."""
+def _option(command: Sequence[str], name: str) -> str | None:
+    """The last value of an option: `--a_b 4`, `--a-b 4` or `--a_b=4`."""
     found = None
     for place, word in enumerate(command):
         option, equals, value = word.partition("=")
-        option = option.replace("-", "_").replace("__", "--", 1)
-        if len(option) >= len(shortest) and f"--{name}".startswith(option):
+        if option.startswith("--") and option[2:].replace("-", "_") == name:
             found = value if equals else next(iter(command[place + 1 :]), None)
     return found
 
@@ -111,7 +110,7 @@ def _config(command: Sequence[str]) -> Any:
     import yaml
 
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "accelerate"
-    named = _option(command, "config_file", "--config")
+    named = _option(command, "config_file")
     for path in [Path(named)] if named else [home / "default_config.yaml", home / "default_config.json"]:
         try:
             return yaml.safe_load(path.read_text())

@@ -52,15 +52,16 @@ class Marks:
         places: list[list[int]] = [[] for _ in self.of_message]
         parts, seen, start, length = [], set(), 0, 0
         for match in _PRIVATE.finditer(rendered):
-            mark = match.group()
-            if mark not in self.of_message and mark not in self.of_call:
+            mark, place = match.group(), match.start()
+            number = self.of_message.get(mark)
+            if number is None and mark not in self.of_call:
                 continue
-            parts.append(rendered[start : match.start()])
-            length += match.start() - start
-            start = match.end()
+            parts.append(rendered[start:place])
+            length += place - start
+            start = place + 1
             seen.add(mark)
-            if mark in self.of_message:
-                places[self.of_message[mark]].append(length)
+            if number is not None:
+                places[number].append(length)
         extents = [(found[0], found[-1]) if found else None for found in places]
         return Found("".join([*parts, rendered[start:]]), extents, self.of_call <= seen)
 
@@ -71,16 +72,18 @@ def spare(texts: Iterable[str]) -> Iterator[str]:
     return (character for code in range(0xF0000, 0x10FFFE) if (character := chr(code)) not in used)
 
 
-def texts_of(value: Any) -> Iterator[str]:
-    """All texts in a value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from texts_of(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from texts_of(entry)
+def texts_of(value: Any) -> list[str]:
+    """All texts in a value, in no order."""
+    texts, left = [], [value]
+    while left:
+        entry = left.pop()
+        if isinstance(entry, str):
+            texts.append(entry)
+        elif isinstance(entry, dict):
+            left += entry.values()
+        elif isinstance(entry, list | tuple):
+            left += entry
+    return texts
 
 
 def mapped(value: Any, change: Callable[[str], str]) -> Any:

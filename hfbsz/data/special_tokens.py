@@ -28,7 +28,7 @@ def special_pattern(tokenizer: Any) -> re.Pattern[str]:
 
 def hide(value: Any, pattern: re.Pattern[str]) -> Hidden:
     """A value without the names of special tokens in its texts."""
-    texts = list(texts_of(value))
+    texts = texts_of(value)
     met = {match for text in texts for match in pattern.findall(text)}
     if not met:
         return Hidden(value, {})

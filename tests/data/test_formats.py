@@ -129,7 +129,7 @@ class Harmful:
         ("x.csv", b"", "holds no text"),
         ("x.csv", b"text,label\n", "holds no text"),
         ("x.csv", b"body,label\na,b\n", "no column 'text' (data.text); there are 'body', 'label'"),
-        ("x.csv", b'text,label\n"open,1\nb,2\n', "FIX"),
+        ("x.csv", b'text,label\n"open\nb,2\n', "a quote"),
         ("x.csv", b"text,label\na,b,c\n", "row 1 has more fields than the 2 of the header"),
         ("x.csv", b"text,label\na\n", "row 1 has fewer fields"),
         ("x.csv", b"text\n\xff\xfe\n", "not UTF-8 text"),
