@@ -166,7 +166,7 @@ def newest(folder: Path, tell: Callable[[str], None], until: float = math.inf) -
         try:
             found = read(folder / f"checkpoint-{step}")
         except UserError as problem:
-            tell(f"{problem.lines[0]}: passed over")
+            tell(f"{problem.lines[0]}: skipped")
         else:
             if found.state["progress"].get("clock", 0) <= until:
                 return found

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from hfbsz.alternatives import displaced
 from hfbsz.errors import UserError, did_you_mean
-from hfbsz.pairs import given_by, no_such_field, read_pairs
+from hfbsz.pairs import no_such_field, read_pairs
 from hfbsz.presets import ROOTS, find_preset
 from hfbsz.recipe import PRESETS, Recipe
 from hfbsz.words import SET, Null, TextLoader, is_field, is_free, known_fields, meaning, path_of, value_in_file
@@ -43,8 +43,7 @@ def load(words: Sequence[str]) -> Loaded:
     Raises UserError with all that is wrong, one line each.
     """
     draft = _Draft()
-    pairs = read_pairs(words, draft.errors)
-    draft.given = given_by(pairs)
+    pairs, draft.given = read_pairs(words, draft.errors)
     name = next((value for key, value in reversed(pairs) if key == "recipe"), None)
     if name is not None:
         with draft.collecting():

@@ -23,16 +23,13 @@ class Word(NamedTuple):
     proper: bool  # key=value in one word
 
 
-def read_pairs(words: Sequence[str], errors: list[str]) -> list[tuple[str, str]]:
-    """(key, value) of every `key=value` word; `errors` gets a line for each of the others."""
+def read_pairs(words: Sequence[str], errors: list[str]) -> tuple[list[tuple[str, str]], Mapping[str, str]]:
+    """(key, value) of every `key=value` word, and all values by their keys, also of words that are written otherwise:
+    `errors` gets a line for each of those."""
     found = list(_words(words))
-    given = given_by((word.key, word.value) for word in found)
+    given = {word.key: word.value for word in found if word.key}
     errors += [_instead(word, given) for word in found if not word.proper]
-    return [(word.key, word.value) for word in found if word.proper]
-
-
-def given_by(pairs: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> Mapping[str, str]:
-    return {key: value for key, value in pairs if key}
+    return [(word.key, word.value) for word in found if word.proper], given
 
 
 def no_such_field(key: str, value: object, source: str, given: Mapping[str, str]) -> str:
@@ -58,7 +55,7 @@ def _words(words: Sequence[str]) -> Iterator[Word]:
         place += 1
         key, equals, value = word.partition("=")
         key = key.lstrip("-")
-        if not equals and rest[:1] == ["="] and len(rest) == 2:  # lr = 1e-3
+        if not equals and len(rest) == 2 and rest[0] == "=":  # lr = 1e-3
             yield Word(key, rest[1], f"{word} = {rest[1]}", False)
             place += 2
         elif not equals and rest and len(rest[0]) > 1 and rest[0][0] == "=":  # lr =1e-3

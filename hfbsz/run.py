@@ -82,8 +82,7 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
                 show_finished(console, loaded)
             return 0
         if folder is not None:
-            held = folder  # for the thread that calls this
-            stop.leaving = held.interrupt
+            stop.leaving = folder.interrupt
         session = _Run(loaded, job, accelerator, sharding, console, folder)
         return session.train(stop)
     except TrainingError as problem:  # raised on every rank alike: the others wait until rank 0 has told and saved all
@@ -118,9 +117,12 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
 def _outage(problem: Exception, folder: RunFolder | None) -> str | None:
     """What a fault of the machine means for a run, in a line; None for any other fault."""
     again = "the same command goes on from the newest checkpoint"
-    if folder is not None and isinstance(problem, SafetensorError | OSError):
-        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
-        return f"{folder.path}: cannot be written: {reason or problem}: make room, or see to its permissions; {again}"
+    reason = problem.strerror if isinstance(problem, OSError) else str(problem)  # none: no fault of a file
+    named = problem.filename if isinstance(problem, OSError) else None
+    if folder is not None and reason and isinstance(problem, SafetensorError | OSError):
+        if named and folder.path.resolve() not in Path(os.fsdecode(named)).resolve().parents:
+            return f"{os.fsdecode(named)}: {reason}; {again}"
+        return f"{folder.path}: cannot be written: {reason}: make room, or see to its permissions; {again}"
     if isinstance(problem, dist.DistError) or any(word in str(problem) for word in ("gloo", "NCCL", "Connection")):
         return f"another rank has ended: it, or its launcher, says why; {again} ({str(problem).splitlines()[0][:120]})"
     return None
@@ -182,14 +184,15 @@ class _Run:
         within = self.recipe.data.pack and self.recipe.data.attend == "within"
         if within:
             check_attends_within(model)
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        pad = end if pad is None else pad
+        language = classes is None
+        self.task: Task = LanguageModeling(pad, end if within else None) if language else Classification.of(model)
         if sharding is not None and accelerator.num_processes > 1:
             self.model = shard(model, sharding, accelerator.device, precision_of(self.recipe))
         else:
             self.model = accelerator.prepare_model(model)
         self.optimizer = build_optimizer(self.model, self.plan)
-        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        pad = (model.config.pad_token_id if classes is not None else end) if pad is None else pad
-        self.task: Task = LanguageModeling(pad, end if within else None) if classes is None else Classification(pad)
         self.keeping.restore(self.model, self.optimizer)
         saved = self.keeping.saved
         so_far = saved["progress"] if saved is not None else None

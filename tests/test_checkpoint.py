@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_told_of_and_passed_over(saved):
     (saved / ".checkpoint-8.tmp").mkdir()
     (saved / "checkpoint-best").mkdir()
     assert newest(saved, told.append).path.name == "checkpoint-2"
-    assert "checkpoint-6: model.safetensors is damaged: passed over" in told[0] and "checkpoint-4" in told[1]
+    assert "checkpoint-6: model.safetensors is damaged: skipped" in told[0] and "checkpoint-4" in told[1]
     assert not (saved / ".checkpoint-8.tmp").exists()
     (saved / "checkpoint-2" / "state.json").write_text("{")
     assert newest(saved, told.append) is None

@@ -107,7 +107,7 @@ def test_a_row_that_cannot_be_read(hfbsz, ragged, tmp_path, processes):
     ended = hfbsz("pretrain.py", *words, "duration=200steps", processes=processes, env={"HFBSZ_CACHE": str(cache)})
     assert ended.code != 0
     where = r"rank \d: " if processes == 2 else ""
-    assert re.search(rf"error: {where}\S+train.arrow: row \d+ cannot be read .* delete \S+, it is made anew", ended.err)
+    assert re.search(rf"error: {where}\S+train.arrow: row \d+ cannot be read .* delete \S+: it is rebuilt", ended.err)
     assert read_status(folder)["state"] == "failed"
 
 
@@ -156,7 +156,7 @@ def test_a_full_disk_loses_nothing(hfbsz, ragged, environment, tmp_path):
     code, out, err = on_a_disk(environment, script, *words)
     assert code == 0, (out, err)
     assert "No space left on device" in err and "make room" in err and "Traceback" not in err
-    assert "going on from" in out and "passed over" not in out
+    assert "going on from" in out and "skipped" not in out
     assert told(tmp_path / "resumed") == told(tmp_path / "whole")
     assert same_weights(tmp_path / "resumed", tmp_path / "whole")
 

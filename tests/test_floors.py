@@ -8,9 +8,12 @@ from conftest import ROOT
 
 FLOORS = [
     {"errors", "amounts", "record"},
-    {"interrupt"},
+    {"interrupt", "streams", "launch"},
     {"scaling", "schedule", "laws"},
     {"recipe"},
+    {"words", "foreign"},
+    {"foreign_words", "presets", "alternatives"},
+    {"pairs"},
     {"loading"},
     {"schema"},
     {"plan"},
@@ -21,7 +24,7 @@ FLOORS = [
     {"pretrained"},
     {"loadable", "fitting", "lora"},
     {"model"},
-    {"tasks"},
+    {"tasks", "inputs"},
     {"folder", "loop", "checkpoint"},
     {"ranks"},
     {"metrics", "measure"},
@@ -36,7 +39,7 @@ HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy"}
 ALLOWED = {
     "wandb": {"report"},
     "omegaconf": {"loading"},
-    "pydantic": {"recipe", "loading", "schema"},
+    "pydantic": {"recipe", "words", "loading", "schema"},
     "accelerate": {"loop", "keeping", "ranks", "reports", "evaluating", "run"},
     "rich": {"report"},
     "peft": {"lora"},

@@ -11,7 +11,9 @@ from small_models import logits, small_model, small_tokenizer
 from transformers import AutoModelForCausalLM
 
 from hfbsz.errors import UserError
+from hfbsz.inputs import prepare_inputs
 from hfbsz.loadable import check
+from hfbsz.loading import load
 from hfbsz.model import build_model
 from hfbsz.recipe import Model
 
@@ -44,6 +46,13 @@ def test_case_16_a_pointer_of_git_lfs(base):
     assert refused(base) == f": model.safetensors is a git-lfs pointer, not the file itself: git -C {base} lfs pull"
     (base / "config.json").write_text(POINTER)
     assert refused(base) == f": config.json is a git-lfs pointer, not the file itself: git -C {base} lfs pull"
+
+
+def test_case_16_weights_are_looked_at_before_the_data(base):
+    (base / "model.safetensors").write_text(POINTER)
+    recipe = load([f"model.path={base}", "data.files=nowhere.jsonl"]).recipe
+    with pytest.raises(UserError, match=r"model\.safetensors is a git-lfs pointer"):
+        prepare_inputs(recipe, lambda *_: None)
 
 
 def test_case_16_a_file_that_was_cut(base):

@@ -70,7 +70,10 @@ def test_all_errors_come_at_once_one_line_each():
         ("eval.sets.chat.text=words", "eval.sets.chat: it names no source"),
         ("eval.sets.chat={files: x, label: y}", "eval.sets.chat.label does not belong to task=language_modeling"),
         ("recipe=nowhere/x.yaml", "no such file"),
-        ("optim.lr=[1", "cannot read"),
+        ("optim.lr=[1", "optim.lr: Input should be a valid number"),
+        ("eval.sets.chat={files: x, text: [}", "cannot read"),
+        ("optim.betas=0.9,0.99", "write optim.betas=[0.9,0.99]"),
+        ("data.label=", "data.label: the value is empty: data.label=null for none"),
     ],
 )
 def test_a_mistake_names_itself_and_what_would_be_right(word, message):
@@ -93,8 +96,12 @@ def test_a_set_is_globs_or_a_mapping_that_later_words_change(tmp_path):
         "a": {"files": ["x/*.txt", "y.txt"], "skip": {}},
         "b": {"files": "z.txt"},
     }
-    (line,) = refused(f"recipe={path}", "eval.sets.a.hub=other")
-    assert "eval.sets.a: files and hub are two sources" in line
+    other = load([f"recipe={path}", "eval.sets.a.hub=other", "eval.sets.b.files=z.txt"])
+    assert other.recipe.eval.sets == {"a": EvalSet(hub="other"), "b": EvalSet(files="z.txt", text="words")}
+    assert other.notes == (
+        "eval.sets.a.hub (command line) replaces eval.sets.a.files (x.yaml)",
+        "eval.sets.b.files (command line) replaces eval.sets.b.hub (x.yaml)",
+    )
 
 
 def test_a_word_takes_values_from_the_environment(monkeypatch):
@@ -185,3 +192,46 @@ def test_a_digest_changes_with_the_mathematics_alone():
         assert load(["recipe=large_batch", inside]).recipe.digest() != digest
     named = load(["recipe=large_batch", "data.attend=across", "optim.name=adamw"]).recipe  # as by default
     assert named.digest() == digest
+
+
+def test_what_comes_later_takes_the_place_of_an_alternative(tmp_path):
+    loaded = load(["recipe=large_batch", "model.path=bert"])
+    assert loaded.recipe.model.path == "bert" and loaded.recipe.model.shape is None
+    assert loaded.notes == ("model.path (command line) replaces model.shape (model/tiny.yaml)",)
+    assert not any(key.startswith("model.shape") for key in loaded.sources)
+    data = load(["recipe=small_batch", "data.files=x.csv"]).recipe.data
+    assert (data.files, data.package, data.file, data.sha256, data.label) == ("x.csv", None, None, None, "category")
+    turns = load(["recipe=pretrain_then_finetune", "data.prompt=q", "data.response=a"]).recipe.data
+    assert (turns.messages, turns.prompt, turns.response) == (None, "q", "a")
+    assert load(["recipe=large_batch", "model=null", "model.path=bert"]).notes == ()
+    assert load(["recipe=small_batch", "data=null", "data.label=l"]).recipe.data.package is None
+    path = tmp_path / "x.yaml"
+    path.write_text("base: small_batch\nmodel: {preset: tiny, path: bert}\ndata: {hub: a/b, split: all}\n")
+    loaded = load([f"recipe={path}", "data.validation_split=test"])
+    assert loaded.recipe.model.path == "bert" and loaded.recipe.data.hub == "a/b"
+    assert loaded.notes == (
+        "model.path (x.yaml) replaces model.shape (model/tiny.yaml)",
+        "data.hub (x.yaml) replaces data.package (data/rotten_tomatoes_reviews.yaml)",
+    )
+    path.write_text("base: small_batch\nmodel: null\ndata: null\n")
+    assert load([f"recipe={path}"]).recipe.model == Recipe().model
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.path=a", "model.shape={model_type: llama}"], "model: path and shape are two models"),
+        (["data.files=a", "data.hub=b"], "data: files and hub are two sources"),
+        (["task=instruction", "data.messages=m", "data.prompt=q"], "data: messages and prompt are two forms"),
+        (["recipe=large_batch", "model.path=a", "model.shape.hidden_size=64"], "model: path and shape are two models"),
+    ],
+)
+def test_two_alternatives_of_one_source_are_refused(words, message):
+    (line,) = refused(*words)
+    assert line.startswith(message)
+
+
+def test_a_preset_after_a_field_of_its_part_is_told_of():
+    loaded = load(["recipe=debug", "model.path=bert", "model=tiny"])
+    assert loaded.recipe.model.path is None
+    assert loaded.notes[-1] == "model=tiny comes after model.path and replaces it: put it before"

@@ -53,7 +53,10 @@ class Chat:
         """
         hidden = hide([list(messages), tools], self._special)
         messages, tools = hidden.value
-        rows = self._finder.rows(messages, tools, self.answers == "last")
+        try:
+            rows = self._finder.rows(messages, tools, self.answers == "last")
+        except ValueError as problem:
+            raise ValueError("".join(hidden.names.get(sign, sign) for sign in str(problem))) from None
         self._flagged += any(message["role"] != "assistant" and message["learnt"] for message in messages)
         self._named.update(hidden.names.values())
         return [self._row(row, hidden.names) for row in rows]
@@ -135,9 +138,12 @@ class Chat:
         if odd["tools"]:
             notes.append(f"the chat template ignores the tools of {_some(odd['tools'])}")
         if self._flagged:
-            notes.append(f"{_some(self._flagged)} ask to learn messages that are not the assistant's: they are context")
+            notes.append(
+                f"messages that are not the assistant's are flagged as learnt in {_some(self._flagged)}: they are "
+                "context"
+            )
         for name, count in self._named.most_common():
-            notes.append(f"{_some(count)} name the special token {name} in a message: it is text there")
+            notes.append(f"messages name the special token {name} in {_some(count)}: it is text there")
         return notes
 
 

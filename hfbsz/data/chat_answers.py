@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from hfbsz.data.chat_marks import Found, Marks, texts_of
+from hfbsz.data.chat_marks import Found, Marks, blanks, texts_of
 from hfbsz.data.chat_template import DIALECTS, DIALECTS_OF_CALLS, ChatTemplate, Span
 from hfbsz.data.conversations import Message
 from hfbsz.data.special_tokens import special_names
 
+_HEAD = 32  # characters
 _LONGEST, _MOST = 1000, 4096  # characters around an answer, and such surroundings, that are remembered
 
 
@@ -28,6 +29,11 @@ class Own(NamedTuple):
 
     text: str
     start: int
+    otherwise: str  # what the generation prompt has in the place of the answer
+
+
+class _Vanished(ValueError):
+    """A part of a conversation is not in its rendering."""
 
 
 class Place(NamedTuple):
@@ -36,6 +42,7 @@ class Place(NamedTuple):
     before: int
     after: int
     stays: bool  # whether the whole holds the answer, and all before it, as at its own time
+    otherwise: str  # what the generation prompt has there: another answer may begin with that
 
 
 class Answers:
@@ -80,8 +87,10 @@ class Answers:
             try:
                 whole = _Whole(*template.render_blocks(messages), marks.read(template.render(marks.messages)))
                 _check_all_stands(messages, calls, whole)
-            except ValueError as refused:
-                problem = refused if problem is None or dialect == dialects[0] else problem
+            except ValueError as found:
+                # the dialect that comes furthest says what is wrong
+                if problem is None or (isinstance(found, _Vanished) and not isinstance(problem, _Vanished)):
+                    problem = found
                 continue
             self._dialect = dialect
             self._see_tools(template, messages, whole.text)
@@ -96,7 +105,8 @@ class Answers:
 
     def _count_changed(self, rows: Sequence[Rendered], answers: Sequence[Message]) -> None:
         """Count the answers that the template does not write as they are."""
-        told = "\n".join(row.text[start:end] for row in rows for start, end in row.answers)
+        # the generation prompt may hold the first words of an answer, such as <think>
+        told = "\n".join(row.text[max(0, start - _HEAD) : end] for row in rows for start, end in row.answers)
         for message in answers:
             texts = [message["content"].strip(), message.get("reasoning_content", "").strip()]
             self.odd["changed"] += not all(_is_in(text, told) for text in texts)
@@ -136,14 +146,16 @@ class _Finder:
         """The span of an answer in the whole conversation; None where it is not there as it was at its own time."""
         key, extent = self._surroundings(number), self.whole.found.extents[number]
         if key is not None and extent is not None and (place := self.known.places.get(key)) is not None:
-            return (extent[0] - place.before, extent[1] + place.after) if place.stays else None
+            start = extent[0] - place.before
+            if not place.otherwise or self.whole.text[start] != place.otherwise[0]:
+                return (start, extent[1] + place.after) if place.stays else None
         own = self._own(number)
         end = self._end_in(self.whole.text, own)
         if key is not None and extent is not None:
             before, after = extent[0] - own.start, (end or extent[1]) - extent[1]
             inside = 0 <= before <= len(key[0]) and 0 <= after <= len(key[1])
             if inside and len(key[0]) + len(key[1]) < _LONGEST and len(self.known.places) < _MOST:
-                self.known.places[key] = Place(before, after, end is not None)
+                self.known.places[key] = Place(before, after, end is not None, own.otherwise)
         return None if end is None else (own.start, end)
 
     def _surroundings(self, number: int) -> tuple[Any, ...] | None:
@@ -154,13 +166,15 @@ class _Finder:
         """
         extents, text = self.whole.found.extents, self.whole.text
         extent = extents[number]
-        if extent is None or not self.whole.is_regular:
+        if extent is None or not self.whole.is_regular or not self.whole.found.whole[number]:
             return None
         earlier = (other[1] for other in reversed(extents[:number]) if other is not None)
         later = (other[0] for other in extents[number + 1 :] if other is not None)
         before, after = text[next(earlier, 0) : extent[0]], text[extent[1] : next(later, len(text))]
         ends = number == len(self.messages) - 1
-        return before, after, ends, self.kinds, bool(self.template.tools), self.template.source
+        said = self.messages[number]
+        has = *(key for key, value in said.items() if value), *blanks(said["content"])
+        return before, after, ends, has, self.kinds, bool(self.template.tools), self.template.source
 
     def _at_their_times(self, learnt: Sequence[int]) -> list[Rendered]:
         """A row for each answer as it is rendered as the last message; one row for those that it holds just so."""
@@ -183,7 +197,7 @@ class _Finder:
         prompt = self.template.render(self.messages[:number], prompt=True)
         text = self.template.render(self.messages[: number + 1])
         if text.startswith(prompt):
-            return Own(text, len(prompt))
+            return Own(text, len(prompt), "")
         start = _common(text, prompt)
         start -= text[:start].endswith("<")  # two tags begin alike
         content = self.messages[number]["content"].strip()
@@ -198,7 +212,7 @@ class _Finder:
             )
         self.known.prompt_end = prompt[-24:]
         self.known.odd["prompt"] += 1
-        return Own(text, start)
+        return Own(text, start, prompt[start:])
 
     def _end_in(self, whole: str, own: Own) -> int | None:
         """Where an answer ends in a text that holds it and all before it; a mark that closes the conversation behind
@@ -232,15 +246,18 @@ def _of_blocks(messages: Sequence[Message], whole: _Whole, learnt: Sequence[int]
 
 
 def _check_all_stands(messages: Sequence[Message], calls: Sequence[dict[str, Any]], whole: _Whole) -> None:
+    marked = whole.found.text == whole.text  # else the template depends on what messages say
     for message, extent in zip(messages, whole.found.extents, strict=True):
         content = message["content"].strip()
-        if message["role"] != "assistant" and content and extent is None and not _stands(content, whole.text):
-            raise ValueError(
+        if message["role"] == "assistant" or not content or extent is not None:
+            continue
+        if marked or not _stands(content, whole.text):
+            raise _Vanished(
                 f"the tokenizer's chat template leaves out the {message['role']} message {content[:40]!r}: take one "
                 "whose template renders it"
             )
     if not whole.found.calls or any(_as_python(call, whole.text) for call in calls):
-        raise ValueError("the tokenizer's chat template does not render tool calls: take one whose template does")
+        raise _Vanished("the tokenizer's chat template does not render tool calls: take one whose template does")
 
 
 def _as_system(message: Message) -> Message:

@@ -16,6 +16,7 @@ class Found:
 
     text: str  # without the marks
     extents: list[tuple[int, int] | None]  # of each message: where its texts stand, from the first to the last
+    whole: list[bool]  # of each message: whether all of its texts stand there, once each
     calls: bool  # whether the name of every tool call stands there
 
     @property
@@ -33,8 +34,9 @@ class Marks:
         self.messages: list[Message] = []
         self.of_message = {next(free): number for number in range(len(messages))}
         self.of_call: set[str] = set()
-        for mark, message in zip(self.of_message, messages, strict=True):
-            put = _around(mark)
+        self._counts = [0] * len(messages)
+        for (mark, number), message in zip(self.of_message.items(), messages, strict=True):
+            put = self._counted(mark, number)
             marked: dict[str, Any] = dict(message)
             for key in ("content", "reasoning_content"):
                 if marked.get(key):
@@ -45,8 +47,18 @@ class Marks:
 
     def _call(self, call: Mapping[str, Any], mark: str, put: Callable[[str], str]) -> dict[str, Any]:
         self.of_call.add(mark)
-        function = {**mapped(call["function"], put), "name": put(_around(mark)(call["function"]["name"]))}
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        function = {**call["function"], "name": put(_around(mark)(name)), "arguments": mapped(arguments, put)}
         return {**call, "function": function}
+
+    def _counted(self, mark: str, number: int) -> Callable[[str], str]:
+        around = _around(mark)
+
+        def put(text: str) -> str:
+            self._counts[number] += 2 * bool(text.strip())
+            return around(text)
+
+        return put
 
     def read(self, rendered: str) -> Found:
         places: list[list[int]] = [[] for _ in self.of_message]
@@ -63,7 +75,8 @@ class Marks:
             if number is not None:
                 places[number].append(length)
         extents = [(found[0], found[-1]) if found else None for found in places]
-        return Found("".join([*parts, rendered[start:]]), extents, self.of_call <= seen)
+        whole = [len(found) == count for found, count in zip(places, self._counts, strict=True)]
+        return Found("".join([*parts, rendered[start:]]), extents, whole, self.of_call <= seen)
 
 
 def spare(texts: Iterable[str]) -> Iterator[str]:
@@ -97,6 +110,13 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
+def blanks(text: str) -> tuple[str, str]:
+    """The blanks that a text begins and ends with."""
+    bare = text.strip()
+    start = len(text) - len(text.lstrip())
+    return text[:start], text[start + len(bare) :]
+
+
 def _around(mark: str) -> Callable[[str], str]:
     """Marks stand inside of a text's blanks, for templates strip these."""
 
@@ -104,7 +124,7 @@ def _around(mark: str) -> Callable[[str], str]:
         bare = text.strip()
         if not bare:
             return text
-        start = len(text) - len(text.lstrip())
-        return f"{text[:start]}{mark}{bare}{mark}{text[start + len(bare) :]}"
+        before, after = blanks(text)
+        return f"{before}{mark}{bare}{mark}{after}"
 
     return put

@@ -55,6 +55,15 @@ def _detected(path: Path, stamp: tuple[int, int], form: Format, own: str, wanted
     return found
 
 
+def joined_rows(path: Path, delimiter: str) -> str | None:
+    """Where quotes of a table join rows, or may, for a reader that takes every quote as one; None where they do not."""
+    try:
+        notes = dialect_of(path, Format(delimiter=delimiter), delimiter, ()).notes
+    except UserError as problem:
+        return str(problem).split(" that are each a row", maxsplit=1)[0]
+    return next((f"{path}: {note.replace(' (data.quoting=none)', '')}" for note in notes if "in line" in note), None)
+
+
 def _by_delimiter(head: list[str], form: Format, start: Dialect, wanted: tuple[str, ...]) -> Dialect:
     """Its own delimiter, where that gives the columns that are wanted or fields of equal number; else one that does."""
     candidates = [start.delimiter, *(sign for sign in _DELIMITERS if sign != start.delimiter)]
@@ -153,9 +162,12 @@ def _by_quotes(path: Path, form: Format, found: Dialect, own: str) -> Dialect:
         joined = f"the quotes that open in line {first} and close in line {last}"
         if own == "\t" and seen.uneven is None and seen.fields > 1:
             return _noted(as_characters, f"{joined} are characters ({part}.quoting=none): each line is a row")
+        as_lines = f"{part}.quoting=none reads the quotes as characters and each line as a row"
+        if seen.uneven is not None:
+            as_lines = f"where they are characters, write them twice, in quotes (line {seen.uneven} needs its quotes)"
         raise UserError(
-            f"{path}:{first}: {joined} hold {last - first + 1} lines that are each a row: {part}.quoting=none reads "
-            f"the quotes as characters and each line as a row, {part}.quoting=minimal reads one row in quotes"
+            f"{path}:{first}: {joined} hold {last - first + 1} lines that are each a row: {as_lines}; "
+            f"{part}.quoting=minimal reads one row in quotes"
         )
     line, why = seen.broken
     if seen.uneven is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from hfbsz.data.dialects import joined_rows
 from hfbsz.data.formats import class_name
 from hfbsz.data.records import Columns, Record, Tally, check_columns
 from hfbsz.errors import UserError, did_you_mean
@@ -94,6 +95,7 @@ class Hub:
             self._check_config()
             builder = datasets.load_dataset_builder(self.name, self.config, revision=self.revision)
             self._check_split(list(builder.config.data_files or builder.info.splits or ()))
+            self._check_tables(builder)
             return datasets.load_dataset(
                 self.name, self.config, split=self.split, revision=self.revision, streaming=self.stream
             )
@@ -123,6 +125,18 @@ class Hub:
         elif self.config not in known:
             near = did_you_mean(self.config, known)
             raise UserError(f"{self.part}.hub_config: {self.name!r} has no {self.config!r}{near}; there are {listed}")
+
+    def _check_tables(self, builder: Any) -> None:
+        """Raise UserError for local tables in which datasets, which reads quotes as quotes, would join rows."""
+        config = builder.config
+        files = [Path(str(path)) for paths in (config.data_files or {}).values() for path in paths]
+        if builder.name != "csv" or config.sep not in (",", "\t"):
+            return
+        for path in (path for path in files if path.is_file()):
+            if told := joined_rows(path, config.sep):
+                raise UserError(
+                    f"{self.part}.hub: {told}: {self.part}.files={path} instead of {self.part}.hub reads it"
+                )
 
     def _check_split(self, known: list[str], slices: bool = True) -> None:
         """Raise UserError for a split that is not there; slices such as train[:10%] are for whole data sets alone."""

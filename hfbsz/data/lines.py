@@ -57,7 +57,7 @@ class Lines:
                 self.skipped += 1
             elif self.begins and self._comment is not None and line.startswith(self._comment):
                 self.comments += 1
-            elif self.begins and not line.strip(" \r\n"):
+            elif self.begins and not line.strip(" \r\n\x1a"):  # \x1a ends files of DOS
                 self.blank += 1
             else:
                 if self.begins:

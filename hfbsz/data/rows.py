@@ -60,7 +60,7 @@ class Rows:
         if not (len(row) and row.min() >= 0 and row.max() < self.vocabulary):
             raise RankError(
                 f"{self.path}: row {index} cannot be read (it must hold tokens from 0 to {self.vocabulary - 1}): "
-                f"delete {self.path.parent}, it is made anew"
+                f"delete {self.path.parent}: it is rebuilt"
             )
         return row if self._labels is None else Row(row, self._labels[index])
 

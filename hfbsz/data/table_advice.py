@@ -89,9 +89,8 @@ def miscounted(
             f"{form.part}.quoting=none"
         )
     sign = dialect.delimiter
-    if more and form.header is True and _all_longer(path, form, dialect, len(names)):
-        name = next(name for name in ("row", "index", "row_number") if name not in names)
-        listed = ",".join([name, *names])
+    if more and form.header is True and (column := _unnamed(path, names, form, dialect)) is not None:
+        listed = ",".join(column)
         return (
             told
             + f"each row has one more: name it, {form.part}.skip_lines={lines.first - 1} "
@@ -107,10 +106,18 @@ def miscounted(
     )
 
 
-def _all_longer(path: Path, form: Format, dialect: Dialect, count: int) -> bool:
-    """Whether the first rows have each one field more than the header: R's tables, whose row names have no column."""
+def _unnamed(path: Path, names: Sequence[str], form: Format, dialect: Dialect) -> list[str] | None:
+    """The names of a table whose rows have each a column more: R's row names before the others, or an empty one that a
+    delimiter at the end of a line makes. None where it may be part of a text."""
     rows = head_rows(read_head(path, form), form, dialect)[1:]
-    return bool(rows) and all(len(row) == count + 1 for row in rows)
+    if not rows or any(len(row) != len(names) + 1 for row in rows):
+        return None
+    name = next(name for name in ("row", "row_name", "unnamed") if name not in names)
+    if not any(row[-1].strip() for row in rows):
+        return [*names, name]
+    if len({row[0] for row in rows}) == len(rows) and all(_NUMBER.fullmatch(row[0]) for row in rows):
+        return [name, *names]
+    return None
 
 
 def broken(path: Path, lines: Lines, form: Format, problem: Exception) -> str:

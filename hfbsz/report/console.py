@@ -68,7 +68,8 @@ class Console:
 
     def end_work(self) -> None:
         if self._task is not None:
-            self._progress.stop()
+            if self.out.is_terminal:  # else it never started, and would print an empty line
+                self._progress.stop()
             self._progress.remove_task(self._task)
         self._task, self._label = None, ""
 
@@ -109,10 +110,10 @@ class Console:
     def last_page(self, title: str, reached: Mapping[str, str], where: Path, hints: Sequence[str]) -> None:
         self.end_work()
         self.title(title)
-        width = max(map(len, reached), default=0)
+        width = max(map(len, [*reached, "saved to"]))
         for name, value in reached.items():
             self.line(f"{name:<{width}}  {value}")
-        self.line(f"{'lies in':<{width}}  {where}")
+        self.line(f"{'saved to':<{width}}  {where}")
         self.title("next")
         for hint in hints:
             self.line(hint)

@@ -3,13 +3,16 @@
 import datasets
 import pytest
 from corpora import ROWS, TEXTS, documents, hub_folder, kept_entries, made, tokens
+from source_reader import read, refused
 
 from hfbsz.data.hub import Hub
 from hfbsz.data.needed import Needed, needed_by
+from hfbsz.data.records import Columns, Tally
 from hfbsz.data.rows import prepare
+from hfbsz.data.sources import open_source
 from hfbsz.errors import UserError
 from hfbsz.loading import load
-from hfbsz.recipe import EvalSet
+from hfbsz.recipe import Data, EvalSet
 
 
 @pytest.fixture(autouse=True)
@@ -199,3 +202,65 @@ def test_what_is_not_there_is_one_line_and_leaves_the_cache_alone(tmp_path, form
 def test_a_stream_has_no_slices(tmp_path):
     with pytest.raises(UserError, match=r"no split 'train\[:10%\]'"):
         made(needed=Needed(10), hub=str(hub_folder(tmp_path / "corpus")), stream=True, split="train[:10%]")
+
+
+LABELLED = [{"text": f"film {number}", "label": (0, 1, -1, None)[number % 4], "more": number} for number in range(12)]
+NAMES = ["negative", "positive", None, None] * 3
+
+
+def labelled(rows=LABELLED):
+    kinds = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}
+    return datasets.Dataset.from_list(rows, features=datasets.Features({**kinds, "more": datasets.Value("int64")}))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("form", ["hub", "one", "several"])
+def test_case_20_classes_of_a_data_set_have_their_names_and_minus_one_is_none(tmp_path, form, stream):
+    folder = tmp_path / form
+    if form == "hub":
+        (folder / "data").mkdir(parents=True)
+        labelled().to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    else:
+        (datasets.DatasetDict(train=labelled()) if form == "several" else labelled()).save_to_disk(folder)
+    data = Data(hub=str(folder), stream=stream, label="label")
+    source, tally = open_source(data), Tally()
+    records = list(source.records(Columns({"data.text": "text", "data.label": "label"}), tally))
+    assert [record.columns["label"] for record in records] == NAMES and tally.rows == 12
+    assert source.class_names("label") == ["negative", "positive"] and source.class_names("text") is None
+    assert list(tally.columns) == ["text", "label", "more"] and set(records[0].columns) == {"text", "label"}
+
+
+def test_case_20_a_parquet_file_keeps_the_names_that_datasets_wrote(tmp_path):
+    labelled().to_parquet(tmp_path / "x.parquet")
+    found, _ = read("text", "label", optional=["more", "none"], files=str(tmp_path / "x.parquet"))
+    assert [record.columns["label"] for record in found] == NAMES and found[3].columns["more"] == 3
+    source = open_source(Data(files=str(tmp_path / "*.parquet")))
+    assert source.class_names("label") == ["negative", "positive"] and source.class_names("more") is None
+    datasets.Dataset.from_list([{"text": "a", "label": 1}]).to_parquet(tmp_path / "y.parquet")
+    assert read("label", files=str(tmp_path / "y.parquet"))[0][0].columns == {"label": 1}
+    assert open_source(Data(files=str(tmp_path / "y.parquet"))).class_names("label") is None
+
+
+@pytest.mark.parametrize(("ending", "sign"), [("tsv", "\t"), ("csv", ",")])
+def test_quotes_by_which_datasets_would_join_rows_are_refused(tmp_path, ending, sign):
+    rows = [f"row {number}{sign}pos" for number in range(30)]
+    rows[4], rows[9] = '"' + rows[4], rows[9].replace(sign, '"' + sign)
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    path = folder / f"train.{ending}"
+    path.write_text("\n".join([f"text{sign}label", *rows]))
+    line = refused("text", "label", hub=str(folder))
+    assert "open in line 6 and close in line 11" in line and f"data.files={path} instead of data.hub reads it" in line
+    assert len(read("text", "label", files=str(path), quoting="none")[0]) == 30
+    path.write_text("\n".join([f"text{sign}label", f'"two\nlines"{sign}pos', f"b{sign}neg"]))
+    assert len(read("text", "label", hub=str(folder))[0]) == 2
+
+
+def test_fields_of_files_are_refused_beside_a_hub_data_set(tmp_path):
+    assert "data.delimiter is for files" in refused(hub=str(hub_folder(tmp_path / "corpus")), delimiter=";")
+
+
+def test_a_link_that_leads_back_ends(tmp_path):
+    folder = hub_folder(tmp_path / "corpus")
+    (folder / "data" / "up").symlink_to("..")
+    assert len(read(hub=str(folder))[0]) == 60

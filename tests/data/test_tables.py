@@ -66,9 +66,11 @@ def test_case_01_literal_quotes_of_a_tsv_swallow_no_row(write):
 
 def test_the_same_quotes_of_a_csv_are_refused_and_both_ways_out_work(write):
     path = write("x.csv", literal(spanning(), ","))
+    mixed = literal([('"a, b"', "pos"), *spanning()], ",")
     line = refused("text", "label", files=path)
     assert f"{path}:12: the quotes that open in line 12 and close in line 32 hold 21 lines that are each a row" in line
     assert "data.quoting=none reads" in line and "data.quoting=minimal reads" in line
+    assert "line 2 needs its quotes" in refused("text", "label", files=write("y.csv", mixed))
     assert len(read("text", "label", files=path, quoting="none")[0]) == 80
     records, tally = read("text", "label", files=path, quoting="minimal")
     assert len(records) == 60 and "60 rows of 81 lines (1 header, 20 inside quotes)" in tally.notes[-1]
@@ -192,11 +194,14 @@ def test_lines_before_the_header_say_what_to_type_and_that_works(write):
     assert len(read("text", "label", **typed(line, path))[0]) == 30
 
 
-def test_row_names_without_a_column_say_what_to_type_and_that_works(write):
-    path = write("x.csv", "text,label\n" + "".join(f"{number},film {number},pos\n" for number in range(5)))
+@pytest.mark.parametrize("row", ["{0},film {0},pos", "film {0},pos,"])
+def test_a_column_without_a_name_says_what_to_type_and_that_works(write, row):
+    path = write("x.csv", "text,label\n" + "".join(row.format(number) + "\n" for number in range(5)))
     line = refused("text", "label", files=path)
     assert "each row has one more: name it" in line
     assert texts(read("text", "label", **typed(line, path))[0])[4] == "film 4"
+    same = write("y.csv", "text,label\n" + "well, a film,pos\n" * 5)
+    assert "put quotes around texts that hold ','" in refused("text", "label", files=same)
 
 
 def test_columns_of_one_name(write):
