@@ -30,7 +30,7 @@ def reached(
     values |= {name.removeprefix("full/"): value for name, value in whole.items()}
     speed = f"{short(last.tokens / last.seconds)} tokens/s" if last.seconds else "no step yet"
     batches = " → ".join(str(batch) for batch in dict.fromkeys(phase.batch for phase in plan.phases))
-    told = _losses(watch, last, final, whole)
+    told = _losses(watch, last, final, whole) | _not_better(watch, final, plan.recipe.checkpoint.save)
     if plan.recipe.task == "classification":
         told |= {
             "accuracy": f"{values['accuracy']:.4f} (the commonest label alone: {counts['majority']:.3f})",
@@ -54,12 +54,12 @@ def reached(
 
 def _losses(watch: Watch, last: Step, final: Reading, whole: Mapping[str, float]) -> dict[str, str]:
     """The loss of the saved weights, and whatever stands beside it that says another thing."""
-    fixed, part = final.values["eval/loss"], f"the fixed {final.values['eval/rows']:,} rows"
+    fixed, part = final.values["eval/loss"], _part(final)
     chosen = ", the best there" if final.step == watch.best_step else ""
     weights = f"weights of step {final.step:,}"
     if not whole:
         told = {"loss": f"{fixed:.4f} nats/target ({part} of validation, at step {final.step:,}{chosen})"}
-    elif whole["full/rows"] == final.values["eval/rows"]:
+    elif whole["full/rows"] == final.values.get("eval/rows"):
         told = {"loss": f"{fixed:.4f} nats/target (all {whole['full/rows']:,} rows of validation; {weights}{chosen})"}
     else:
         told = {
@@ -70,19 +70,27 @@ def _losses(watch: Watch, last: Step, final: Reading, whole: Mapping[str, float]
         lower = whole["last/loss"] < whole["full/loss"]
         but = f", lower than the saved weights: these were chosen on {part}" if lower else ""
         told["last weights"] = f"{whole['last/loss']:.4f} nats/target (the same rows; step {last.step:,}){but}"
-    return told | ({"before training": worse} if (worse := _not_better(watch, final)) else {})
+    return told
 
 
-def _not_better(watch: Watch, final: Reading) -> str | None:
+def _part(final: Reading) -> str:
+    count = final.values.get("eval/rows")  # not told by checkpoints of earlier versions
+    return f"the fixed {count:,} rows" if count is not None else "the fixed rows"
+
+
+def _not_better(watch: Watch, final: Reading, save: str) -> dict[str, str]:
     """What is to be said where the saved weights are not better than the untrained ones."""
     start, loss = watch.start_loss, final.values["eval/loss"]
     if start is None or not final.step or float(loss) < start:
-        return None
-    at = f"{start:.4f} nats/target at step 0 on the fixed {final.values['eval/rows']:,} rows"
+        return {}
+    told = f"{start:.4f} nats/target on {_part(final)}: "
+    told += f"step {final.step:,} ({loss:.4f}) is not better than before training"
     if watch.best_step is not None:
-        best = f"step {watch.best_step:,} was, with {watch.best_loss:.4f}"
-        return f"{at}: step {final.step:,} ({loss:.4f}) is not better than before training; {best}"
-    return f"{at}: no evaluation was below it; step {final.step:,} ({loss:.4f}) is not better than before training"
+        told += f", step {watch.best_step:,} ({watch.best_loss:.4f}) was the best"
+    else:
+        told += ", nor is any other evaluation"
+        told += ": checkpoint.save=best finds none to keep, the last weights are saved" if save == "best" else ""
+    return {"before training": told}
 
 
 def why_stopped(watch: Watch) -> str:

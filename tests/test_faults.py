@@ -231,7 +231,7 @@ def test_other_data_are_refused(hfbsz, ragged, tmp_path):
     assert read_status(folder)["state"] == "finished"
 
 
-@pytest.mark.parametrize("moment", ["loading", "evaluating", "saving"])
+@pytest.mark.parametrize("moment", ["evaluating", "saving"])
 def test_a_signal_at_any_moment_ends_both_ranks_with_a_checkpoint(ragged, environment, tmp_path, moment):
     folder = tmp_path / "run"
     words = [TINY, f"data.files={ragged}", "duration=3000steps", "checkpoint.every=3steps", "eval.every=0%"]
@@ -239,7 +239,6 @@ def test_a_signal_at_any_moment_ends_both_ranks_with_a_checkpoint(ragged, enviro
         words += ["eval.every=1steps", "eval.rows=100000", "checkpoint.best=false"]  # nearly all of the time
     run = Started(folder, environment, *words, processes=2)
     reached = {
-        "loading": lambda: (folder / "status.json").exists(),
         "evaluating": lambda: run.step() >= 3,
         "saving": lambda: list(folder.glob(".checkpoint-*.tmp")),
     }

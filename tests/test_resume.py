@@ -57,7 +57,7 @@ def told(folder):
     timed = {"time", "train/seconds", "perf/tokens_per_second", "perf/step_seconds", "perf/peak_memory_bytes"}
     return [
         {key: value for key, value in record.items() if key not in timed and not key.endswith("/seconds")}
-        for event in ("step", "eval")
+        for event in ("step", "eval", "final")
         for record in records(folder, event)
     ]
 

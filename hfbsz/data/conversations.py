@@ -22,8 +22,10 @@ _ROLES = {name: role for role, names in _NAMES.items() for name in names}
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 _CALL_KEYS, _SPEAKER_KEYS = ("tool_calls", "function_call"), ("sender", "speaker")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # as transformers names them
-_FLAGS = ("weight", "train", "learnt")
+_FLAGS = ("weight", "train", "training", "trainable", "train_on_turn", "loss_mask", "learnt")
+_UNCLEAR_FLAGS = ("mask", "masked")  # 1 is learnt in some data sets, and left out in others
 _READ = {*_ROLE_KEYS, *_CONTENT_KEYS, *_CALL_KEYS, *_REASONING_KEYS, *_FLAGS, "loss"}
+_WRAPPERS = ("messages", "conversations", "conversation")
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _KEYS_WANTED = "messages hold role and content, from and value, or text and sender"
 
@@ -91,12 +93,24 @@ def _marked(turns: Iterable[_Turn]) -> list[Message]:
 
 def _side(value: Any, role: str, what: str) -> list[_Turn]:
     """The messages of a prompt or a response."""
-    if isinstance(value, list | tuple | Mapping):
+    if isinstance(value, list | tuple | Mapping) or (isinstance(value, str) and _is_messages(value)):
         return _turns(value)
     if isinstance(value, bool):
         raise ValueError(f"{what} is {value}, not text")
     text = as_text(value)
     return [] if text is None or not text.strip() else [(Message(role=role, content=intact(text)), None)]
+
+
+def _is_messages(text: str) -> bool:
+    """Whether a text is a list of messages, as JSON or as pandas writes a list into a CSV file."""
+    if not text.lstrip().startswith("["):
+        return False
+    try:
+        turns = parsed(text, "a list")
+    except ValueError:
+        return False
+    wanted = (_ROLE_KEYS, (*_CONTENT_KEYS, *_CALL_KEYS))
+    return bool(turns) and all(isinstance(turn, Mapping) and all(_has(turn, keys) for keys in wanted) for turn in turns)
 
 
 def _turns(value: Any) -> list[_Turn]:
@@ -122,8 +136,10 @@ def _turns(value: Any) -> list[_Turn]:
 
 def _list(value: Any) -> list[Any]:
     """The turns of a conversation, one after the other."""
-    if isinstance(value, str):
-        value = parsed(value, "a conversation")
+    for _ in range(2):  # some data sets write JSON text as JSON once more
+        value = parsed(value, "a conversation") if isinstance(value, str) else value
+    if isinstance(value, Mapping) and len(value) == 1:
+        value = next((value[key] for key in _WRAPPERS if key in value), value)
     if is_missing(value):
         return []
     if isinstance(value, Mapping):
@@ -215,6 +231,9 @@ def _flag(turn: Mapping[str, Any]) -> bool | None:
         if not isinstance(flag, int | float) or flag not in (0, 1):
             raise ValueError(f"{key} of a message is 0 or 1, this is {flag!r}")
         wanted.append(bool(flag))
+    for key in _UNCLEAR_FLAGS:
+        if isinstance(turn.get(key), int | float) and turn[key] in (0, 1):
+            raise ValueError(f"{key} of a message may mean that it is learnt or that it is not: name it train, 1 or 0")
     if isinstance(turn.get("loss"), bool):  # a number of this name is a measurement
         wanted.append(turn["loss"])
     return all(wanted) if wanted else None
@@ -238,6 +257,9 @@ def _part(part: Any) -> str:
         raise ValueError(f"a message's content is text or parts of text, this has a {type(part).__name__}")
     if part.get("type") not in _TEXT_PARTS:
         raise ValueError(f"a message holds a part of type {part['type']!r}: only text is read")
+    others = [str(key) for key, entry in part.items() if key not in ("text", "type") and not is_missing(entry)]
+    if others and part.get("type") is None:
+        raise ValueError(f"a part of a message has no type, and {', '.join(others)} beside its text")
     if not isinstance(text := part.get("text") or "", str):
         raise ValueError(f"the text of a part is text, this is a {type(text).__name__}")
     return intact(text)

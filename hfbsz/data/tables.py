@@ -64,7 +64,7 @@ def read_table(
         try:
             first = next(found, None)
             names = _header(path, name, columns, form, dialect, first, lines.number, tally)
-            breaks = lines.number - lines.first if form.header is True else 0
+            breaks = lines.number - lines.first if form.header is True and first is not None else 0
             lines.skip(dialect.after_header)
             places = {column: names.index(column) for column in columns.read if column in names}
             for row in found if form.header is True or first is None else chain([first], found):

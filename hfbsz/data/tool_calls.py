@@ -11,7 +11,7 @@ from hfbsz.data.texts import is_missing
 def tools_of(value: Any) -> list[dict[str, Any]] | None:
     """The tools of a conversation, from a list, one tool or JSON text of either: `{"type": "function", "function":
     {"name": …}}` each; None for null and nothing. Raises ValueError for others."""
-    found = parsed(value, "a list of tools") if isinstance(value, str) else value
+    found = parsed(value, "a list of tools") if isinstance(value, str) else _without_nulls(value)
     if is_missing(found) or found in ([], {}):
         return None
     tools = [parsed(tool, "a tool") if isinstance(tool, str) else tool for tool in listed(found)]
@@ -30,10 +30,11 @@ def _tool(value: Any) -> dict[str, Any]:
 
 def calls_of(value: Any) -> list[dict[str, Any]]:
     """The calls of a message, from a list, one call or JSON text of either, their arguments as mappings."""
-    found = parsed(value, "a list of tool calls") if isinstance(value, str) and value.strip() else value
+    found = parsed(value, "a list of tool calls") if isinstance(value, str) and value.strip() else _without_nulls(value)
     if is_missing(found) or found in ("", [], {}):
         return []
-    return [_call(call) for call in listed(found) if not is_missing(call)]
+    calls = [parsed(call, "a tool call") if isinstance(call, str) else call for call in listed(found)]
+    return [_call(call) for call in calls if not is_missing(call)]
 
 
 def calls_in(text: str) -> list[dict[str, Any]] | None:
@@ -72,6 +73,16 @@ def _arguments(name: str, given: Any) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise ValueError(f"the call of {name!r} has arguments that are a {type(given).__name__}, not a mapping")
     return given
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without what is null in its mappings: Arrow, and so Parquet, gives the mappings of a column the keys of
+    all of them. JSON text keeps its nulls."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(entry) for entry in value]
+    return value
 
 
 def listed(value: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """What a person at the terminal sees: the plan, a progress bar, evaluations, and a last page."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -100,8 +101,10 @@ class Console:
             parts.append(f"training rows {train:.4f} (gap {round(loss, 4) - round(train, 4):+.4f})")
         if reading.step and values.get("overfit/best_step") == reading.step:
             parts.append("the best so far")
-        if isinstance(loss, float) and isinstance(change := values.get("overfit/change"), float) and not change < 0:
-            parts.append(f"not better than before training ({loss - change:.4f} at step 0)")
+        change = values.get("overfit/change")
+        if isinstance(loss, float) and isinstance(change, float) and not change < 0:
+            at_start = f" ({loss - change:.4f} at step 0)" if math.isfinite(change) else ""
+            parts.append(f"not better than before training{at_start}")
         if "overfit/onset_step" in values:
             parts.append(f"overfitting since step {values['overfit/onset_step']:,.0f}")
         self._last_line = time.monotonic()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BATCH = "plan.largest_batch"  # the number in a run's config by which runs are grouped
 LOGARITHMIC = ("eval/perplexity", "batch/global", "batch/accumulation", "batch/ratio")
+ONCE = ("full/", "last/")  # measured at the end alone
 TITLE_LENGTH = 128  # W&B's own limit
 COLUMNS, WIDTH, HEIGHT = 2, 12, 8  # of a report's grid, which is 24 wide
 
@@ -55,6 +56,11 @@ TOPICS = (
         "Quality over tokens",
         "What does a larger batch cost at equal tokens?",
         ("eval/loss", "eval/bits_per_byte", "eval/perplexity", "train/loss"),
+    ),
+    Topic(
+        "Quality at the end",
+        "Which batch ends best, on all of validation, by the model that is kept?",
+        ("full/loss", "full/bits_per_byte", "full/accuracy", "last/loss"),
     ),
     Topic(
         "Batch and rate",
@@ -189,11 +195,20 @@ def _report(place: Place, located: bool) -> "wr.Report":
     )
 
 
-def _plot(panel: Panel) -> "wr.LinePlot":
+def _plot(panel: Panel) -> "wr.LinePlot | wr.BarPlot":
+    """Curves over tokens; bars of what is measured once, at the end."""
     import wandb_workspaces.reports.v2 as wr
 
     first = panel.metrics[0]
     label = first.rpartition("/")[2].replace("_", " ")
+    if first.startswith(ONCE):
+        return wr.BarPlot(
+            title=first,
+            metrics=[first],
+            title_x=f"{label} ({_unit(first)})",
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+        )
     return wr.LinePlot(
         title=", ".join(panel.metrics),
         x=AXIS,

@@ -125,6 +125,7 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
         "overfitting": overfitting_of(run),
         "held": held_weights(run),
         "early": stopped_early(run),
+        "save_best": ((plan.get("recipe") or {}).get("checkpoint") or {}).get("save") == "best",
         "patience": ((plan.get("recipe") or {}).get("eval") or {}).get("patience"),
         "tokens": tokens,
         "steps": steps,
@@ -137,7 +138,27 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
         "split": _split(plan),
         "explanation": _explanation(plan),
         "recipe": run.recipe,
+        "preview": _preview(run.preview),
     }
+
+
+def _preview(told: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What rows.json says, in the form that the page needs; None where there is none, or one of another version."""
+    try:
+        rows = [
+            {
+                "number": int(row["number"]),
+                "parts": [(str(text), bool(learnt)) for text, learnt in row["parts"]],
+                "tokens": int(row["tokens"]),
+                "learnt": int(row["learnt"]),
+                "label": row.get("label"),
+            }
+            for row in told["rows"]
+        ]
+        columns = {name: [str(column) for column in told.get(name, ())] for name in ("read", "unused")}
+        return {"rows": rows, "of": int(told["of"]), **columns, "end": str(told.get("end", ""))} if rows else None
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _fixed_part(kept: Kept, best: Mapping[str, Any] | None) -> str:

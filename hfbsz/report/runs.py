@@ -13,7 +13,7 @@ from hfbsz.errors import UserError
 
 TOKENS, STEPS, SECONDS = "train/num_input_tokens_seen", "train/global_step", "train/seconds"
 CLOCK = "train/sequences"
-_FILES = ("records.jsonl", "plan.json", "status.json", "recipe.yaml", "machine.json")
+_FILES = ("records.jsonl", "plan.json", "status.json", "recipe.yaml", "machine.json", "rows.json")
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -28,6 +28,7 @@ class RunData:
     status: Mapping[str, Any]
     recipe: str  # YAML text
     machine: Mapping[str, Any] = field(default_factory=dict)
+    preview: Mapping[str, Any] = field(default_factory=dict)  # a few training rows, with what is learnt (data/preview)
 
     def series(self, metric: str, axis: str) -> tuple[Array, Array]:
         """A metric over an axis."""
@@ -57,11 +58,12 @@ def read_run(folder: Path) -> RunData:
     """Read the folder of a run; raises UserError where it is none."""
     if not (folder / "records.jsonl").is_file():
         raise UserError(f"{folder}: no records.jsonl: not the folder of a run")
-    records, plan, status, recipe, machine = (
+    records, plan, status, recipe, machine, rows = (
         path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         for path in (folder / name for name in _FILES)
     )
-    return RunData(folder.resolve(), _records(records), _mapping(plan), _mapping(status), recipe, _mapping(machine))
+    told = _records(records), _mapping(plan), _mapping(status)
+    return RunData(folder.resolve(), *told, recipe, _mapping(machine), _mapping(rows))
 
 
 def _records(text: str) -> tuple[Mapping[str, Any], ...]:

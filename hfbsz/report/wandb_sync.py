@@ -5,6 +5,7 @@ and rows that were trained again lie in two of them. `records.jsonl` holds every
 asked of W&B, row by row. A count would not do: a run that was killed online and resumed has lost rows in its middle.
 """
 
+import math
 import socket
 import tempfile
 import time
@@ -84,7 +85,13 @@ def _read(folder: Path, held: ExitStack) -> Unsent:
     if not run.records:
         raise UserError(f"{folder}: records.jsonl holds nothing yet")
     code = 0 if run.status.get("state") == "finished" else 1
-    return Unsent(folder, read_identity(folder), config_of(folder), run.records, code)
+    records = [{name: value for name, value in record.items() if _was_written(value)} for record in run.records]
+    return Unsent(folder, read_identity(folder), config_of(folder), records, code)
+
+
+def _was_written(value: object) -> bool:
+    """Whether a value came from the file: a loss that was not finite was left out of it, as it is of W&B."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _refuse_at_work(folder: Path) -> None:

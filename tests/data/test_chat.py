@@ -1,9 +1,10 @@
 """Conversations as rows: which tokens are learnt, under every kind of chat template."""
 
 import pytest
+import torch
 from chats import CHATML, NO_STOP, NO_SYSTEM, THINK, THINKING_PROMPT, chat_tokenizer, said
 from tokenizers import processors
-from transformers import ByT5Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, ByT5Tokenizer
 
 from hfbsz.data import IGNORED
 from hfbsz.data.chat import Chat
@@ -308,3 +309,27 @@ def test_rendering_is_linear_in_turns(monkeypatch, calls):
     rows = chat.encode(conversation(turns * 20))
     assert first <= 12 and count == 2
     assert len(rows) == 1 and sum(label >= 0 for label in rows[0].labels) > 40
+
+
+def test_a_tuned_model_stops_where_it_should():
+    """Answers end with a token that is not the tokenizer's own end: generation ends at it all the same, by `end_ids`."""
+    chat = chat_of(CHATML, end="<|endoftext|>", special=["<|im_start|>", "<|im_end|>"])
+    answers = {"how are you?": "I am fine.", "is it 0 C?": "today it is 0 C, thank you"}
+    rows = [row for pair in answers.items() for row in chat.encode(conversation(said(*pair)))]
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(1)
+    config = AutoConfig.for_model("llama", vocab_size=len(chat.tokenizer), num_key_value_heads=4, **shape)
+    model = AutoModelForCausalLM.from_config(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        loss = sum(model(input_ids=torch.tensor([r.ids]), labels=torch.tensor([r.labels])).loss for r in rows)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    end = chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert chat.end_ids == {end} and end != chat.tokenizer.eos_token_id
+    for question, answer in answers.items():
+        prompt = chat.tokenizer.apply_chat_template(said(question), add_generation_prompt=True, return_tensors="pt")
+        made = model.generate(**prompt, max_new_tokens=60, do_sample=False, eos_token_id=sorted(chat.end_ids))
+        new = made[0, prompt["input_ids"].shape[1] :]
+        assert len(new) < 60 and int(new[-1]) == end and chat.tokenizer.decode(new) == f"{answer}<|im_end|>"

@@ -204,7 +204,7 @@ def test_case_07_lists_of_trl():
     [
         ("hello", "a conversation as text is JSON, this is 'hello'"),
         (3, "a conversation is a list of messages, this is a int"),
-        ('"hi"', "a conversation is a list of messages, this is a str"),
+        ('"hi"', "a conversation as text is JSON, this is"),
         ([{"role": "narrator", "content": "x"}], "'narrator' is no role"),
         ([{"role": None, "content": "x"}], "None is no role"),
         ([{"role": "user", "content": True}], "content is text, this is a bool"),

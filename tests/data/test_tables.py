@@ -231,41 +231,6 @@ def test_a_header_that_is_named_twice(write):
     assert "leave that out" in refused("text", "label", files=write("x.csv", table()), header=["text", "label"])
 
 
-@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_byte_order_marks_and_line_ends(write, codec, end):
-    rows = [*ROWS, ("naïve 猫 😀", "pos")]
-    path = write("x.csv", table(rows, lineterminator=end).encode(codec))
-    records, tally = read("text", "label", files=path)
-    assert texts(records) == [text for text, _ in rows] and list(tally.columns) == ["text", "label"]
-    assert tally.notes[-1].endswith("UTF-8") is (codec == "utf-8")
-
-
-@pytest.mark.parametrize(
-    ("word", "codec", "field"),
-    [("café", "latin-1", "cp1252"), ("“so”", "cp1252", "cp1252"), ("привет", "cp1251", "cp1251"),
-     ("你好世界", "gb18030", "gb18030"), ("hello", "utf-16-le", "utf-16-le"), ("hello", "utf-16-be", "utf-16-be")],
-)  # fmt: skip
-def test_another_encoding_is_named_and_what_is_named_reads_it(write, word, codec, field):
-    path = write("x.csv", table([*ROWS, (word, "pos")]).encode(codec))
-    line = refused("text", "label", files=path)
-    assert f"data.encoding={field}" in line and (f"{path}:32" in line or codec.startswith("utf"))
-    assert texts(read("text", "label", files=path, encoding=field)[0])[-1] == word
-
-
-def test_encodings_that_do_not_fit(write):
-    damaged = write("x.csv", "text,label\nné,pos\n".encode() + b"caf\xe9,neg\n")
-    assert f"{damaged}:3: not UTF-8" in refused("text", "label", files=damaged)
-    assert "the file is damaged there" in refused("text", "label", files=damaged)
-    good = write("y.csv", "text,label\nné,pos\n")
-    assert "leave out data.encoding" in refused("text", "label", files=good, encoding="ascii")
-    for name in ("utf9", "hex"):
-        assert f"no text encoding {name!r}" in refused(files=good, encoding=name)
-    marked = write("z.csv", "text,label\nné,pos\n".encode("utf-8-sig"))
-    records, tally = read("text", "label", files=marked, encoding="cp1252")
-    assert texts(records) == ["né"] and "not as cp1252" in tally.notes[0]
-
-
 def test_nul_characters_are_told_of(write):
     records, tally = read("text", "label", files=write("x.csv", table([*ROWS, ("a\0b", "pos")])))
     assert texts(records)[-1] == "a\0b" and "1 row holds NUL" in tally.notes[0]

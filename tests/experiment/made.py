@@ -36,9 +36,10 @@ def make_run(arm: Arm, seed: int, share: float = 1.0, epochs: int = 3) -> RunDat
             "train/num_input_tokens_seen": clock * TOKENS_PER_ROW,
             "train/seconds": clock * TOKENS_PER_ROW / speed(arm),
         }
-        records.append({"event": "eval", **axes, "eval/loss": loss + chance.gauss(0, 0.005), "eval/full": 0})
+        records.append({"event": "eval", **axes, "eval/loss": loss + chance.gauss(0, 0.005)})
     if share == 1:
-        records.append({**records[-1], "eval/full": 1, "eval/loss": records[-1]["eval/loss"] + 0.1})
+        final = {"event": "final", **axes, "model/step": axes["train/global_step"]}
+        records.append({**final, "full/loss": records[-1]["eval/loss"] + 0.1})
     return RunData(
         Path(f"runs/{arm.batch}-{arm.rule}-{arm.tuned}-{seed}"), tuple(records), {"facts": {"rows": ROWS}}, {}, ""
     )

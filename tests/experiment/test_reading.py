@@ -28,9 +28,11 @@ def write(folder: Path, *words: str, curve=CURVE, shift: float = 0.0, kept: floa
         loss = validation + shift
         watched = {"overfit/train_loss": train, "overfit/gap": loss - train}
         records.append({"event": "step", **axes, "perf/tokens_per_second": 100.0 * step, "batch/padding": 0.1})
-        records.append({"event": "eval", **axes, **watched, "eval/loss": loss, "eval/full": 0, "eval/accuracy": 0.7})
+        records.append({"event": "eval", **axes, **watched, "eval/loss": loss, "eval/accuracy": 0.7})
     if kept is not None:
-        records.append({**records[-1], "eval/loss": kept + shift, "eval/full": 1, "eval/best": 1, "eval/accuracy": 0.8})
+        best = min(curve, key=lambda point: point[1])[0]
+        final = {"event": "final", **axes, "model/step": best}
+        records.append({**final, "full/loss": kept + shift, "full/accuracy": 0.8})
     folder.mkdir(parents=True)
     (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)))
     (folder / "plan.json").write_text(json.dumps(plan))
