@@ -200,7 +200,8 @@ def test_a_loss_that_was_not_finite_is_no_gap_in_the_story(tmp_path):
 
 ROWS = {
     "rows": [
-        {"number": 0, "parts": [["<|user|> a < b & c\n\n  indented", False], ["no<script>", True]], "tokens": 1234, "learnt": 3, "label": None}
+        {"number": 0, "parts": [["<|user|> a < b & c\n\n  indented", False], ["no<script>", True]],
+         "tokens": 1234, "learnt": 3, "label": None}
     ],
     "of": 5485, "read": ["prompt", "response"], "unused": ["id", "<b>"], "end": "<|end|> ends an answer, and is learnt",
 }  # fmt: skip

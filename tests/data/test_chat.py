@@ -312,7 +312,7 @@ def test_rendering_is_linear_in_turns(monkeypatch, calls):
 
 
 def test_a_tuned_model_stops_where_it_should():
-    """Answers end with a token that is not the tokenizer's own end: generation ends at it all the same, by `end_ids`."""
+    """Answers end with a token that is not the tokenizer's own end: generation ends there too, by `end_ids`."""
     chat = chat_of(CHATML, end="<|endoftext|>", special=["<|im_start|>", "<|im_end|>"])
     answers = {"how are you?": "I am fine.", "is it 0 C?": "today it is 0 C, thank you"}
     rows = [row for pair in answers.items() for row in chat.encode(conversation(said(*pair)))]
