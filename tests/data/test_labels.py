@@ -41,7 +41,7 @@ def test_the_order_of_labels():
 
 
 def test_values_that_are_no_classes_are_refused_by_name():
-    with pytest.raises(UserError, match="skip.y=-1 leaves them out, data.labels=\\[-1,0,1\\]"):
+    with pytest.raises(UserError, match=r"skip\.y=-1 leaves them out, data\.labels=\[-1,0,1\]"):
         check_classes(Counter({"-1": 3, "0": 5, "1": 5}), None, "y")
     check_classes(Counter({"-1": 3, "0": 5, "1": 5}), ["-1", "0", "1"], "y")
     check_classes(Counter({"-1": 3, "1": 5}), None, "y")
@@ -99,5 +99,5 @@ def test_templates():
     assert framed.fill({"q": 7, "c": None}) == "Q: 7\nAnswer:"
     assert Template("{{{a}}}", "t").fill({"a": "x"}) == "{x}"
     for wrong in ("no column", "{}", "{a", "{a!r}", "{a:>3}"):
-        with pytest.raises(UserError, match="data.template"):
+        with pytest.raises(UserError, match=r"data\.template"):
             Template(wrong, "data.template")

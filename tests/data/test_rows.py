@@ -77,7 +77,7 @@ def test_few_documents_hold_out_their_tail_and_say_so(tmp_path):
 
 
 def test_a_tail_is_cut_at_a_line_only_where_one_is_near():
-    (train, _), (tail, held) = split_tail([Document("a", "Title\n" + "x" * 4000)], 4006, 0.05)
+    (train, _), (tail, _) = split_tail([Document("a", "Title\n" + "x" * 4000)], 4006, 0.05)
     assert len(tail.text) == 200 and len(train.text) == 3806
 
 

@@ -3,6 +3,7 @@
 import io
 import random
 import sysconfig
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,10 +84,11 @@ def test_pieces_make_up_the_text_and_end_where_a_pre_tokenizer_does():
     assert [piece.more for piece in found] == [True] * (len(found) - 1) + [False]
     assert all(len(piece.text) <= 2 * PIECE for piece in found) and len(found) > 4
     assert [piece.text for piece in pieces([text])] == [piece.text for piece in found]  # however it was read
-    for piece, following in zip(found, found[1:], strict=False):
+    for piece, following in pairwise(found):
         assert piece.text[-1].isalpha() and following.text[0].isspace()
         assert piece.text.endswith(following.before) and 0 < len(following.before) <= 128
-    assert list(pieces(["short"])) == [list(pieces(["short"]))[0]] and not list(pieces(["short"]))[0].more
+    (short,) = pieces(["short"])
+    assert short.text == "short" and not short.more
 
 
 def test_a_text_without_spaces_is_cut_too():
