@@ -10,7 +10,7 @@ from hfbsz.data.chat_template import DIALECTS, DIALECTS_OF_CALLS, ChatTemplate, 
 from hfbsz.data.conversations import Message
 from hfbsz.data.special_tokens import special_names
 
-_HEAD = 32  # characters
+_HEAD = 32  # characters of a generation prompt that may be an answer's first words, such as <think>
 _LONGEST, _MOST = 1000, 4096  # characters around an answer, and such surroundings, that are remembered
 
 
@@ -105,7 +105,6 @@ class Answers:
 
     def _count_changed(self, rows: Sequence[Rendered], answers: Sequence[Message]) -> None:
         """Count the answers that the template does not write as they are."""
-        # the generation prompt may hold the first words of an answer, such as <think>
         told = "\n".join(row.text[max(0, start - _HEAD) : end] for row in rows for start, end in row.answers)
         for message in answers:
             texts = [message["content"].strip(), message.get("reasoning_content", "").strip()]
