@@ -88,14 +88,15 @@ def test_the_overfit_is_seen_dated_and_stopped(tuned):
 
 def test_the_model_that_is_kept_is_the_best_and_plain_transformers_gives_its_numbers(tuned, reviews):
     """Loaded as anybody would, over the validation rows as the run drew them."""
-    from hfbsz.data.documents import is_held_out
+    from hfbsz.data.labels import stratified
 
     folder, _ = tuned
     (final,) = records(folder, "final")
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in reviews.read_text().splitlines()]
-    held = [row for number, row in enumerate(rows, 1) if is_held_out(f"rows.jsonl:{number}", 0.5)]
+    names = [f"rows.jsonl:{number}" for number in range(1, len(rows) + 1)]
+    held = [rows[place] for place in sorted(stratified([row["label"] for row in rows], names, 0.5))]
     losses, right = [], []
     for row in held:
         inputs = tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=32)
