@@ -3,10 +3,11 @@
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from hfbsz.amounts import Amount
 from hfbsz.errors import number_of
+from hfbsz.presets import seems_data
+from hfbsz.words import misfit
 
 _YES, _NO = ("true", "1", "yes", "on", ""), ("false", "0", "no", "off", "none", "null", "never")
 
@@ -46,9 +47,17 @@ class Asked:
 Answer = Callable[[Asked], str]
 
 
+def to_type(*words: str) -> str:
+    return f"write {' '.join(shlex.quote(word) for word in words)}"
+
+
 def write(*words: str, why: str = "") -> str:
-    """The words to type, safe in a shell."""
-    return f"write {' '.join(shlex.quote(word) for word in words)}{f' ({why})' if why else ''}"
+    """The words to type, safe in a shell; where a value does not fit its field, what that takes."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if (wrong := misfit(key, value)) is not None:
+            return leave(f"it is {key} here, which {value!r} does not fit: {wrong}")
+    return f"{to_type(*words)}{f' ({why})' if why else ''}"
 
 
 def leave(reason: str) -> str:
@@ -69,7 +78,12 @@ def _is_amount(text: str) -> bool:
 
 def same(field: str, example: str, why: str = "") -> Answer:
     """The same value under another name; `example` stands where none was given."""
-    return lambda asked: write(f"{field}={asked.value or example}", why=why)
+
+    def say(asked: Asked) -> str:
+        is_none = asked.value in ("None", "none", "null") and misfit(field, "null") is None
+        return write(f"{field}={'null' if is_none else asked.value or example}", why=why)
+
+    return say
 
 
 def has_none(reason: str) -> Answer:
@@ -218,8 +232,7 @@ def weights(asked: Asked) -> str:
 
 def dataset(asked: Asked) -> str:
     text = asked.value or "NAME"
-    is_files = Path(text).is_file() or any(sign in text for sign in "*?") or Path(text).suffix in (".csv", ".jsonl")
-    return write(f"data.{'files' if is_files else 'hub'}={text}")
+    return write(f"data.{'files' if seems_data(text) else 'hub'}={text}")
 
 
 def targets(asked: Asked) -> str:
@@ -236,6 +249,25 @@ def share(asked: Asked) -> str:
     if number >= 1:
         return leave("validation is a share of the data, such as data.validation=5%, or files: data.validation_files=…")
     return write(f"data.validation={_g(100 * number)}%")
+
+
+def split(asked: Asked) -> str:
+    """`validation_split`: a share (Keras), else the name of a split."""
+    number = asked.number
+    if number is not None:
+        return share(asked)
+    return of_hub("data.validation_split", "test")(asked)
+
+
+def of_hub(field: str, example: str) -> Answer:
+    """A field that belongs to a Hub data set: typed with that where the command names none."""
+
+    def say(asked: Asked) -> str:
+        name = asked.given.get("dataset_name") or asked.given.get("dataset") or "NAME"
+        words = [] if "hub" in asked.given else [f"data.hub={name}"]
+        return write(*words, f"{field}={asked.value or example}")
+
+    return say
 
 
 def processes(asked: Asked) -> str:

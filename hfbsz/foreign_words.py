@@ -16,6 +16,7 @@ from hfbsz.foreign import (
     has_none,
     intervals,
     leave,
+    of_hub,
     optimizer,
     per_device,
     percent,
@@ -26,6 +27,7 @@ from hfbsz.foreign import (
     shape,
     sharded,
     share,
+    split,
     switch,
     targets,
     tracker,
@@ -43,6 +45,11 @@ def answer(key: str, value: object, given: Mapping[str, object] | None = None) -
         return None
     words = {name.rpartition(".")[2].replace("-", "_"): _text(other) for name, other in (given or {}).items()}
     return entry(Asked(_text(value), words))
+
+
+def is_foreign(key: str) -> bool:
+    """Whether a word is one of another tool that is known here."""
+    return answer(key, "") is not None
 
 
 def _text(value: object) -> str:
@@ -85,9 +92,10 @@ _ENTRIES: dict[str, Answer] = {
     "model_type": lambda asked: write(f"model.shape.model_type={asked.value or 'llama'}"),
     "tokenizer_name tokenizer_name_or_path tokenizer tokenizer_path": same("data.tokenizer", "FOLDER"),
     "dataset dataset_name datasets dataset_path data_path data_dir train_data data.path data.name": dataset,
-    "dataset_config dataset_config_name": same("data.hub_config", "NAME"),
-    "dataset_split dataset_train_split train_split": same("data.split", "train"),
-    "eval_split dataset_test_split validation_split": same("data.validation_split", "test"),
+    "dataset_config dataset_config_name": of_hub("data.hub_config", "NAME"),
+    "dataset_split dataset_train_split train_split": of_hub("data.split", "train"),
+    "eval_split dataset_test_split": of_hub("data.validation_split", "test"),
+    "validation_split": split,
     "dataset_text_field text_column text_field text_column_name text_key": same("data.text", "text"),
     "label_column label_column_name label_field label_key": same("data.label", "label"),
     "train_file train_files training_file": same("data.files", "train.jsonl"),
@@ -101,7 +109,8 @@ _ENTRIES: dict[str, Answer] = {
     "max_train_samples num_train_samples max_samples": same("data.rows", "1000"),
     "max_eval_samples eval_iters": same("eval.rows", "128"),
     "group_by_length length_grouped": switch("batch.by_length=true", "batch.by_length=false"),
-    "streaming": switch("data.stream=true", "data.stream=false"),
+    "streaming": lambda asked: write("data.stream=false") if asked.is_no
+    else of_hub("data.stream", "true")(Asked("true", asked.given)),
     "bf16 bf16_full_eval": switch("precision=bf16", "precision=fp32"),
     "fp16 fp16_full_eval half": lambda asked: leave("precision=auto is the default") if asked.is_no
     else precision(Asked("fp16", {})),

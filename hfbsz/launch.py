@@ -19,7 +19,7 @@ _ACCUMULATION = "gradient_accumulation_steps"
 def check_launch(environment: Mapping[str, str]) -> None:
     """Raise UserError where the variables of a launcher are stray: set in part, no numbers, or without a launcher, so
     that this process would wait for others that nobody starts."""
-    threads = environment.get("OMP_NUM_THREADS", "1")
+    threads = environment.get("OMP_NUM_THREADS") or "1"  # empty: as if it were not set
     if not threads.isdecimal():
         raise UserError(
             f"OMP_NUM_THREADS={threads!r} is not a number of threads: a whole number, or unset OMP_NUM_THREADS"
@@ -32,6 +32,12 @@ def check_launch(environment: Mapping[str, str]) -> None:
     world, rank, local = (int(environment.get(name, default)) for name, default in _DEFAULTS)
     stray = f"unset {' '.join(there)}"
     shown = " ".join(f"{name}={environment[name]}" for name in there)
+    here = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if world and not 1 <= here <= world:
+        raise LaunchError(
+            f"LOCAL_WORLD_SIZE={here} in the environment is not from 1 to WORLD_SIZE={world}: "
+            f"unset LOCAL_WORLD_SIZE; {_HOW}"
+        )
     if "LOCAL_RANK" not in there and (world, rank) == (1, 0):
         return  # one process, as they say, or nothing said
     if missing := [name for name in _PLACE if name not in there]:
@@ -109,7 +115,7 @@ def _config(command: Sequence[str]) -> Any:
     """The launcher's config file, as plain data; None where there is none that can be read."""
     import yaml
 
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "accelerate"
+    home = Path(os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface"))) / "accelerate"
     named = _option(command, "config_file")
     for path in [Path(named)] if named else [home / "default_config.yaml", home / "default_config.json"]:
         try:

@@ -14,17 +14,26 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from hfbsz.alternatives import displaced
-from hfbsz.errors import UserError, did_you_mean
+from hfbsz.errors import UserError
+from hfbsz.misfits import explain_misfit
 from hfbsz.pairs import no_such_field, read_pairs
 from hfbsz.presets import ROOTS, find_preset
 from hfbsz.recipe import PRESETS, Recipe
-from hfbsz.words import SET, Null, TextLoader, is_field, is_free, known_fields, meaning, path_of, value_in_file
+from hfbsz.words import (
+    SET,
+    Null,
+    TextLoader,
+    in_parts,
+    is_field,
+    is_free,
+    meaning,
+    path_of,
+    value_in_file,
+)
 
 _TYPED = "command line"
-_LISTS = ("list_type", "tuple_type")
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,9 @@ def load(words: Sequence[str]) -> Loaded:
             draft.merge_file(find_preset(ROOTS, name, "recipe"))
     for key, value in pairs:
         with draft.collecting():
-            if key in PRESETS:
+            if in_parts(key, value):
+                draft.put_all(*_parts(key, value), _TYPED)
+            elif key in PRESETS:
                 draft.merge_preset(key, None if value == "null" else value, _TYPED)
             elif key != "recipe":
                 draft.put(key, _typed(key, value) if is_field(key) else value, _TYPED)
@@ -62,7 +73,7 @@ def from_mapping(values: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe(**values)
     except ValidationError as problem:
-        raise UserError([_explain(detail, {}) for detail in problem.errors()]) from None
+        raise UserError([explain_misfit(detail, {}) for detail in problem.errors()]) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -90,14 +101,32 @@ def _typed(key: str, text: str) -> Any:
         if "${" in text:
             text = str(OmegaConf.to_container(OmegaConf.create({"v": text}), resolve=True)["v"])  # type: ignore[call-overload,index]
     except Exception as problem:  # whatever the YAML reader makes of a user's text
-        raise UserError(f"{key}: cannot read {text!r}: {str(problem).splitlines()[0]}") from None
+        raise _unread(key, text, problem) from None
     return meaning(key, text)
+
+
+def _parts(key: str, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A mapping in braces of the command line, as `_read_fields` gives a file."""
+    whole = f"{': {'.join(key.split('.'))}: {text}{'}' * key.count('.')}"
+    try:
+        typed = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)
+        return _both(yaml.load(whole, TextLoader), typed)
+    except Exception as problem:  # whatever the YAML readers make of a user's text
+        raise _unread(key, text, problem) from None
+
+
+def _unread(key: str, text: str, problem: Exception) -> UserError:
+    plain = "; ${…} stands for another value: as text it is \\${…}" if "${" in text else ""
+    return UserError(f"{key}: cannot read {text!r}: {str(problem).splitlines()[0]}{plain}")
 
 
 def _read_fields(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A recipe's file: its fields as they are written, interpolated, and as YAML types them, by dotted names."""
     typed = read_yaml(path)
-    texts = yaml.load(path.read_text(encoding="utf-8-sig"), TextLoader)
+    return _both(yaml.load(path.read_text(encoding="utf-8-sig"), TextLoader), typed)
+
+
+def _both(texts: Any, typed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     resolved = OmegaConf.to_container(OmegaConf.create(_without_nulls(texts)), resolve=True)
     return {str(key): value for key, value in _resolved(texts, resolved).items()}, dict(_leaves(typed))
 
@@ -153,7 +182,7 @@ class _Draft:
         try:
             recipe = Recipe(**self.values)
         except ValidationError as problem:
-            self.errors += [_explain(detail, self.sources) for detail in problem.errors()]
+            self.errors += [explain_misfit(detail, self.sources) for detail in problem.errors()]
         if self.errors:
             raise UserError(dict.fromkeys(self.errors))
         return recipe
@@ -246,21 +275,3 @@ class _Draft:
         if isinstance(part, dict) and not part and parents[-1:] == ["shape"]:
             self._remove(parents[:-1], "shape")
         return removed
-
-
-def _explain(detail: ErrorDetails, sources: Mapping[str, str]) -> str:
-    place = [str(part) for part in detail["loc"]]
-    name = ".".join(place)
-    known = known_fields(name)
-    if detail["type"] == "extra_forbidden":
-        return f"{name}: no such field{did_you_mean(name, known)}"
-    while len(place) > 1 and name not in known and not SET.fullmatch(name):
-        place.pop()
-        name = ".".join(place)
-    where = f" ({sources[name]})" if name in sources else ""
-    message = detail["msg"].removeprefix("Value error, ")
-    shown = repr(detail["input"])
-    given = "" if shown in message or isinstance(detail["input"], dict) else f", not {shown}"
-    if detail["type"] in _LISTS and isinstance(detail["input"], str):
-        given += f": write {name}=[{detail['input'].strip('[]')}]"
-    return f"{name}: {message}{given}{where}".removeprefix(": ")

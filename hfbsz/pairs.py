@@ -1,17 +1,19 @@
 """The words of a command line as pairs of field and value, and what to type instead of words that are none."""
 
-import shlex
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hfbsz.errors import did_you_mean
-from hfbsz.foreign_words import answer
-from hfbsz.presets import ROOTS, names_of
+from hfbsz.errors import UserError, did_you_mean
+from hfbsz.foreign import to_type
+from hfbsz.foreign_words import TABLE, answer, is_foreign
+from hfbsz.presets import ROOTS, find_preset, names_of, seems_data
 from hfbsz.recipe import PRESETS
-from hfbsz.words import is_field, known_fields
+from hfbsz.words import is_field, known_fields, misfit
 
 _LISTS = ("target_modules", "lora_target_modules")  # whose flag takes several words
+_FILES = ("recipe", *PRESETS)  # words that name a file of recipes/
 
 
 class Word(NamedTuple):
@@ -64,6 +66,11 @@ def _words(words: Sequence[str]) -> Iterator[Word]:
         elif equals and key and not value and rest and _is_value(rest[0]):  # lr= 1e-3
             yield Word(key, rest[0], f"{word} {rest[0]}", False)
             place += 1
+        elif not equals and word.startswith(("--no-", "--no_")) and key.replace("-", "_") not in TABLE:  # --no-pack
+            yield Word(key[3:], "false", word, False)
+        elif not equals and rest and _is_name(word) and _is_value(rest[0]) and not _is_name(rest[0]):  # lr 1e-3
+            yield Word(key, rest[0], f"{word} {rest[0]}", False)
+            place += 1
         elif not equals and word.startswith("-") and key:  # --lr 1e-3
             count = 0
             while place + count < len(words) and _is_value(words[place + count]) and (count == 0 or key in _LISTS):
@@ -79,29 +86,55 @@ def _words(words: Sequence[str]) -> Iterator[Word]:
 
 
 def _is_value(word: str) -> bool:
-    return "=" not in word and not word.startswith("--")
+    if word.startswith("-"):
+        return word[1:2].isdigit() or word[1:2] == "."  # a number, no flag
+    return "=" not in word
+
+
+def _is_name(word: str) -> bool:
+    return is_field(word) or word in _FILES or (is_foreign(word) and not word.startswith("-"))
 
 
 def _instead(word: Word, given: Mapping[str, str]) -> str:
     """What to type instead of a word that is not key=value."""
     if not word.key:
-        return f"{word.written!r} is not key=value{_meant(word.written)}"
-    if is_field(word.key) or word.key in ("recipe", *PRESETS):
-        typed = f"{word.key}={word.value or 'VALUE'}"
-        return f"{word.written}: write {shlex.quote(typed)}"
+        return f"{word.written!r} is not key=value{_meant(word.written, given)}"
+    if is_field(word.key):
+        return f"{word.written}: {_typed(word.key, word.value)}"
+    if word.key in _FILES:
+        return f"{word.written}: {_named(word.key, word.value or 'NAME')}"
     if (said := answer(word.key, word.value, given)) is not None:
         return f"{word.written}: {said}"
     near = did_you_mean(word.key, known_fields(word.key))
     return f"{word.written}: no such field{near}; a field is written key=value"
 
 
-def _meant(word: str) -> str:
+def _typed(key: str, value: str) -> str:
+    """What to type for a field."""
+    if not value:
+        value = "true" if misfit(key, "VALUE") is not None and misfit(key, "true") is None else "VALUE"
+    elif (wrong := misfit(key, value)) is not None:
+        return f"write {key}=VALUE; {value!r} does not fit: {wrong}"
+    return to_type(f"{key}={value}")
+
+
+def _named(key: str, name: str) -> str:
+    """What to type for a recipe or preset; or why there is none of that name."""
+    try:
+        if name != "NAME":
+            find_preset([root / ("" if key == "recipe" else key) for root in ROOTS], name, key)
+    except UserError as problem:
+        return problem.lines[0]
+    return to_type(f"{key}={name}")
+
+
+def _meant(word: str, given: Mapping[str, str]) -> str:
     """What a bare word could be."""
     if not word.strip("=- "):
         return ""
-    path = Path(word).expanduser()
+    path = Path(os.path.expanduser(word))
     key, colon, value = word.partition(":")
-    if colon and value and is_field(key):
+    if colon and value and (is_field(key) or key in _FILES):
         meant = f"{key}={value}"
     elif is_field(word):
         meant = f"{word}=VALUE"
@@ -113,8 +146,10 @@ def _meant(word: str) -> str:
         meant = f"model.path={word}"
     elif path.is_dir():
         meant = f"data.files={word.rstrip('/')}/*"
-    elif path.is_file():
+    elif seems_data(word) and "data.files" in given:  # a glob that the shell has expanded
+        meant = f"data.files=[{given['data.files'].strip('[]')},{word}]"
+    elif seems_data(word):
         meant = f"data.files={word}"
     else:
         return did_you_mean(word, [*names_of(ROOTS), *known_fields(word)])
-    return f": write {shlex.quote(meant)}"
+    return f": {to_type(meant)}"

@@ -70,7 +70,9 @@ PathsField = Annotated[str | list[str], BeforeValidator(_at_home)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 _PINNED = r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$"

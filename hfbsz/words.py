@@ -13,7 +13,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from hfbsz.amounts import Amount
 from hfbsz.errors import UserError
@@ -72,7 +73,8 @@ def meaning(key: str, text: str) -> Any:
     if (inner := _unquoted(text)) is not None:
         return _scalar(inner, kind)
     if not text:
-        raise UserError(f"{key}: the value is empty: {key}={'null for none' if kind.null else 'VALUE'}")
+        example = "null for none" if kind.null else "{COLUMN: VALUE}" if kind.columns else "VALUE"
+        raise UserError(f"{key}: the value is empty: {key}={example}")
     if kind.null and text == "null":
         return None
     if kind.items and _in_brackets(text) and not (kind.text and Path(text).exists()):
@@ -83,6 +85,26 @@ def meaning(key: str, text: str) -> Any:
         except yaml.YAMLError as problem:
             raise UserError(f"{key}: cannot read {text!r}: {str(problem).splitlines()[0]}") from None
     return _scalar(text, kind)
+
+
+def misfit(key: str, text: str) -> str | None:
+    """Why a field does not take `key=text`; None where it does, or where its model's config has to say that."""
+    own = SET.match(key)
+    if key not in _fields(own[0] if own else "") or is_free(key):
+        return None
+    try:
+        _alone(key)(value=meaning(key, text))
+    except UserError as problem:
+        return problem.lines[0].partition(": ")[2]
+    except ValidationError as problem:
+        return problem.errors()[0]["msg"].removeprefix("Value error, ")
+    return None
+
+
+def in_parts(key: str, text: str) -> bool:
+    """Whether a text is a mapping in braces of the fields below `key`, or of evaluation sets."""
+    below = any(name.startswith(f"{key}.") for name in _fields(""))
+    return text[:1] == "{" and text[-1:] == "}" and (key == "eval.sets" or (below and not is_field(key)))
 
 
 def value_in_file(key: str, value: Any) -> Any:
@@ -163,10 +185,18 @@ def _items(text: str) -> Iterator[str]:
 
 
 @cache
-def _fields(own: str) -> dict[str, Any]:
-    """Every field's annotation by its dotted name, and those of the evaluation set `own`."""
-    found = (*fields(), *(fields(EvalSet, f"{own}.") if own else ()))
-    return {name: info.annotation for name, info in found}
+def _fields(own: str) -> dict[str, FieldInfo]:
+    """Every field by its dotted name, and those of the evaluation set `own`."""
+    return dict((*fields(), *(fields(EvalSet, f"{own}.") if own else ())))
+
+
+@cache
+def _alone(key: str) -> type[BaseModel]:
+    """A class whose one field, `value`, takes what the field takes."""
+    own = SET.match(key)
+    info = _fields(own[0] if own else "")[key]
+    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    return create_model("Alone", __config__=config, value=(Any if info.annotation is None else info.annotation, info))
 
 
 def _annotation(key: str) -> Any:
@@ -176,8 +206,9 @@ def _annotation(key: str) -> Any:
     if SKIP.fullmatch(key):
         return str | list[str]
     own = SET.match(key)
-    known = _fields(own[0] if own else "")
-    return known.get(key, Any if key.startswith(f"{_SHAPE}.") and len(key) > len(_SHAPE) + 1 else None)
+    if (known := _fields(own[0] if own else "").get(key)) is not None:
+        return known.annotation
+    return Any if key.startswith(f"{_SHAPE}.") and len(key) > len(_SHAPE) + 1 else None
 
 
 @cache

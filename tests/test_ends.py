@@ -93,7 +93,7 @@ def stopped(run, folder, number, process, cache):
     """Send a signal; assert that the run ends within seconds, says so, and leaves nothing half made."""
     started = time.monotonic()
     run.end(number, process)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 30
     status = read_status(folder)
     assert status["state"] == "preempted" and not is_held(folder)
     assert "before the first step" in status["why"] and status["why"].startswith("SIG")
@@ -207,6 +207,8 @@ WHOLE = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "host
         (WHOLE, "would wait for 1 more: unset WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT"),
         ({**WHOLE, "RANK": "2"}, "must be below WORLD_SIZE"),
         ({**WHOLE, "TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "5"}, "must be below WORLD_SIZE"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0 in the environment is not from 1 to WORLD_SIZE=1: unset LOCAL"),
+        ({**WHOLE, "TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "3"}, "not from 1 to WORLD_SIZE=2"),
         ({"OMP_NUM_THREADS": "4,2"}, "OMP_NUM_THREADS='4,2' is not a number of threads"),
     ],
 )
@@ -225,6 +227,8 @@ def test_stray_variables_of_a_launcher_are_told(environment, message):
         {"MASTER_ADDR": "host", "MASTER_PORT": "29500"},  # exported for a launcher that comes later
         {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "host"},
         {"LOCAL_RANK": "-1", "OMP_NUM_THREADS": "4"},
+        {"OMP_NUM_THREADS": ""},
+        {**WHOLE, "TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"},
     ],
 )
 def test_what_a_launcher_sets_passes(environment):
@@ -238,9 +242,8 @@ def test_a_stray_rank_is_told_at_once(hfbsz, words, tmp_path):
     assert "no such preset" in hfbsz("plan.py", "recipe=nosuch", plain=True, env={"RANK": "3"}).err
 
 
-@pytest.mark.parametrize("options", [["--gradient_accumulation_steps", "4"], ["--gradient-accumulation-steps=4"]])
-def test_case_41_accumulation_of_the_launch_command_is_refused(words, environment, options):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *options]
+def test_case_41_accumulation_of_the_launch_command_is_refused(words, environment):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--gradient-accumulation-steps=4"]
     ended = subprocess.run(
         [*launch, "scripts/pretrain.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True
     )

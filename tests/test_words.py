@@ -151,6 +151,19 @@ TYPED = [  # another tool's words, and what hfbsz says to type
     ("small_batch", ["recipe=small_batch"]),
     ("tiny", ["model=tiny"]),
     ("recipes/debug.yaml", ["recipe=recipes/debug.yaml"]),
+    ("recipe:debug", ["recipe=debug"]),
+    ("--recipe debug", ["recipe=debug"]),
+    ("lr 1e-3", ["optim.lr=1e-3"]),
+    ("seed 3", ["seed=3"]),
+    ("--data.pack", ["data.pack=true"]),
+    ("--no-data.pack", ["data.pack=false"]),
+    ("train.csv", ["data.files=train.csv"]),
+    ("max_samples=None", ["data.rows=null"]),
+    ("validation_split=0.1", ["data.validation=10%"]),
+    ("dataset_config=plain", ["data.hub=NAME", "data.hub_config=plain"]),
+    ("optim.betas=(0.9,0.99)", ["optim.betas=[0.9,0.99]"]),
+    ("model.lora=true", ["model.lora={}"]),
+    ("model.shape=llama", ["model.shape.model_type=llama"]),
 ]
 
 
@@ -173,9 +186,13 @@ def test_words_that_belong_together_are_answered_together():
 
 def test_every_word_of_another_tool_has_one_line():
     for name in TABLE:
-        for value in ("", "=true", "=3", "=no", "=some text"):
+        for value in ("", "=true", "=3", "=no", "=some text", "=-1", "=0.5", "=None", "=[a,b]", "=nan"):
             (line,) = lines_of("recipe=debug", f"--{name}" if not value else f"{name}{value}")
             assert ("write " in line or "there is no such field: " in line) and name in line, line
+            if ": write " in line and "recipe=" not in line.split(": write ")[1]:
+                advice = shlex.split(line.split(": write ", 1)[1].split(" (")[0])
+                of_tuning = advice[0].startswith(("data.label", "data.rows"))
+                load([*(["task=classification"] if of_tuning else []), *advice])
 
 
 def test_a_word_of_another_tool_in_a_file(tmp_path):
@@ -195,8 +212,36 @@ def test_a_word_of_another_tool_in_a_file(tmp_path):
         ("nosuchword", "'nosuchword' is not key=value"),
         ("=5", "'=5' is not key=value"),
         ("--foo 3", "--foo 3: no such field; a field is written key=value"),
+        ("--seed x", "--seed x: write seed=VALUE; 'x' does not fit: Input should be a valid integer"),
+        ("--lr -1", "it is optim.lr here, which '-1' does not fit: Input should be greater than 0"),
+        ("lr=true", "it is optim.lr here, which 'true' does not fit: Input should be a valid number"),
+        ("~nobody_at_all/x", "'~nobody_at_all/x' is not key=value"),
+        ("optim.lr=inf", "optim.lr: Input should be a finite number"),
+        ("recipe=", "recipe: the value is empty: recipe=NAME"),
+        ("model=", "model: the value is empty: model=NAME, or model=null"),
+        ("model=gpt2", "weights of the Hub: model.path=gpt2"),
+        ("data=imdb", "a data set of the Hub: data.hub=imdb"),
+        ("data.template=${price}", "as text it is \\${…}"),
+        ("optim={learning_rate:1,lr:}", "optim: cannot read"),
     ],
 )
 def test_words_that_are_nothing(word, message):
     (line,) = lines_of(*word.split())
     assert message in line
+
+
+def test_files_that_a_shell_found_are_a_list():
+    (line,) = lines_of("data.files=a.csv", "b.csv")
+    assert line == "'b.csv' is not key=value: write 'data.files=[a.csv,b.csv]'"
+
+
+def test_a_mapping_on_the_command_line_is_its_fields():
+    loaded = load(["recipe=large_batch", "optim={lr: 1e-3, eps: 1e-9}", "eval={every: 5%, sets: {a: [1,2]}}"])
+    assert (loaded.recipe.optim.lr, loaded.recipe.optim.eps, str(loaded.recipe.eval.every)) == (1e-3, 1e-9, "5%")
+    assert loaded.recipe.eval.sets["a"].files == ["1", "2"] and loaded.sources["optim.lr"] == "command line"
+    sets = load(["eval.sets={a: {files: 0, text: yes}, b: no}"]).recipe.eval.sets
+    assert (sets["a"].files, sets["a"].text, sets["b"].files) == ("0", "yes", "no")
+    model = load(["model={shape: {model_type: gpt2, use_cache: no}}"]).recipe.model
+    assert model.shape == {"model_type": "gpt2", "use_cache": False}
+    assert load(["recipe=large_batch", "model={path: bert}"]).recipe.model.path == "bert"
+    assert load(["data.template=\\${price} {a}"]).recipe.data.template == "${price} {a}"

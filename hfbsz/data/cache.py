@@ -11,7 +11,7 @@ from hfbsz.interrupt import scratch
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("HFBSZ_CACHE", "~/.cache/hfbsz")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("HFBSZ_CACHE", "~/.cache/hfbsz")))
 
 
 def keep(path: Path, make: Callable[[Path], None]) -> None:

@@ -119,5 +119,7 @@ def _no_file(pattern: str, path: Path, root: Path, field: str) -> str:
         endings = sorted(ending_of(inside) for inside in path.glob("*") if inside.is_file())
         usual = next((ending for ending in endings if ending in FORMATS), max(endings, key=endings.count, default=""))
         return f"{pattern!r} is a folder: name its files, '{field}={path}/**/*{usual}' in quotes"
+    if "," in pattern:
+        return f"no file matches {pattern!r}: several are written in brackets, {field}='[{pattern}]'"
     near = did_you_mean(path.name, [inside.name for inside in root.glob("*")] if root.is_dir() else [])
     return f"no file matches {pattern!r}{near}"
