@@ -80,7 +80,7 @@ def test_outside_the_fit_the_plan_says_so():
         (["batch.size=8seq", "optim.lr=law:step_law", "optim.name=muon"], "was fitted with AdamW, not muon"),
         (["batch.size=8seq", "optim.lr=law:step_law", "scaling.reference=8seq"], "brings its own reference"),
         (["batch.size=law:step_law", "duration=300steps"], "write duration in tokens"),
-        (["batch.size=law:step_law", "duration=2epochs"], "give rows=N"),
+        (["batch.size=law:step_law", "duration=2epochs"], "give train_rows=N"),
     ],
 )
 def test_what_a_law_cannot_do(words, message):

@@ -32,7 +32,7 @@ def test_the_offline_run_is_records_jsonl(hfbsz, ragged, tmp_path, processes):
     (folder,) = (run / "wandb").glob("offline-run-*")  # one run, not one for each rank
     logged = read_run(folder)
     written = lines(run)
-    assert len(logged.history) == len(written) == 50 + 3 + 2 + 4  # steps, evaluations, states, checkpoints
+    assert len(logged.history) == len(written) == 50 + 3 + 1 + 2 + 4  # steps, evaluations, final, states, checkpoints
     for theirs, ours in zip(logged.history, written, strict=True):
         theirs = {name: value for name, value in theirs.items() if not name.startswith("_")}
         assert theirs.keys() == ours.keys()
@@ -68,7 +68,7 @@ def test_a_server_that_is_down_costs_a_warning(hfbsz, ragged, tmp_path):
     )
     assert ended.code == 0 and read_status(run)["state"] == "finished"
     assert ended.out.count("warning: ") == 1 and "Traceback" not in ended.err
-    assert len(lines(run)) == 59
+    assert len(lines(run)) == 60
 
 
 def test_a_run_that_was_killed_and_resumed_offline_is_sent_once(hfbsz, ragged, environment, tmp_path):
