@@ -1,7 +1,7 @@
 """The words of a command line as pairs of field and value, and what to type instead of words that are none."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from hfbsz.recipe import PRESETS
 from hfbsz.words import is_field, known_fields, misfit
 
 _LISTS = ("target_modules", "lora_target_modules")  # whose flag takes several words
+_VALUE = "VALUE"  # stands for what is to be typed
 _FILES = ("recipe", *PRESETS)  # words that name a file of recipes/
 
 
@@ -25,12 +26,14 @@ class Word(NamedTuple):
     proper: bool  # key=value in one word
 
 
-def read_pairs(words: Sequence[str], errors: list[str]) -> tuple[list[tuple[str, str]], Mapping[str, str]]:
+def read_pairs(
+    words: Sequence[str], errors: list[str], options: Collection[str] = ()
+) -> tuple[list[tuple[str, str]], Mapping[str, str]]:
     """(key, value) of every `key=value` word, and all values by their keys, also of words that are written otherwise:
-    `errors` gets a line for each of those."""
-    found = list(_words(words))
+    `errors` gets a line for each of those. `options` are names of a command that are no fields."""
+    found = list(_words(words, options))
     given = {word.key: word.value for word in found if word.key}
-    errors += [_instead(word, given) for word in found if not word.proper]
+    errors += [_instead(word, given, options) for word in found if not word.proper]
     return [(word.key, word.value) for word in found if word.proper], given
 
 
@@ -50,7 +53,10 @@ def _is_mapping(value: object) -> bool:
     return isinstance(value, Mapping) or (isinstance(value, str) and value.startswith("{"))
 
 
-def _words(words: Sequence[str]) -> Iterator[Word]:
+def _words(words: Sequence[str], options: Collection[str]) -> Iterator[Word]:
+    def is_name(word: str) -> bool:
+        return word in options or _is_name(word)
+
     place = 0
     while place < len(words):
         word, rest = words[place], words[place + 1 : place + 3]
@@ -68,7 +74,7 @@ def _words(words: Sequence[str]) -> Iterator[Word]:
             place += 1
         elif not equals and word.startswith(("--no-", "--no_")) and key.replace("-", "_") not in TABLE:  # --no-pack
             yield Word(key[3:], "false", word, False)
-        elif not equals and rest and _is_name(word) and _is_value(rest[0]) and not _is_name(rest[0]):  # lr 1e-3
+        elif not equals and rest and is_name(word) and _is_value(rest[0]) and not is_name(rest[0]):  # lr 1e-3
             yield Word(key, rest[0], f"{word} {rest[0]}", False)
             place += 1
         elif not equals and word.startswith("-") and key:  # --lr 1e-3
@@ -95,10 +101,12 @@ def _is_name(word: str) -> bool:
     return is_field(word) or word in _FILES or (is_foreign(word) and not word.startswith("-"))
 
 
-def _instead(word: Word, given: Mapping[str, str]) -> str:
+def _instead(word: Word, given: Mapping[str, str], options: Collection[str]) -> str:
     """What to type instead of a word that is not key=value."""
     if not word.key:
         return f"{word.written!r} is not key=value{_meant(word.written, given)}"
+    if word.key in options:
+        return f"{word.written}: {to_type(f'{word.key}={word.value or _VALUE}')}"
     if is_field(word.key):
         return f"{word.written}: {_typed(word.key, word.value)}"
     if word.key in _FILES:
@@ -112,7 +120,7 @@ def _instead(word: Word, given: Mapping[str, str]) -> str:
 def _typed(key: str, value: str) -> str:
     """What to type for a field."""
     if not value:
-        value = "true" if misfit(key, "VALUE") is not None and misfit(key, "true") is None else "VALUE"
+        value = "true" if misfit(key, _VALUE) is not None and misfit(key, "true") is None else _VALUE
     elif (wrong := misfit(key, value)) is not None:
         return f"write {key}=VALUE; {value!r} does not fit: {wrong}"
     return to_type(f"{key}={value}")

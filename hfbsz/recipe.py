@@ -1,5 +1,6 @@
 """What is wanted: the frozen classes of a recipe, with every field's type, default and meaning."""
 
+import datetime
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     Tag,
     WithJsonSchema,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -214,6 +216,11 @@ class Data(Origin):
         description="instruction: which answers of a conversation are learnt; all: each as the chat template renders "
         "it at its own turn",
     )
+    date: str = Field(
+        "2024-07-26",
+        description="instruction: the day that a chat template which writes the current date writes into every row, "
+        "as YYYY-MM-DD: so that rows are the same on every day",
+    )
     duplicates: Literal["drop", "keep"] = Field(
         "drop", description="rows whose text came before, or stands in validation too (fine-tuning tasks)"
     )
@@ -231,6 +238,14 @@ class Data(Origin):
     )
     validation_files: PathsField | None = Field(None, description="globs of other files to validate on instead")
     validation_split: str | None = Field(None, description="split of the Hub data set to validate on instead")
+
+    @field_validator("date")
+    @classmethod
+    def _a_day(cls, value: str) -> str:
+        try:
+            return datetime.date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError(f"{value!r} is no day: write it like 2024-07-26") from None
 
     @model_validator(mode="after")
     def _one_validation(self) -> Self:

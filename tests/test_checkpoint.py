@@ -137,6 +137,14 @@ def test_records_are_cut_back_to_the_checkpoint(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:4]
 
 
+def test_a_run_that_goes_on_has_one_end(tmp_path):
+    path = tmp_path / "records.jsonl"  # killed between its final record and its status
+    lines = [{"event": event, "train/global_step": 3} for event in ("step", "eval", "final")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert trim(path, 3) == {("final", 3)}
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:2]
+
+
 def test_a_start_that_was_cut_off_sooner_forgets_nothing_that_was_sent(tmp_path):
     path = tmp_path / "records.jsonl"
     for last in (100, 70):  # killed at 100, then, once resumed from 50, at 70

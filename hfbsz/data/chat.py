@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal
 
 import numpy as np
@@ -28,18 +29,23 @@ class Chat:
     """Makes rows of conversations by the chat template of one tokenizer, and remembers what they were like.
 
     A row of n inputs has n targets, so it holds `length` tokens and one more. `ends` are the ids at which generation
-    with the model ends, the tokenizer's own end where they are not known.
+    with the model ends, the tokenizer's own end where they are not known; `day` is what the template takes for today.
     """
 
     def __init__(
-        self, tokenizer: Any, answers: Literal["all", "last"], length: int, ends: Collection[int] = ()
+        self,
+        tokenizer: Any,
+        answers: Literal["all", "last"],
+        length: int,
+        ends: Collection[int] = (),
+        day: date | None = None,
     ) -> None:
-        self.tokenizer, self.answers, self.length = tokenizer, answers, length
+        self.tokenizer, self.answers, self.length, self.day = tokenizer, answers, length, day
         own_end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
         self.ends = frozenset(ends) or frozenset(own_end)
         self._marks_of_end = self.ends | set(own_end) | _added(tokenizer)
         self._special = special_pattern(tokenizer)
-        self._finder, self._encode = Answers(tokenizer), Encoder(tokenizer)
+        self._finder, self._encode = Answers(tokenizer, day), Encoder(tokenizer)
         self._ended: Counter[int] = Counter()  # learnt answers by the token that ends them
         self._ended_last: Counter[int] = Counter()  # those that are known to end so at generation too
         self._open: Counter[str] = Counter()  # those that no such token ends, by their last characters
@@ -124,6 +130,11 @@ class Chat:
             notes.append(
                 f"the chat template rewrites earlier turns once later ones are there: {_some(odd['rewritten'])} became "
                 f"{odd['rows']:,} rows, each answer as at its own time (data.answers=last: the last of each alone)"
+            )
+        if odd["dated"] and self.day is not None:
+            notes.append(
+                f"the chat template writes the current date into rows: {self.day} stands in all of them, so that they "
+                "are the same on every day (data.date)"
             )
         if odd["prompt"]:
             notes.append(

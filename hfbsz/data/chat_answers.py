@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from typing import Any, NamedTuple
 
 from hfbsz.data.chat_marks import Found, Marks, blanks, texts_of
@@ -48,8 +49,8 @@ class Place(NamedTuple):
 class Answers:
     """Finds the answers of conversations in the renderings of one tokenizer's template, and counts what is odd."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, day: date | None = None) -> None:
+        self.tokenizer, self.day = tokenizer, day
         self.odd: Counter[str] = Counter()
         self.prompt_end = ""  # of a generation prompt that answers do not begin with
         self.places: dict[tuple[Any, ...], Place] = {}
@@ -61,7 +62,8 @@ class Answers:
         """The renderings that hold every answer to learn, or the last alone: one; or several, where the template writes
         earlier turns otherwise once later ones are there. Raises ValueError, with the template's own words where it
         refuses, and where a part of the conversation would vanish."""
-        template = ChatTemplate(self.tokenizer, tools, self._dialect)
+        template = ChatTemplate(self.tokenizer, tools, self._dialect, self.day)
+        self.odd["dated"] += template.writes_date
         if "developer" not in template.source:
             messages = [_as_system(message) for message in messages]
         learnt = [n for n, message in enumerate(messages) if message["role"] == "assistant" and message["learnt"]]

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from datetime import date
 from typing import Any, NamedTuple
 
 from hfbsz.data.conversations import Message
@@ -18,6 +19,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_TODAY = re.compile(r"strftime_now\(\s*(['\"])(?P<format>.*?)\1\s*\)")
 
 Span = tuple[int, int]  # of characters
 
@@ -50,9 +52,18 @@ DIALECTS_OF_CALLS = [Dialect(text, null) for null in (False, True) for text in (
 class ChatTemplate:
     """Renders conversations by the template that a tokenizer has for them, with tools or without."""
 
-    def __init__(self, tokenizer: Any, tools: list[dict[str, Any]] | None, dialect: Dialect = DIALECTS[0]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        tools: list[dict[str, Any]] | None,
+        dialect: Dialect = DIALECTS[0],
+        day: date | None = None,
+    ) -> None:
+        """`day` is what the template takes for today; null: the day of the call."""
         self.tools, self.dialect = tools, dialect
-        self.source = str(tokenizer.get_chat_template(None, tools))
+        source = str(tokenizer.get_chat_template(None, tools))
+        self.writes_date = bool(_TODAY.search(source))
+        self.source = source if day is None else _TODAY.sub(lambda asked: _quoted(day, asked["format"]), source)
         self.marks_answers = bool(_GENERATION.search(self.source))
         self._variables = {key: text for key, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
 
@@ -85,6 +96,11 @@ class ChatTemplate:
             words = " ".join(str(problem).split()) or type(problem).__name__
             raise ValueError(f"the tokenizer's chat template refuses this conversation: {words}") from None
         return texts[0], spans
+
+
+def _quoted(day: date, form: str) -> str:
+    """The text that a template gets for `strftime_now`, in the template's language."""
+    return json.dumps(day.strftime(form), ensure_ascii=False)
 
 
 def _with_text(call: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 from hfbsz.data.texts import as_text, is_missing
-from hfbsz.data.tool_calls import calls_in, calls_of, intact, parsed, tools_of
+from hfbsz.data.tool_calls import calls_in, calls_of, intact, parsed, rows_of, tools_of
 
 __all__ = ["Message", "conversation", "from_pair", "learns", "said", "tools_of"]
 
@@ -22,9 +22,10 @@ _ROLES = {name: role for role, names in _NAMES.items() for name in names}
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 _CALL_KEYS, _SPEAKER_KEYS = ("tool_calls", "function_call"), ("sender", "speaker")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # as transformers names them
+_REFUSAL = "refusal"  # what OpenAI's models say in the place of content
 _FLAGS = ("weight", "train", "training", "trainable", "train_on_turn", "loss_mask", "learnt")
 _UNCLEAR_FLAGS = ("mask", "masked")  # 1 is learnt in some data sets, and left out in others
-_READ = {*_ROLE_KEYS, *_CONTENT_KEYS, *_CALL_KEYS, *_REASONING_KEYS, *_FLAGS, "loss"}
+_READ = {*_ROLE_KEYS, *_CONTENT_KEYS, _REFUSAL, *_CALL_KEYS, *_REASONING_KEYS, *_FLAGS, "loss"}
 _WRAPPERS = ("messages", "conversations", "conversation")
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _KEYS_WANTED = "messages hold role and content, from and value, or text and sender"
@@ -143,7 +144,7 @@ def _list(value: Any) -> list[Any]:
     if is_missing(value):
         return []
     if isinstance(value, Mapping):
-        value = _rows(value) if any(isinstance(entry, list | tuple) for entry in _named(value)) else [value]
+        value = rows_of(value, "turns") if any(isinstance(entry, list | tuple) for entry in _named(value)) else [value]
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise ValueError(f"a conversation is a list of messages, this is a {type(value).__name__}")
     if value and all(isinstance(turn, list | tuple) for turn in value):  # pairs of texts, or the messages of each turn
@@ -155,15 +156,6 @@ def _list(value: Any) -> list[Any]:
 
 def _named(columns: Mapping[str, Any]) -> list[Any]:
     return [columns[key] for key in (*_ROLE_KEYS, *_SPEAKER_KEYS) if columns.get(key) is not None]
-
-
-def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Turns from columns of lists, the form that `datasets` gives to a list of mappings."""
-    lists = {key: entry for key, entry in columns.items() if isinstance(entry, list | tuple)}
-    if len({len(entry) for entry in lists.values()}) > 1:
-        sizes = ", ".join(f"{len(entry)} of {key}" for key, entry in lists.items())
-        raise ValueError(f"a conversation in columns has one entry of each for a turn, this has {sizes}")
-    return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=True)]
 
 
 def _spoken(turns: Sequence[Mapping[str, Any]], speakers: Sequence[Any]) -> Iterable[tuple[str, str]]:
@@ -189,7 +181,7 @@ def _merged(spoken: Iterable[tuple[str, str]]) -> list[_Turn]:
 def _message(turn: Mapping[str, Any]) -> _Turn:
     if not _has(turn, _ROLE_KEYS) or not _has(turn, (*_CONTENT_KEYS, *_CALL_KEYS)):
         raise ValueError(f"{_KEYS_WANTED}: this one holds {', '.join(map(str, turn)) or 'nothing'}")
-    role, content = _role(_first(turn, _ROLE_KEYS)), _first(turn, _CONTENT_KEYS)
+    role, content = _role(_first(turn, _ROLE_KEYS)), _first(turn, (*_CONTENT_KEYS, _REFUSAL))
     calls = [call for key in _CALL_KEYS for call in calls_of(turn.get(key))]
     if role == _CALL:
         role = "assistant"
@@ -253,6 +245,8 @@ def _text(content: Any) -> str:
 def _part(part: Any) -> str:
     if isinstance(part, str):
         return intact(part)
+    if isinstance(part, Mapping) and part.get("type") == _REFUSAL:
+        part = {"text": part.get(_REFUSAL)}
     if not isinstance(part, Mapping) or not ("text" in part or "type" in part):
         raise ValueError(f"a message's content is text or parts of text, this has a {type(part).__name__}")
     if part.get("type") not in _TEXT_PARTS:

@@ -5,6 +5,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hfbsz.data.encoding import encode_texts
 from hfbsz.data.labels import check_classes, ordered, share_notes, stratified
 from hfbsz.data.reading import Example, Reader
 from hfbsz.data.sources import Opened
-from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer
+from hfbsz.data.tokenizer import ends_of, load_tokenizer, save_tokenizer
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe import Data
 
@@ -59,7 +60,7 @@ class ExampleBuilder:
         sets = self._split(read)
         self._clean(sets)
         self._check_training(sets, len(read[TRAIN]))
-        self.chat = Chat(self.tokenizer, self.data.answers, self.data.sequence_length) if self.labels is None else None
+        self.chat = None if self.labels is not None else self._chat()
         digest = hashlib.sha256()
         meta: dict[str, Any] = {"sets": {}, "labels": self.labels, "vocab_size": len(self.tokenizer)}
         for number, (name, examples) in enumerate(sets.items()):
@@ -71,6 +72,10 @@ class ExampleBuilder:
                 meta["sets"][name] = counts
         save_tokenizer(self.tokenizer, folder / "tokenizer")
         return meta | {"data_hash": digest.hexdigest(), **self._about()}
+
+    def _chat(self) -> Chat:
+        ends, day = ends_of(str(self.data.tokenizer)), date.fromisoformat(self.data.date)
+        return Chat(self.tokenizer, self.data.answers, self.data.sequence_length, ends, day)
 
     def _about(self) -> dict[str, Any]:
         """What a person wants to know of the rows: columns, labels, what ends an answer; and the notes."""

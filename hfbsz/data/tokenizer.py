@@ -85,6 +85,17 @@ def _complete(name: str, folder: Path) -> Any:
     return tokenizer
 
 
+def ends_of(name: str) -> set[int]:
+    """The ids at which generation ends by the generation_config.json beside a tokenizer; none without one."""
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(name).eos_token_id
+    except (OSError, ValueError):
+        return set()
+    return set() if ends is None else {int(end) for end in (ends if isinstance(ends, list) else [ends])}
+
+
 def holds_tokenizer(folder: Path) -> bool:
     return any((folder / file).is_file() for file in (*_COMPLETE, "vocab.json", "merges.txt"))
 

@@ -33,7 +33,7 @@ def calls_of(value: Any) -> list[dict[str, Any]]:
     found = parsed(value, "a list of tool calls") if isinstance(value, str) and value.strip() else _without_nulls(value)
     if is_missing(found) or found in ("", [], {}):
         return []
-    calls = [parsed(call, "a tool call") if isinstance(call, str) else call for call in listed(found)]
+    calls = [parsed(call, "a tool call") if isinstance(call, str) else call for call in listed(_from_columns(found))]
     return [_call(call) for call in calls if not is_missing(call)]
 
 
@@ -46,6 +46,18 @@ def calls_in(text: str) -> list[dict[str, Any]] | None:
     calls = listed(found)
     named = [call for call in calls if isinstance(call, Mapping) and ("name" in call or "function" in call)]
     return [_call(call) for call in calls] if calls and len(named) == len(calls) else None
+
+
+def _from_columns(found: Any) -> Any:
+    """The calls of a mapping of lists; anything else as it is."""
+    if not isinstance(found, Mapping):
+        return found
+    function = found.get("function")
+    if isinstance(function, Mapping) and isinstance(function.get("name"), list | tuple):
+        found = {**found, "function": rows_of(function, "tool calls")}
+    if any(isinstance(found.get(key), list | tuple) for key in ("name", "function")):
+        return rows_of(found, "tool calls")
+    return found
 
 
 def _call(value: Any) -> dict[str, Any]:
@@ -83,6 +95,17 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nulls(entry) for entry in value]
     return value
+
+
+def rows_of(columns: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
+    """Mappings from a mapping of lists, the form that `datasets` gives to a list of mappings; `what` one of them is.
+
+    Raises ValueError where lists are of several lengths."""
+    lists = {key: entry for key, entry in columns.items() if isinstance(entry, list | tuple)}
+    if len({len(entry) for entry in lists.values()}) > 1:
+        sizes = ", ".join(f"{len(entry)} of {key}" for key, entry in lists.items())
+        raise ValueError(f"{what} in columns have one entry of each for every one, these have {sizes}")
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
 def listed(value: Any) -> list[Any]:

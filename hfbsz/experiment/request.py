@@ -10,7 +10,8 @@ from typing import Any
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.experiment.jobs import split_values, words_of
 from hfbsz.loading import read_yaml
-from hfbsz.presets import ROOTS, find_preset
+from hfbsz.pairs import read_pairs
+from hfbsz.presets import ROOTS, find_preset, names_of
 from hfbsz.recipe import fields
 
 OPTIONS = {
@@ -71,12 +72,14 @@ class Request:
 
 def parse(words: Sequence[str]) -> Request:
     """A request from `[NAME] key=value …` words; raises UserError with what is wrong."""
-    named = [word for word in words if "=" not in word]
-    if len(named) > 1:
-        raise UserError(f"{named[1]!r} is not key=value")
+    named = _named(words)
+    errors: list[str] = []
+    pairs, _ = read_pairs([word for word in words if word not in named], errors, OPTIONS)
+    if errors:
+        raise UserError(*errors)
     base = _file(named[0]) if named else {}
     pretrain, match = base.pop("pretrain", None), base.pop("match", Request.match)
-    own = {word.partition("=")[0]: word.partition("=")[2] for word in words if "=" in word}
+    own = dict(pairs)
     in_file = dict(word.split("=", 1) for word in words_of(base))
     merged = _later(in_file, own)
     options = {key: merged.pop(key) for key in list(merged) if key in OPTIONS}
@@ -107,6 +110,14 @@ def parse(words: Sequence[str]) -> Request:
         Path(options["out"]) if options.get("out") else None,
         Path(picture) if picture else None,
     )
+
+
+def _named(words: Sequence[str]) -> list[str]:
+    """The word that names a file of recipes/comparisons, if there is one: else a first word that looks like one."""
+    bare = [word for word in words if "=" not in word and not word.startswith("-") and word not in OPTIONS]
+    known = names_of([root / _FOLDER for root in ROOTS])
+    named = [word for word in bare if Path(word).stem in known]
+    return (named or [word for word in words[:1] if word in bare])[:1]
 
 
 def _one_of(options: Mapping[str, str], name: str, *known: str) -> str:

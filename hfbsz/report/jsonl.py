@@ -27,8 +27,9 @@ class JsonLines:
 
 
 def trim(path: Path, step: int) -> frozenset[tuple[str, int]]:
-    """Cut records.jsonl back to what was written up to `step`; gives (event, step) of the records cut off, now or by
-    an earlier start, which were seen by others already. A line that a crash cut short goes too."""
+    """Cut records.jsonl back to what was written up to `step`, without the `final` record: a run that goes on writes it
+    again. Returns (event, step) of the records cut off, now or by an earlier start, which W&B may have already. A line
+    that a crash cut short goes too."""
     kept: list[str] = []
     seen = path.with_name("sent.json")  # a start that was cut off sooner must not forget what the one before had sent
     cut = {(event, at) for event, at in json.loads(seen.read_text())} if seen.is_file() else set()
@@ -38,7 +39,7 @@ def trim(path: Path, step: int) -> frozenset[tuple[str, int]]:
             event, at = str(record["event"]), int(record["train/global_step"])
         except (ValueError, LookupError, TypeError):
             continue
-        if at <= step:
+        if at <= step and event != "final":
             kept.append(line + "\n")
         else:
             cut.add((event, at))

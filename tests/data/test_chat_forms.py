@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import date
 
 import pytest
 from chats import CHATML, NO_STOP, THINK, chat_tokenizer, said
@@ -179,3 +180,38 @@ def test_short_conversations_take_milliseconds():
     started = time.process_time()
     rows = [row for text in texts for row in chat.encode(conversation([text] * 10))]
     assert len(rows) == 500 and time.process_time() - started < 500 * 0.008
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        {"name": ["f", "g"], "arguments": [{}, {"x": 1}]},
+        {"id": ["1", "2"], "function": {"name": ["f", "g"], "arguments": ["{}", '{"x": 1}']}},
+        {"id": ["1", "2"], "function": [{"name": "f"}, {"name": "g", "arguments": {"x": 1}}]},
+    ],
+)
+def test_case_06_calls_as_columns_of_lists(calls):
+    answer = conversation([QUESTION, {"role": "assistant", "content": None, "tool_calls": calls}])[1]
+    functions = [made["function"] for made in answer["tool_calls"]]
+    assert functions == [{"name": "f", "arguments": {}}, {"name": "g", "arguments": {"x": 1}}]
+
+
+def test_case_06_columns_of_calls_that_do_not_fit():
+    with pytest.raises(ValueError, match="these have 1 of name, 2 of arguments"):
+        conversation([QUESTION, {"role": "assistant", "tool_calls": {"name": ["f"], "arguments": ["{}", "{}"]}}])
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [{"content": None, "refusal": "I cannot."}, {"content": [{"type": "refusal", "refusal": "I cannot."}]}],
+)
+def test_case_38_a_refusal_is_what_the_assistant_says(refused):
+    assert learnt_of(conversation([QUESTION, {"role": "assistant", **refused}])) == ["I cannot.<|im_end|>\n"]
+
+
+def test_a_template_that_writes_the_current_date_gives_the_same_rows_every_day():
+    dated = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\\n' }}" + CHATML
+    chat = Chat(chat_tokenizer(dated), "all", 1000, day=date(2024, 7, 26))
+    (row,) = chat.encode(conversation([QUESTION, ANSWER]))
+    assert chat.tokenizer.decode(row.ids).startswith("Today: 26 Jul 2024\n<|im_start|>user")
+    assert [note for note in chat.notes() if "2024-07-26 stands in all of them" in note]

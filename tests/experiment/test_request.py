@@ -94,3 +94,23 @@ def test_every_comparison_of_the_project_loads_and_its_head_says_how_it_is_run(n
     request = parse([name])
     assert len(product(request.words)) > 1
     assert f"compare.py {name}" in (ROOT / "recipes" / "comparisons" / f"{name}.yaml").read_text().splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("compare_finetune --lr 1e-3", "--lr 1e-3: write optim.lr=1e-3"),
+        ("--jobs 2 recipe=small_batch", "--jobs 2: write jobs=2"),
+        ("jobs 2 recipe=small_batch", "jobs 2: write jobs=2"),
+        ("recipe=small_batch compare_finetune more", "'more' is not key=value"),
+        ("recipe=small_batch --jobs", "--jobs: write jobs=VALUE"),
+    ],
+)
+def test_case_20_words_that_are_no_pairs_are_answered_with_what_to_type(words, line):
+    with pytest.raises(UserError) as told:
+        parse(words.split())
+    assert told.value.lines[0] == line
+
+
+def test_a_file_is_found_wherever_its_name_stands():
+    assert parse(["jobs=2", "compare_finetune"]).name == "compare_finetune"
