@@ -196,7 +196,7 @@ def restore(checkpoint: Checkpoint | None, model: Any, optimizer: Optimizers) ->
     if _agreed(checkpoint and checkpoint.state.get("frozen")) != _frozen(model):
         raise UserError(
             f"{_where(checkpoint)}: of another model: the weights that are not trained, which it does not hold, have "
-            "changed since: bring them back (model.path), or start anew with resume=never"
+            "changed since: bring them back (model.path), or start over with resume=never"
         )
     try:
         with torch.no_grad():

@@ -69,7 +69,7 @@ def is_held(folder: Path) -> bool:
 
 
 def has_finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether a folder holds this very run, at its end; one of another duration goes on, or starts anew."""
+    """Whether a folder holds this very run, at its end; one of another duration goes on, or starts over."""
     if read_status(folder).get("state") != "finished":
         return False
     try:

@@ -50,7 +50,7 @@ class Keeping:
         elif wish != "never":
             found = read(Path(wish))
         if found is not None and found.state["digest"] != self.recipe.digest():
-            raise UserError(f"resume: {found.path} is a checkpoint of another recipe: resume=never starts anew")
+            raise UserError(f"resume: {found.path} is a checkpoint of another recipe: resume=never starts over")
         self.folder.begin(self.loaded, anew=found is None or not self._lies_here(found))
         return found
 
@@ -73,7 +73,7 @@ class Keeping:
             return None
         if found.state["data_hash"] != data_hash:
             raise UserError(
-                "resume: the data have changed since the checkpoint: bring them back, or start anew with resume=never"
+                "resume: the data have changed since the checkpoint: bring them back, or start over with resume=never"
             )
         before = from_dict(found.state["plan"])
         if before.recipe.duration == plan.recipe.duration:
@@ -82,7 +82,7 @@ class Keeping:
         if trained > plan.total:
             raise UserError(
                 f"duration: {plan.recipe.duration} is {plan.total:,} sequences, {found.path} has trained on "
-                f"{trained:,} already: a longer duration goes on from there, resume=never starts anew"
+                f"{trained:,} already: a longer duration goes on from there, resume=never starts over"
             )
         until = plan.same_until(before)
         if trained <= until:
@@ -92,7 +92,7 @@ class Keeping:
             raise UserError(
                 f"duration: {found.path} was trained on for {before.recipe.duration}, whose steps are those of "
                 f"{plan.recipe.duration} only up to {until:,} sequences, and no checkpoint lies before that: "
-                "resume=never starts anew"
+                "resume=never starts over"
             )
         return earlier
 
