@@ -5,11 +5,9 @@ other files. Weights and optimizer state are safetensors, all else is JSON: noth
 weights are partly frozen it holds the trained ones, and a sum over the others, which come from where they came from.
 """
 
-import errno
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -21,9 +19,11 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hfbsz.checkpoint_state import check_state
 from hfbsz.errors import UserError
 from hfbsz.optimizers import Optimizers
 from hfbsz.sharding import share_like, whole
+from hfbsz.writes import settle, sha256, sync, system_errors
 
 Tensors = dict[str, torch.Tensor]
 _FORMAT = 3  # of state.json
@@ -107,34 +107,19 @@ def save(folder: Path, step: int, collected: Collected, state: Mapping[str, Any]
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        save_file(weights, partial / _FILES[0], metadata={"format": "pt"})
-        save_file(moments, partial / _FILES[1])
+        with system_errors():
+            save_file(weights, partial / _FILES[0], metadata={"format": "pt"})
+            save_file(moments, partial / _FILES[1])
         (partial / _FILES[2]).write_text(json.dumps({"format": _FORMAT, **state, **own}))
-        sums = {name: _sum(partial / name) for name in _FILES}
+        sums = {name: sha256(partial / name) for name in _FILES}
         (partial / _MARK).write_text(json.dumps(sums))
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
+        settle(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync(folder)
-    except SafetensorError as problem:  # a full disk, as its writer tells of it
-        raise OSError(errno.EIO, str(problem)) from None
+        sync(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def steps(folder: Path) -> list[int]:
@@ -157,12 +142,12 @@ def forget_after(folder: Path, step: int) -> None:
             shutil.rmtree(folder / f"checkpoint-{later}", ignore_errors=True)
 
 
-def newest(folder: Path, tell: Callable[[str], None], until: float = math.inf) -> Checkpoint | None:
-    """The newest complete checkpoint of a run's folder, of a clock up to `until`; a damaged one is told of and passed
-    over."""
-    for partial in folder.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(partial, ignore_errors=True)
-    for step in steps(folder):
+def newest(
+    folder: Path, tell: Callable[[str], None], until: float = math.inf, below: float = math.inf
+) -> Checkpoint | None:
+    """The newest complete checkpoint of a run's folder, of a clock up to `until` and a step `below`; `tell` gets a line
+    for each that is damaged, which is skipped."""
+    for step in filter(lambda step: step < below, steps(folder)):
         try:
             found = read(folder / f"checkpoint-{step}")
         except UserError as problem:
@@ -178,14 +163,23 @@ def read(path: Path) -> Checkpoint:
     try:
         sums = json.loads((path / _MARK).read_text())
         for name in _FILES:
-            if _sum(path / name) != sums[name]:
+            if sha256(path / name) != sums[name]:
                 raise UserError(f"{path}: {name} is damaged")
         state = json.loads((path / "state.json").read_text())
         if state["format"] != _FORMAT:
             raise UserError(f"{path}: written by another version of hfbsz")
+        check_state(state)
+        if (weight := _not_finite(path / _FILES[0])) is not None:
+            raise UserError(f"{path}: values of {weight} are not finite: the run had diverged")
         return Checkpoint(path, state)
-    except (OSError, ValueError, LookupError, TypeError) as problem:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as problem:
         raise UserError(f"{path}: not a complete checkpoint ({problem})") from None
+
+
+def _not_finite(path: Path) -> str | None:
+    """The first weight of a file with values that are not finite."""
+    with safe_open(path, "pt") as file:
+        return next((name for name in file.keys() if not torch.isfinite(file.get_tensor(name)).all()), None)  # noqa: SIM118
 
 
 def restore(checkpoint: Checkpoint | None, model: Any, optimizer: Optimizers) -> None:

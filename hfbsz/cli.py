@@ -28,6 +28,7 @@ from hfbsz.loading import Loaded, load
 from hfbsz.presets import list_recipes
 from hfbsz.resolve import check
 from hfbsz.schema import help_text
+from hfbsz.shown import one_line, visible
 from hfbsz.streams import make_lasting
 
 
@@ -82,6 +83,6 @@ def read_words(command: str, words: Sequence[str]) -> Loaded | None:
         return loaded
     if rank() == 0:
         print(f"usage: {command} recipe=NAME [model=PRESET] [data=PRESET] [key.path=value …]\n\nrecipes:")
-        print("\n".join(f"  {name:<24} {line}" for name, line in list_recipes()))
-        print(f"\nfields:\n{help_text(loaded)}" if asked else "\n--help lists every field")
+        print("\n".join(f"  {one_line(name):<24} {one_line(line)}" for name, line in list_recipes()))
+        print(f"\nfields:\n{visible(help_text(loaded))}" if asked else "\n--help lists every field")
     return None

@@ -9,9 +9,13 @@ from hfbsz.folder import path_of, read_status
 from hfbsz.loading import Loaded
 from hfbsz.measure.overfit import Watch
 from hfbsz.plan import Plan
+from hfbsz.recipe import Recipe
 from hfbsz.record import Reading, Step
 from hfbsz.report.console import Console
+from hfbsz.report.evaluations import WORSE
+from hfbsz.shown import command
 
+_SIZES_SHOWN = 10
 _MODEL_CLASS = {"classification": "AutoModelForSequenceClassification"}
 
 
@@ -29,8 +33,9 @@ def reached(
     values = {name.removeprefix("eval/"): value for name, value in final.values.items()}
     values |= {name.removeprefix("full/"): value for name, value in whole.items()}
     speed = f"{short(last.tokens / last.seconds)} tokens/s" if last.seconds else "no step yet"
-    batches = " → ".join(str(batch) for batch in dict.fromkeys(phase.batch for phase in plan.phases))
-    told = _losses(watch, last, final, whole) | _not_better(watch, final, plan.recipe.checkpoint.save)
+    sizes = list(dict.fromkeys(str(phase.batch) for phase in plan.phases))
+    batches = " → ".join(sizes if len(sizes) <= _SIZES_SHOWN else [*sizes[: _SIZES_SHOWN - 2], "…", sizes[-1]])
+    told = _losses(watch, last, final, whole) | _not_better(watch, final, plan.recipe)
     if plan.recipe.task == "classification":
         told |= {
             "accuracy": f"{values['accuracy']:.4f} (the commonest label alone: {counts['majority']:.3f})",
@@ -78,7 +83,7 @@ def _part(final: Reading) -> str:
     return f"the fixed {count:,} rows" if count is not None else "the fixed rows"
 
 
-def _not_better(watch: Watch, final: Reading, save: str) -> dict[str, str]:
+def _not_better(watch: Watch, final: Reading, recipe: Recipe) -> dict[str, str]:
     """What is to be said where the saved weights are not better than the untrained ones."""
     start, loss = watch.start_loss, final.values["eval/loss"]
     if start is None or not final.step or float(loss) < start:
@@ -89,7 +94,10 @@ def _not_better(watch: Watch, final: Reading, save: str) -> dict[str, str]:
         told += f", step {watch.best_step:,} ({watch.best_loss:.4f}) was the best"
     else:
         told += ", nor is any other evaluation"
-        told += ": checkpoint.save=best finds none to keep, the last weights are saved" if save == "best" else ""
+        keeps_best = recipe.checkpoint.save == "best"
+        told += ": checkpoint.save=best finds none to keep, the last weights are saved" if keeps_best else ""
+    is_new = recipe.model.path is None and recipe.model.package is None
+    told += f"; {WORSE}" if is_new and float(loss) > start else ""
     return {"before training": told}
 
 
@@ -117,7 +125,7 @@ def hints(path: Path, loaded: Loaded) -> list[str]:
     """What to do next; the arms of the README's comparison name one another."""
     name = loaded.name
     loads = _MODEL_CLASS.get(loaded.recipe.task, "AutoModelForCausalLM")
-    look = f"look at it           open {path}/report.html"
+    look = f"look at it           {command('open', path / 'report.html')}"
     load = f"load the model       {loads}.from_pretrained({str(path)!r})"
     if name not in ("large_batch", "small_batch_pretrain"):
         return [look, load]
@@ -125,7 +133,7 @@ def hints(path: Path, loaded: Loaded) -> list[str]:
     return [
         look,
         f"another batch        accelerate launch scripts/pretrain.py recipe={other}",
-        f"lay them over        python scripts/report.py {path} runs/{other}-*",
+        f"lay them over        {command('python', 'scripts/report.py', path)} runs/{other}-*",
         load,
     ]
 

@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Iterable
 
+from hfbsz.shown import one_line
+
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # exit codes; 0: finished
 _alone = False  # this process is no rank, whatever the environment says
 
@@ -13,7 +15,7 @@ class UserError(Exception):
     """Input that cannot be used: every line says what is wrong, where, and what would be right."""
 
     def __init__(self, lines: str | Iterable[str]) -> None:
-        self.lines: tuple[str, ...] = (lines,) if isinstance(lines, str) else tuple(lines)
+        self.lines: tuple[str, ...] = tuple(map(one_line, (lines,) if isinstance(lines, str) else lines))
         super().__init__("\n".join(self.lines))
 
 
@@ -23,6 +25,10 @@ class LaunchError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot go on: a window without targets, or non-finite gradients step after step."""
+
+
+class Diverged(TrainingError):
+    """A run whose weights, gradients or last evaluation are not finite: there is no model to save."""
 
 
 class RankError(UserError):
@@ -41,7 +47,7 @@ def complain(lines: Iterable[str], code: int = MISUSED, everywhere: bool = False
     """Say what is wrong, on rank 0 alone or on this rank, whichever it is, and return the exit code."""
     if rank() == 0 or everywhere:
         where = f"rank {rank()}: " if everywhere and number_of("WORLD_SIZE", 1) > 1 else ""
-        print("\n".join(f"error: {where}{line}" for line in lines), file=sys.stderr, flush=True)
+        print("\n".join(f"error: {where}{one_line(line)}" for line in lines), file=sys.stderr, flush=True)
     else:
         time.sleep(2)  # the launcher ends all ranks once one has left: rank 0 speaks first
     return code
@@ -68,7 +74,7 @@ def described(problem: BaseException) -> str:
     """What ended a run, in a line: the lines of a UserError, else the type of the exception and what it says."""
     if isinstance(problem, UserError):
         return "; ".join(problem.lines)
-    name, said = type(problem).__name__, " ".join(str(problem).split())
+    name, said = type(problem).__name__, one_line(" ".join(str(problem).split()))
     if isinstance(problem, SystemExit):
         return f"SystemExit: a library ended the process with exit code {said or 0}"
     if isinstance(problem, KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """The evaluations of one run: fixed parts along the run, training rows beside validation, and whole sets at the end."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,13 @@ class Evaluator:
     watch: Watch
     reports: Reports | None
     newest: dict[str, Evaluation] = field(default_factory=dict)  # by set: of its fixed part, at the newest evaluation
+    whole_losses: dict[str, float] = field(default_factory=dict)  # of validation, by part: full, last
+
+    @property
+    def lost(self) -> bool:
+        """Whether the newest validation loss is not finite; the same on every rank."""
+        losses = [*self.whole_losses.values(), *(self.newest[name].loss for name in self.newest if not name)]
+        return not all(map(math.isfinite, losses))
 
     @property
     def watched(self) -> bool:
@@ -61,6 +69,8 @@ class Evaluator:
             if rest := sorted(set(range(len(rows))) - set(fixed)):
                 found += self._of(rows, rest)
             values |= self._told(part, name, found)
+            if not name:
+                self.whole_losses[part] = found.loss
         return values
 
     def _told(self, part: str, name: str, found: Evaluation) -> dict[str, float]:

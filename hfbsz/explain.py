@@ -7,6 +7,8 @@ from hfbsz.laws import Named
 from hfbsz.plan import BLOCK, Plan
 from hfbsz.scaling import BETA2_SOURCE, OPTIMIZERS, RULES, SDE_SOURCE, WARMUP_SOURCE, WEIGHT_DECAY_SOURCE
 
+_PHASES_SHOWN = 24
+
 
 def explain(plan: Plan) -> str:
     """Budget, batch, ramp, the optimizer's numbers with their rules, schedule; what is open; what to look at twice."""
@@ -128,7 +130,11 @@ def _schedule(plan: Plan) -> list[str]:
 def _phase_table(plan: Plan) -> list[str]:
     heads = ("from clock (seq)", "share", "batch (seq)", "accumulation", "steps", "rate before warmup and decay")
     lines = ["   ".join(["         ", *heads])]
-    for phase in plan.phases:
+    hidden = len(plan.phases) - _PHASES_SHOWN
+    for number, phase in enumerate(plan.phases):
+        if 0 <= number - _PHASES_SHOWN // 2 < hidden:
+            lines += [f"          … {hidden:,} more phases …"] * (number == _PHASES_SHOWN // 2)
+            continue
         cells = (
             f"{phase.clock:,}",
             f"{phase.clock / plan.total:.0%}",

@@ -4,17 +4,27 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from hfbsz.errors import UserError
-from hfbsz.loading import Loaded, from_mapping, read_yaml, write_yaml
-from hfbsz.recipe import Recipe
+from hfbsz.files import read_object, write_text
+from hfbsz.loading import Loaded, from_mapping
+from hfbsz.recipe import Recipe, differences
+from hfbsz.writes import clear_leftovers, sha256
+from hfbsz.yaml_files import read_yaml, write_yaml
 
-STATES = ("running", "finished", "preempted", "failed")
-_MAY_CHANGE = ("output_dir", "threads", "batch.micro_max", "batch.micro_tokens", "resume")  # when a run goes on
+STATES = ("running", "finished", "preempted", "failed", "diverged")
+_TYPES: dict[str, type[Any] | UnionType] = {
+    **dict.fromkeys(("state", "why", "host"), str),
+    **dict.fromkeys(("step", "clock", "of", "pid"), int),
+    **dict.fromkeys(("started", "updated"), int | float),
+    **dict.fromkeys(("reached", "saved"), dict),
+}
 
 
 def cpu_cores() -> int:
@@ -28,11 +38,9 @@ def path_of(loaded: Loaded) -> Path:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What `status.json` says; empty where there is none that can be read."""
-    try:
-        return json.loads((folder / "status.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
+    """What `status.json` says, without values of other types; empty where there is none that can be read."""
+    said = read_object(folder / "status.json") or {}
+    return {name: value for name, value in said.items() if isinstance(value, _TYPES.get(name, object))}
 
 
 def claim(folder: Path, if_busy: str, if_unwritable: str) -> FileLock:
@@ -46,7 +54,7 @@ def claim(folder: Path, if_busy: str, if_unwritable: str) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         holder = read_status(folder)
-        who = f" (process {holder['pid']} on {holder['host']})" if "pid" in holder else ""
+        who = f" (process {holder['pid']} on {holder['host']})" if {"pid", "host"} <= holder.keys() else ""
         raise UserError(f"{folder}: another run is at work in this folder{who}: {if_busy}") from None
     except OSError as problem:
         raise UserError(f"{folder}: cannot be written: {problem.strerror}: {if_unwritable}") from None
@@ -70,13 +78,27 @@ def is_held(folder: Path) -> bool:
 
 def has_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether a folder holds this very run, at its end; one of another duration goes on, or starts over."""
-    if read_status(folder).get("state") != "finished":
+    return _ended_as("finished", folder, recipe)
+
+
+def has_diverged(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder holds this very run, and it diverged."""
+    return _ended_as("diverged", folder, recipe)
+
+
+def _ended_as(state: str, folder: Path, recipe: Recipe) -> bool:
+    if read_status(folder).get("state") != state:
         return False
+    there = _recipe_of(folder)
+    return there is not None and there.digest() == recipe.digest() and there.duration == recipe.duration
+
+
+def _recipe_of(folder: Path) -> Recipe | None:
+    """The recipe of the run in a folder; None where there is none that can be read."""
     try:
-        there = from_mapping(read_yaml(folder / "recipe.yaml"))
+        return from_mapping(data) if (data := read_yaml(folder / "recipe.yaml")) else None
     except UserError:
-        return False
-    return there.digest() == recipe.digest() and there.duration == recipe.duration
+        return None
 
 
 class RunFolder:
@@ -86,6 +108,7 @@ class RunFolder:
         self.path = path_of(loaded)
         self._lock = claim(self.path, "wait, or choose output_dir=…", "choose output_dir=…")
         self._started = time.time()
+        self.notes: list[str] = []
         self._before = read_status(self.path)  # what an earlier start had come to
         try:
             self.finished = self._inspect(loaded)
@@ -94,19 +117,46 @@ class RunFolder:
             raise
 
     def _inspect(self, loaded: Loaded) -> bool:
-        """Whether the folder holds this very run, finished; raises UserError where it holds something else."""
+        """Whether the folder holds this very run, finished, with its model whole; raises UserError where it holds
+        something else."""
+        clear_leftovers(self.path)
         if not self._there():
             return False
-        if not (self.path / "recipe.yaml").is_file():
+        earlier = _recipe_of(self.path)
+        if earlier is None and not (self._trained() or self._checkpoints() or (self.path / "recipe.yaml").exists()):
             raise UserError(f"{self.path}: not empty, and not the folder of a run: choose another output_dir")
-        earlier = from_mapping(read_yaml(self.path / "recipe.yaml"))
-        if self._trained() and earlier.digest() != loaded.recipe.digest():
-            changed = _difference(earlier.to_dict(), loaded.recipe.to_dict())
+        if earlier is not None and self._trained() and earlier.digest() != loaded.recipe.digest():
+            changed = "; ".join(differences(earlier, loaded.recipe)[:4])
             raise UserError(f"{self.path}: holds a run of another recipe ({changed}): choose another output_dir")
-        return has_finished(self.path, loaded.recipe)
+        return has_finished(self.path, loaded.recipe) and self._holds_its_model(loaded.recipe)
+
+    def _holds_its_model(self, recipe: Recipe) -> bool:
+        """Whether the files that a finished run has saved are as they were saved; else a checkpoint gives them again.
+        Raises UserError where there is none."""
+        lost = next((name for name, known in self._before.get("saved", {}).items() if not self._is(name, known)), None)
+        if lost is None:
+            return True
+        if not self._checkpoints() and recipe.resume != "never":
+            raise UserError(
+                f"{self.path}: {lost} of the finished run is damaged or gone, and no checkpoint is left to restore it "
+                "from: delete the folder to train it again"
+            )
+        self.notes.append(f"{lost} of the finished run is damaged or gone: restored from the newest checkpoint")
+        self._before = {}
+        return False
+
+    def _is(self, name: str, known: object) -> bool:
+        """Whether a saved file is as it was; `known` is its SHA-256."""
+        try:
+            return sha256(self.path / name) == known
+        except OSError:
+            return False
 
     def _there(self) -> list[Path]:
         return [path for path in self.path.iterdir() if path.name != ".lock" and not path.name.startswith("attempt-")]
+
+    def _checkpoints(self) -> list[Path]:
+        return list(self.path.glob("checkpoint-*"))
 
     def _trained(self) -> bool:
         return (self.path / "records.jsonl").is_file()  # a start that failed before that holds nothing to lose
@@ -114,7 +164,8 @@ class RunFolder:
     def begin(self, loaded: Loaded, anew: bool) -> None:
         """Write the recipe; where the run begins `anew`, what an earlier attempt trained moves to `attempt-N/`."""
         if anew and self._trained():
-            numbers = [int(path.name.removeprefix("attempt-")) for path in self.path.glob("attempt-*")]
+            taken = [path.name.removeprefix("attempt-") for path in self.path.glob("attempt-*")]
+            numbers = [int(number) for number in taken if number.isdecimal()]
             attempt = self.path / f"attempt-{max(numbers, default=0) + 1}"
             attempt.mkdir()
             for path in self._there():
@@ -124,10 +175,14 @@ class RunFolder:
         write_yaml(loaded.recipe.to_dict(), self.path / "recipe.yaml")
 
     def status(self, state: str, why: str | None = None, **values: Any) -> None:
-        """Write `status.json` whole or not at all; `why` says how a run ended that did not finish."""
+        """Write `status.json`; `why` says how a run ended that did not finish."""
+        self.write(self.body(state, why, **values))
+
+    def body(self, state: str, why: str | None = None, **values: Any) -> dict[str, Any]:
+        """What `status.json` is to say."""
         if state not in STATES:
             raise ValueError(state)
-        body = {
+        return {
             "state": state,
             "why": why,
             **values,
@@ -136,14 +191,20 @@ class RunFolder:
             "started": self._started,
             "updated": time.time(),
         }
+
+    def write(self, body: Mapping[str, Any]) -> None:
         write_text(self.path / "status.json", json.dumps(body, indent=1))
 
-    def fail(self, why: str, trained: bool) -> None:
-        """Write that the run has failed; a start that was refused before it trained leaves what there was."""
+    def saved(self, names: Iterable[str]) -> dict[str, str]:
+        """The SHA-256 of files of the saved model, by name."""
+        return {name: sha256(self.path / name) for name in sorted(names)}
+
+    def fail(self, why: str, trained: bool, state: str = "failed") -> None:
+        """Write how the run failed; a start that was refused before it trained leaves what there was."""
         if not trained and self._before.get("state") in ("finished", "preempted"):
-            write_text(self.path / "status.json", json.dumps(self._before, indent=1))
+            self.write(self._before)
         else:
-            self.status("failed", why=why)
+            self.status(state, why=why)
 
     def interrupt(self, why: str) -> None:
         """Write that a signal ended the run before it trained; how far an earlier start had come stays."""
@@ -152,23 +213,3 @@ class RunFolder:
 
     def release(self) -> None:
         self._lock.release()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    """The fields in which two recipes differ, the first few of them."""
-    changed = []
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            if key not in ("log", "eval", "checkpoint"):
-                changed += [part for part in [_difference(before, after, f"{prefix}{key}.")] if part]
-        elif before != after and prefix + key not in _MAY_CHANGE:
-            changed.append(f"{prefix}{key}: {before} there, {after} here")
-    return "; ".join(changed[:4])

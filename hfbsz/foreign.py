@@ -1,12 +1,12 @@
 """How a value of another tool's word becomes ours: what is to be typed, or why there is nothing to type."""
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hfbsz.amounts import Amount
 from hfbsz.errors import number_of
 from hfbsz.presets import seems_data
+from hfbsz.shown import command
 from hfbsz.words import misfit
 
 _YES, _NO = ("true", "1", "yes", "on", ""), ("false", "0", "no", "off", "none", "null", "never")
@@ -48,7 +48,7 @@ Answer = Callable[[Asked], str]
 
 
 def to_type(*words: str) -> str:
-    return f"write {' '.join(shlex.quote(word) for word in words)}"
+    return f"write {command(*words)}"
 
 
 def write(*words: str, why: str = "") -> str:

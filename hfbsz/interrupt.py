@@ -107,7 +107,10 @@ class Interrupt:
                 os.write(2, f"\n{self.reason}: ending after this step with a checkpoint{again}\n".encode())
 
     def _watch(self, heard: int) -> None:
-        name = signal.Signals(os.read(heard, 1)[0]).name
+        number = os.read(heard, 1)[0]
+        while number not in self.SIGNALS:  # a timer's
+            number = os.read(heard, 1)[0]
+        name = signal.Signals(number).name
         came = time.monotonic()
         while True:
             time.sleep(_LOOK_SECONDS)

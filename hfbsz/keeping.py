@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hfbsz.checkpoint import Checkpoint, collect, forget_after, newest, prune, read, restore, save
+from hfbsz.checkpoint_state import check_whole
 from hfbsz.errors import TrainingError, UserError
 from hfbsz.folder import RunFolder
 from hfbsz.loading import Loaded
@@ -19,6 +20,7 @@ from hfbsz.ranks import gathered, on_main, shared
 from hfbsz.record import Reading, Step
 from hfbsz.report.console import Console
 from hfbsz.resolve import from_dict
+from hfbsz.writes import FULL
 
 
 class Keeping:
@@ -46,12 +48,32 @@ class Keeping:
         wish, path = self.recipe.resume, self.folder.path
         found = None
         if wish == "auto":
-            found = newest(path, self.console.warn)
+            found = self._with_its_best(newest(path, self.console.warn))
         elif wish != "never":
             found = read(Path(wish))
+        if found is not None:
+            check_whole(found.state, found.path)
         if found is not None and found.state["digest"] != self.recipe.digest():
             raise UserError(f"resume: {found.path} is a checkpoint of another recipe: resume=never starts over")
         self.folder.begin(self.loaded, anew=found is None or not self._lies_here(found))
+        return found
+
+    def _with_its_best(self, found: Checkpoint | None) -> Checkpoint | None:
+        """A checkpoint whose best one is whole too, where the best weights are to be saved: else one from before that,
+        from which training comes to the best again."""
+        if self.recipe.checkpoint.save != "best" or self.folder is None or self.console is None:
+            return found
+        while found is not None and (best := found.state["kept"].get("best")) is not None:
+            try:
+                read(self.folder.path / f"checkpoint-{best}")
+                return found
+            except UserError as problem:
+                earlier = newest(self.folder.path, lambda told: None, below=best)
+                if earlier is None:
+                    self.console.warn(f"{problem.lines[0]}: it was the best, and none is left from before it")
+                    return found
+                self.console.warn(f"{problem.lines[0]}: it was the best: skipped, with those after it")
+                found = earlier
         return found
 
     def fit(self, plan: Plan, data_hash: str | None) -> None:
@@ -136,12 +158,13 @@ class Keeping:
             try:
                 path = save(folder, progress.step, collected, whole)
             except OSError as problem:
+                room = ": make room" if problem.errno in FULL else ""
                 raise UserError(
-                    f"{folder}: the checkpoint of step {progress.step:,} cannot be written: {problem.strerror}: make "
-                    "room; the same command goes on from the one before"
+                    f"{folder}: the checkpoint of step {progress.step:,} cannot be written: {problem.strerror}{room}; "
+                    "the same command goes on from the one before"
                 ) from None
             self._last_bytes = sum(file.stat().st_size for file in path.iterdir())
-            prune(folder, self.recipe.checkpoint.keep, self.kept.values())
+            self.prune()
 
         try:
             on_main(self.accelerator, write)
@@ -149,6 +172,11 @@ class Keeping:
             raise TrainingError(problem.lines) from None
         self._last_seconds = time.perf_counter() - started
         self.count, self.seconds = self.count + 1, self.seconds + self._last_seconds
+
+    def prune(self) -> None:
+        """Rank 0: delete the checkpoints that are not to be kept."""
+        if self.folder is not None:
+            prune(self.folder.path, self.recipe.checkpoint.keep, self.kept.values())
 
     def reading(self, last: Step) -> Reading:
         """What the last checkpoint cost."""

@@ -3,7 +3,6 @@ here? Headers and configurations alone are read."""
 
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from hfbsz.data.intact import damage_of, refuse_pointers
 from hfbsz.errors import UserError
 from hfbsz.pretrained import field_of, location, quiet, unreadable
 from hfbsz.recipe import Model
+from hfbsz.shown import command
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OTHER_THAN_TEXT = re.compile("vision|image|video|audio|speech|vq")  # in the name of a part's configuration
@@ -125,4 +125,4 @@ def _convert(folder: Path, config: Any) -> str:
     kind = named if hasattr(transformers, named or "-") else "AutoModel"
     where = json.dumps(str(folder), ensure_ascii=False)
     code = f"import transformers as t; t.{kind}.from_pretrained({where}).save_pretrained({where})"
-    return shlex.join(["python", "-c", code])
+    return command("python", "-c", code)

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from hfbsz.alternatives import displaced
@@ -20,7 +19,8 @@ from hfbsz.errors import UserError
 from hfbsz.misfits import explain_misfit
 from hfbsz.pairs import no_such_field, read_pairs
 from hfbsz.presets import ROOTS, find_preset
-from hfbsz.recipe import PRESETS, Recipe
+from hfbsz.recipe import PRESETS, Recipe, is_script, leaves
+from hfbsz.shown import file_name, has_password, quoted
 from hfbsz.words import (
     SET,
     Null,
@@ -32,6 +32,7 @@ from hfbsz.words import (
     path_of,
     value_in_file,
 )
+from hfbsz.yaml_files import read_typed
 
 _TYPED = "command line"
 
@@ -65,7 +66,9 @@ def load(words: Sequence[str]) -> Loaded:
                 draft.merge_preset(key, None if value == "null" else value, _TYPED)
             elif key != "recipe":
                 draft.put(key, _typed(key, value) if is_field(key) else value, _TYPED)
-    return Loaded(draft.recipe(), Path(name).stem if name else "run", draft.sources, tuple(dict.fromkeys(draft.notes)))
+    return Loaded(
+        draft.recipe(), file_name(Path(name).stem) if name else "run", draft.sources, tuple(dict.fromkeys(draft.notes))
+    )
 
 
 def from_mapping(values: Mapping[str, Any]) -> Recipe:
@@ -76,21 +79,12 @@ def from_mapping(values: Mapping[str, Any]) -> Recipe:
         raise UserError([explain_misfit(detail, {}) for detail in problem.errors()]) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as plain data (OmegaConf's reader: `3e-3` is a number, `${…}` interpolates); raises UserError."""
-    try:
-        data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, ValueError, OSError) as problem:
-        raise UserError(f"{path}: {problem}".replace("\n", " ")) from None
-    except Exception as problem:  # PyYAML's own errors share no base with OmegaConf's
-        raise UserError(f"{path}: not valid YAML: {problem}".replace("\n", " ")) from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(data).__name__}")
-    return {str(key): value for key, value in data.items()}
-
-
-def write_yaml(data: Mapping[str, Any], path: Path) -> None:
-    OmegaConf.save(OmegaConf.create(dict(data)), path)
+def from_a_file(script: str, source: str) -> str:
+    """The line for a metric's script that a file names."""
+    return (
+        f"eval.metrics: {script!r} ({source}) is a script, which runs here with all your rights: read it, and name it "
+        "on the command line, not in a file"
+    )
 
 
 def _typed(key: str, text: str) -> Any:
@@ -117,18 +111,18 @@ def _parts(key: str, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _unread(key: str, text: str, problem: Exception) -> UserError:
     plain = "; ${…} stands for another value: as text it is \\${…}" if "${" in text else ""
-    return UserError(f"{key}: cannot read {text!r}: {str(problem).splitlines()[0]}{plain}")
+    return UserError(f"{key}: cannot read {quoted(text)}: {str(problem).splitlines()[0]}{plain}")
 
 
 def _read_fields(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A recipe's file: its fields as they are written, interpolated, and as YAML types them, by dotted names."""
-    typed = read_yaml(path)
-    return _both(yaml.load(path.read_text(encoding="utf-8-sig"), TextLoader), typed)
+    """A recipe's file: its fields as they are written, and as YAML types them, by dotted names."""
+    text, typed = read_typed(path)
+    return _both(yaml.load(text, TextLoader) or {}, typed)
 
 
 def _both(texts: Any, typed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     resolved = OmegaConf.to_container(OmegaConf.create(_without_nulls(texts)), resolve=True)
-    return {str(key): value for key, value in _resolved(texts, resolved).items()}, dict(_leaves(typed))
+    return {str(key): value for key, value in _resolved(texts, resolved).items()}, dict(leaves(typed))
 
 
 def _without_nulls(texts: Any) -> Any:
@@ -146,14 +140,6 @@ def _resolved(texts: Any, resolved: Any) -> Any:
     if isinstance(texts, list):
         return [_resolved(value, other) for value, other in zip(texts, resolved, strict=True)]
     return resolved if isinstance(texts, str) and "${" in texts else texts
-
-
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @dataclass
@@ -183,9 +169,25 @@ class _Draft:
             recipe = Recipe(**self.values)
         except ValidationError as problem:
             self.errors += [explain_misfit(detail, self.sources) for detail in problem.errors()]
+        else:
+            self.errors += self._untold(recipe)
         if self.errors:
             raise UserError(dict.fromkeys(self.errors))
         return recipe
+
+    def _untold(self, recipe: Recipe) -> Iterator[str]:
+        """What must not come from a file, and what must not be written into the run's."""
+        if (source := self.sources.get("eval.metrics", _TYPED)) != _TYPED:
+            for script in filter(is_script, recipe.eval.metrics):
+                yield from_a_file(script, source)
+        for key, value in leaves(recipe.to_dict()):
+            if any(
+                isinstance(text, str) and has_password(text) for text in (value if isinstance(value, list) else [value])
+            ):
+                yield (
+                    f"{key}: its URL holds a password or token, which would stand in the run's files: leave it out "
+                    "(netrc, HF_TOKEN and pip's settings are where it belongs)"
+                )
 
     def at(self, key: str) -> Mapping[str, Any]:
         """The part of a dotted name; empty where there is none."""
@@ -226,7 +228,7 @@ class _Draft:
 
     def put_all(self, data: Mapping[str, Any], typed: Mapping[str, Any], source: str) -> None:
         """The fields of a file: as they are written, and as YAML types them where fields are free."""
-        for key, value in _leaves(data):
+        for key, value in leaves(data):
             if is_free(key):
                 value = typed.get(key, value)
             elif is_field(key):

@@ -18,12 +18,12 @@ import torch.distributed as dist
 
 from hfbsz.data.batches import Batch, Windows, evaluation_batches
 from hfbsz.data.rows import Rows
-from hfbsz.errors import TrainingError
+from hfbsz.errors import Diverged, TrainingError
 from hfbsz.interrupt import AGREEMENT_SECONDS, waiting
 from hfbsz.optimizers import Optimizers
 from hfbsz.plan import Plan, PlannedStep
 from hfbsz.record import Step
-from hfbsz.sharding import exchange, release, whole
+from hfbsz.sharding import exchange, release, weight_not_finite, whole
 from hfbsz.tasks import Task
 
 
@@ -111,8 +111,8 @@ def train(
     """Train to the end of the plan's budget, or until `stop()` is true on any rank; yields every optimizer step.
 
     `model` is prepared by `accelerator`, or sharded. `progress` is where it goes on from, and is kept up to date.
-    Raises TrainingError for a window without targets and for non-finite gradients in `optim.nonfinite_limit` steps in a
-    row (told at the next logged step). The clock advances on a skipped step.
+    Raises TrainingError for a window without targets, and Diverged for non-finite gradients in `optim.nonfinite_limit`
+    steps in a row (at the next logged step). The clock advances on a skipped step.
     """
     progress = progress or Progress(accelerator.device)
     state = _State(plan, model, optimizer, task, windows, accelerator, Agreement(), progress)
@@ -243,10 +243,10 @@ class _State:
         if worst >= limit:
             end = int(so_far.worst_clock)
             start = max(0, end - int(worst) * self.plan.batch_at(end - 1))
-            raise TrainingError(
-                f"{int(worst)} steps in a row had gradients that are not finite (loss sum {loss:g}): "
-                f"{self.rows_of(start, end)}: lower optim.lr, lengthen schedule.warmup, or look "
-                "at these rows"
+            where = f"weights ({broken})" if (broken := weight_not_finite(self.model)) else "gradients"
+            raise Diverged(
+                f"{int(worst)} steps in a row had {where} that are not finite (loss sum {loss:g}): "
+                f"{self.rows_of(start, end)}: lower optim.lr, lengthen schedule.warmup, or look at these rows"
             )
         return {"loss": loss, "grad_norm": norm, "skipped": int(skipped)}
 

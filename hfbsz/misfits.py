@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pydantic_core import ErrorDetails
 
 from hfbsz.errors import did_you_mean
+from hfbsz.shown import quoted
 from hfbsz.words import SET, known_fields
 
 _LISTS = ("list_type", "tuple_type")
@@ -30,7 +31,7 @@ def explain_misfit(detail: ErrorDetails, sources: Mapping[str, str]) -> str:
     where = f" ({sources[name]})" if name in sources else ""
     message = detail["msg"].removeprefix("Value error, ")
     shown = repr(detail["input"])
-    given = "" if shown in message or isinstance(detail["input"], dict) else f", not {shown}"
+    given = "" if shown in message or isinstance(detail["input"], dict) else f", not {quoted(detail['input'])}"
     if detail["type"] in _LISTS and isinstance(detail["input"], str):
         given += f": write {name}=[{detail['input'].strip('[](){}')}]"
     if detail["type"] in _MAPPINGS and name in _BELOW:

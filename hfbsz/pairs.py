@@ -146,13 +146,13 @@ def _meant(word: str, given: Mapping[str, str]) -> str:
         meant = f"{key}={value}"
     elif is_field(word):
         meant = f"{word}=VALUE"
-    elif word in names_of(ROOTS) or (path.is_file() and path.suffix in (".yaml", ".yml")):
+    elif word in names_of(ROOTS) or (os.path.isfile(path) and path.suffix in (".yaml", ".yml")):
         meant = f"recipe={word}"
     elif kind := next((kind for kind in PRESETS if word in names_of([root / kind for root in ROOTS])), None):
         meant = f"{kind}={word}"
-    elif (path / "config.json").is_file():
+    elif os.path.isfile(path / "config.json"):
         meant = f"model.path={word}"
-    elif path.is_dir():
+    elif os.path.isdir(path):
         meant = f"data.files={word.rstrip('/')}/*"
     elif seems_data(word) and "data.files" in given:  # a glob that the shell has expanded
         meant = f"data.files=[{given['data.files'].strip('[]')},{word}]"

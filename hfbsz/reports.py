@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from accelerate import Accelerator
 
 import hfbsz
 from hfbsz import metrics
-from hfbsz.folder import write_text
+from hfbsz.files import read_object, write_text
 from hfbsz.loop import Evaluation
 from hfbsz.plan import Plan
 from hfbsz.record import Reading
 from hfbsz.report.console import Console
 from hfbsz.report.jsonl import JsonLines
+from hfbsz.report.runs import read_run
 from hfbsz.report.wandb import Identity, WandbReporter, as_launched, config_of, id_of
 from hfbsz.sharding import is_sharded
+from hfbsz.shown import command
 
 
 class Reports:
@@ -40,13 +43,14 @@ class Reports:
         *,
         job: str,
         name: str,
+        step: int,
         wandb_id: str | None,
         sent: Collection[tuple[str, int]],
     ) -> None:
         recipe, self.console, self.path, self.task = plan.recipe, console, path, plan.recipe.task
         self.further = [metrics.load(name) for name in recipe.eval.metrics]
         write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
-        write_text(path / "machine.json", json.dumps(machine, indent=1))
+        write_text(path / "machine.json", json.dumps(self._since(machine, path, step), indent=1))
         self.records = JsonLines(path / "records.jsonl")
         self.perplexity, self.bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
         own_id = wandb_id or id_of(path.name, os.urandom(3).hex())
@@ -58,6 +62,18 @@ class Reports:
         self.wandb = WandbReporter(
             folder=path, mode=log.wandb, identity=identity, config=config_of(path), warn=console.warn, sent=sent
         )
+
+    def _since(self, machine: Mapping[str, Any], path: Path, step: int) -> dict[str, Any]:
+        """What this start runs on, from which step, and what earlier starts ran on, each with its step."""
+        before = read_object(path / "machine.json") if step else None  # step 0: nothing of an earlier start stays
+        earlier = before.pop("earlier", []) if before else []
+        if before:
+            earlier = [*earlier, before] if isinstance(earlier, list) else [before]
+            changed = [name for name in machine if name in before and before[name] != machine[name]]
+            if changed:
+                told = ", ".join(f"{name} {before[name]} → {machine[name]}" for name in changed)
+                self.console.line(f"note      resumed on another machine or version: {told}")
+        return {**machine, "step": step, "earlier": earlier}
 
     def emit(self, reading: Reading) -> None:
         self.wandb.log(self.records.write(reading))
@@ -83,15 +99,19 @@ class Reports:
         measured |= self.bits_per_byte.compute(predictions=nll, references=text_bytes)
         return values | {f"{prefix}{name}": value for name, value in measured.items()} | extractable(prefix, found)
 
-    def close(self, state: str) -> None:
+    def close(self, state: str, status: Mapping[str, Any] | None = None) -> None:
+        """End the records and the W&B run, and write the page; `status` is what status.json is about to say."""
         self.records.close()
         self.wandb.finish(0 if state == "finished" else 1)
         from hfbsz.report import html  # matplotlib: only here, at the end
 
         try:
-            html.write([self.path], None)
+            run = read_run(self.path)
+            run = run if status is None else replace(run, status=status)
+            write_text(self.path / "report.html", html.render([run]))
         except Exception as problem:  # the model and the records are safe: a picture must not fail their run
-            self.console.warn(f"no page was drawn ({problem}): python scripts/report.py {self.path} tries again")
+            again = command("python", "scripts/report.py", self.path)
+            self.console.warn(f"no page was drawn ({problem}): {again} tries again")
 
 
 def extractable(prefix: str, found: Evaluation) -> dict[str, float]:

@@ -1,29 +1,32 @@
 """One run, put together: recipe, plan, data, model, loop, evaluation, records, reports, and the saved model."""
 
+import errno
 import json
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
-from safetensors import SafetensorError
 
 from hfbsz import launch
+from hfbsz.checkpoint import newest
 from hfbsz.data.batches import Windows
 from hfbsz.data.preview import preview
 from hfbsz.data.rows import Prepared
 from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer
 from hfbsz.ending import hints, label, reached, show_finished, why_stopped
-from hfbsz.errors import FAILED, INTERRUPTED, RankError, TrainingError, UserError, complain, described
+from hfbsz.errors import FAILED, INTERRUPTED, Diverged, RankError, TrainingError, UserError, complain, described
 from hfbsz.evaluating import Evaluator
-from hfbsz.folder import RunFolder, read_status, write_text
+from hfbsz.files import write_text
+from hfbsz.folder import RunFolder, read_status
 from hfbsz.inputs import prepare_inputs
 from hfbsz.interrupt import Interrupt, Interrupted
 from hfbsz.keeping import Keeping, final_of, state_of
@@ -50,10 +53,13 @@ from hfbsz.report.console import Console
 from hfbsz.report.jsonl import trim
 from hfbsz.reports import Reports, machine_of
 from hfbsz.resolve import check_environment, resolve
-from hfbsz.sharding import Sharding, is_sharded, shard, take_wish, whole_weights
+from hfbsz.sharding import Sharding, is_sharded, shard, take_wish, weight_not_finite, whole_weights
 from hfbsz.tasks import Task
 from hfbsz.tasks.classification import Classification
 from hfbsz.tasks.language_modeling import LanguageModeling, check_attends_within
+from hfbsz.writes import FULL, writing_into
+
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
@@ -81,8 +87,10 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
             if console is not None:
                 show_finished(console, loaded)
             return 0
-        if folder is not None:
+        if folder is not None and console is not None:
             stop.leaving = folder.interrupt
+            for note in folder.notes:
+                console.warn(note)
         session = _Run(loaded, job, accelerator, sharding, console, folder)
         return session.train(stop)
     except TrainingError as problem:  # raised on every rank alike: the others wait until rank 0 has told and saved all
@@ -94,7 +102,7 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
     except RankError as problem:
         _fail(folder, session, problem)
         return complain(problem.lines, FAILED, everywhere=True)
-    except (OSError, RuntimeError, SafetensorError) as problem:
+    except (OSError, RuntimeError) as problem:
         line = _outage(problem, folder)
         _fail(folder, session, UserError(line) if line else problem)
         if line is None:
@@ -117,25 +125,26 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
 def _outage(problem: Exception, folder: RunFolder | None) -> str | None:
     """What a fault of the machine means for a run, in a line; None for any other fault."""
     again = "the same command goes on from the newest checkpoint"
-    reason = problem.strerror if isinstance(problem, OSError) else str(problem)  # none: no fault of a file
-    named = problem.filename if isinstance(problem, OSError) else None
-    if folder is not None and reason and isinstance(problem, SafetensorError | OSError):
-        if named and folder.path.resolve() not in Path(os.fsdecode(named)).resolve().parents:
-            return f"{os.fsdecode(named)}: {reason}; {again}"
-        return f"{folder.path}: cannot be written: {reason}: make room, or see to its permissions; {again}"
+    if isinstance(problem, OSError) and problem.strerror and folder is not None:
+        where = os.fsdecode(problem.filename) if problem.filename else str(folder.path)
+        remedy = "make room; " if problem.errno in FULL else ""
+        remedy = "see to its permissions; " if problem.errno in _DENIED else remedy
+        return f"{where}: {problem.strerror}; {remedy}{again}"
     if isinstance(problem, dist.DistError) or any(word in str(problem) for word in ("gloo", "NCCL", "Connection")):
         return f"another rank has ended: it, or its launcher, says why; {again} ({str(problem).splitlines()[0][:120]})"
     return None
 
 
 def _fail(folder: RunFolder | None, session: "_Run | None", problem: BaseException) -> None:
-    """Mark a run as failed, unless it had ended before; where the disk is full, as far as that can be done."""
+    """Mark a run as failed or diverged, unless it had ended before; where the disk is full, as far as that can be
+    done."""
+    state = "diverged" if isinstance(problem, Diverged) else "failed"
     if folder is not None and read_status(folder.path).get("state") not in ("finished", "preempted"):
         with suppress(OSError):
-            folder.fail(described(problem), trained=session is not None)
+            folder.fail(described(problem), session is not None, state)
         if session is not None:
             with suppress(OSError):
-                session.close("failed")
+                session.close(state)
 
 
 def _preempt(folder: RunFolder | None, session: "_Run | None", problem: Interrupted) -> None:
@@ -224,6 +233,7 @@ class _Run:
             machine_of(self.accelerator, self.model),
             job=self.job,
             name=f"{name}-s{self.recipe.seed}",
+            step=self.last.step,
             wandb_id=saved["wandb_id"] if saved is not None else None,
             sent=sent,
         )
@@ -296,22 +306,51 @@ class _Run:
 
     def choose(self) -> None:
         """Put the weights in place that the saved model is to hold, and evaluate them on whole sets."""
+        self.check_finite()
         evaluator, last, whole = self.evaluator, self.last, self.recipe.eval.full
         best = self.watch.best_step if self.recipe.checkpoint.save == "best" else None
         kept = last.step if best is None else best
         if kept != last.step:
             if whole:
                 self.whole |= evaluator.whole("last", [""])
-            self.final = self.keeping.return_to(kept, self.model, self.optimizer) or self.final
-            evaluator.newest.clear()
+            kept = self.return_to(kept)
         if whole:
             self.whole |= evaluator.whole("full", self.data.sets)
         values = {"model/step": kept, **self.whole}
         self.emit(Reading("final", last.step, last.clock, last.tokens, last.seconds, values))
+        self.check_finite()
+
+    def return_to(self, step: int) -> int:
+        """Put the weights of an earlier step in place; returns the step whose weights are there then: the last one's,
+        where the checkpoint cannot be read any more."""
+        try:
+            self.final = self.keeping.return_to(step, self.model, self.optimizer) or self.final
+        except UserError as problem:
+            if self.console is not None:
+                self.console.warn(f"{problem.lines[0]}: the last weights are saved, not the best ones")
+            return self.last.step
+        self.evaluator.newest.clear()
+        return step
+
+    def check_finite(self) -> None:
+        """Raise Diverged, on all ranks alike, where the weights are not finite, or the newest evaluation of the run's
+        end is not."""
+        name = weight_not_finite(self.model)
+        if name is None and not (self.ended and self.evaluator.lost):
+            return
+        what = f"weights are not finite ({name})" if name else "the validation loss is not finite"
+        raise Diverged(f"step {self.last.step:,}: {what}: the run has diverged; {self._after_divergence()}")
+
+    def _after_divergence(self) -> str:
+        """What is left of a diverged run, and what to change."""
+        finite = on_main(self.accelerator, lambda: self.folder and newest(self.folder.path, lambda told: None))
+        kept = f"{finite.path} is its newest checkpoint, and finite" if finite else "it has no checkpoint"
+        return f"{kept}; lower optim.lr, or lengthen schedule.warmup"
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of this moment, and tell what it cost."""
         assert self.final is not None
+        self.check_finite()
         wandb_id = self.reports.wandb_id if self.reports is not None else None
         state = state_of(self.data.facts.data_hash, self.final, wandb_id) | {"watch": self.watch.to_dict()}
         self.keeping.save(self.model, self.optimizer, self.progress, self.plan, state)
@@ -325,15 +364,18 @@ class _Run:
         last = self.last
         self.emit(Reading("lifecycle", last.step, last.clock, last.tokens, last.seconds, {"state": state}))
 
-    def close(self, state: str) -> None:
-        """The last record, the end of the W&B run, and the page: also of a run that failed."""
+    def close(self, state: str, status: Mapping[str, Any] | None = None) -> None:
+        """The last record, the end of the W&B run, and the page: also of a run that failed. `status`: what status.json
+        is about to say."""
         self.lifecycle(state)
         if self.reports is not None:
-            self.reports.close(state)
+            self.reports.close(state, status)
 
     def evaluate(self, step: Step) -> Reading:
         reading = self.evaluator.evaluate(step)
         self.emit(reading)
+        if self.evaluator.lost:
+            self.check_finite()
         return reading
 
     def peak_memory_bytes(self) -> int:
@@ -360,17 +402,21 @@ class _Run:
     ) -> None:
         path = folder.path
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with self.optimizer.averaged():
+        with self.optimizer.averaged(), writing_into(path) as partial:
             saved = merged(model)
             if ends := self.data.counts.get("end_ids"):
                 set_generation_ends(saved, ends)
-            saved.save_pretrained(path, state_dict=weights)
-        save_tokenizer(self.tokenizer, path)
+            saved.save_pretrained(partial, state_dict=weights)
+            save_tokenizer(self.tokenizer, partial)
+            names_of_files = [file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()]
         parts = (self.plan, self.data.counts["sets"][""], self.watch, last, final, self.whole)
         told = reached(*parts, self.skipped)
         names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
         ended = f"Stopped before the end of its budget: {reason}." if reason else "Trained to the end of its budget."
         write_text(path / "README.md", model_card(*names, str(path), ended, told, self.plan))
-        folder.status(state, why=reason, step=last.step, clock=last.clock, of=self.plan.total, reached=told)
-        self.close(state)
+        self.keeping.prune()
+        at = {"step": last.step, "clock": last.clock, "of": self.plan.total}
+        body = folder.body(state, reason, **at, reached=told, saved=folder.saved(names_of_files))
+        self.close(state, body)
+        folder.write(body)  # last: until then the same command does again what is missing
         console.last_page(f"{self.loaded.name} {state}", told, path, hints(path, self.loaded))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from hfbsz.errors import UserError
@@ -145,3 +146,19 @@ def is_sharded(model: Any) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(model, FSDPModule)
+
+
+def weight_not_finite(model: Any) -> str | None:
+    """The name of the first trained weight with values that are not finite; None where all are finite.
+
+    All ranks call it, and get the same answer.
+    """
+    from torch.distributed.tensor import DTensor
+
+    trained = [(name, weight.detach()) for name, weight in model.named_parameters() if weight.requires_grad]
+    shares = [weight.to_local() if isinstance(weight, DTensor) else weight for _, weight in trained]
+    flags = torch.stack([torch.isfinite(share).all().logical_not() for share in shares]).int()
+    if is_sharded(model):
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    places = flags.nonzero()  # the one moment that waits for the device
+    return trained[int(places[0])][0].removeprefix("module.") if len(places) else None

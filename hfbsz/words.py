@@ -5,10 +5,10 @@ Python's own rules, and the free fields below `model.shape` alone are typed by Y
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -20,6 +20,7 @@ from hfbsz.amounts import Amount
 from hfbsz.errors import UserError
 from hfbsz.laws import Named
 from hfbsz.recipe import EvalSet, fields
+from hfbsz.shown import quoted
 
 SET = re.compile(r"eval\.sets\.[^.]+")
 SKIP = re.compile(rf"(data|{SET.pattern})\.skip\.(?P<column>.+)")
@@ -77,13 +78,13 @@ def meaning(key: str, text: str) -> Any:
         raise UserError(f"{key}: the value is empty: {key}={example}")
     if kind.null and text == "null":
         return None
-    if kind.items and _in_brackets(text) and not (kind.text and Path(text).exists()):
+    if kind.items and _in_brackets(text) and not (kind.text and os.path.exists(text)):
         return [_scalar(item, kind) for item in _items(text)]
     if text[0] == "{" and text[-1] == "}" and (kind.part or kind.columns):
         try:
             return fit(_annotation(key), yaml.load(text, TextLoader))
         except yaml.YAMLError as problem:
-            raise UserError(f"{key}: cannot read {text!r}: {str(problem).splitlines()[0]}") from None
+            raise UserError(f"{key}: cannot read {quoted(text)}: {str(problem).splitlines()[0]}") from None
     return _scalar(text, kind)
 
 

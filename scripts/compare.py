@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, UserError, complain
-from hfbsz.experiment.request import OPTIONS, Request, parse
+from hfbsz.experiment.request import OPTIONS, Request, parse, refuse_overwriting
+from hfbsz.shown import one_line
 from hfbsz.streams import script
 
 
@@ -51,15 +52,22 @@ def main(words: list[str]) -> int:
     from hfbsz.experiment.results import rows
     from hfbsz.experiment.summary import lines_of
 
-    console.out.print("\n".join(lines_of(experiment)), markup=False, soft_wrap=True)
-    _write(request, rows(experiment))
+    console.line("\n".join(map(one_line, lines_of(experiment))))
+    try:
+        _write(request, rows(experiment))
+    except UserError as problem:
+        return complain(problem.lines, FAILED)
+    except OSError as problem:
+        return complain([f"{problem.filename or 'out=, picture='}: cannot be written: {problem.strerror}"], FAILED)
     if not experiment.finished:
         return INTERRUPTED
-    return FAILED if any(outcome.state == "failed" for outcome in experiment.outcomes) else 0
+    lost = [outcome for result in experiment.arms for outcome in result.diverged]  # of tuning: a result, no failure
+    return FAILED if lost or any(outcome.state == "failed" for outcome in experiment.outcomes) else 0
 
 
 def _write(request: Request, table: list[dict[str, object]]) -> None:
-    """The table and the picture that were asked for."""
+    """The table and the picture that were asked for; raises UserError where another file came to stand there."""
+    refuse_overwriting({name: str(path) for name in ("out", "picture") if (path := getattr(request, name))})
     for path in filter(None, (request.out, request.picture)):
         path.parent.mkdir(parents=True, exist_ok=True)
     if request.out is not None:

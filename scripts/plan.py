@@ -18,6 +18,7 @@ from hfbsz.explain import explain
 from hfbsz.loading import Loaded
 from hfbsz.plan import Facts
 from hfbsz.resolve import resolve
+from hfbsz.shown import visible
 from hfbsz.streams import script
 
 NUMBERS = ("world_size", "rows", "train_rows", "parameters")
@@ -50,7 +51,7 @@ def main(words: list[str]) -> int:
     if options["format"] == "json":
         print(json.dumps({**plan.to_dict(), **preview}, indent=1))
     else:
-        print("\n".join([explain(plan), *lines]))
+        print(visible("\n".join([explain(plan), *lines])))
     return 0
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from hfbsz.errors import UserError, complain
+from hfbsz.shown import one_line, visible
 from hfbsz.streams import script
 
 
@@ -21,10 +22,14 @@ def main(words: list[str]) -> int:
     from hfbsz.report.html import write  # matplotlib: only once there is something to draw
 
     try:
-        print(write(folders, named[-1] if named else None))
+        print(visible(str(write(folders, named[-1] if named else None, tell))))
     except UserError as problem:
         return complain(problem.lines)
     return 0
+
+
+def tell(note: str) -> None:
+    print(f"note: {one_line(note)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

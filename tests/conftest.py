@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # a core for each worker, and so one thread for what it runs: threads that wait for each other's cores take minutes
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "recipe=tests/tiny.yaml"
@@ -46,18 +52,27 @@ def ragged(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hfbsz(environment):
-    """Run a script as a user would: with accelerate launch on 1 or 2 processes or a config, or with plain python."""
+def fork_server(environment, tmp_path_factory):
+    server = ForkServer(environment, tmp_path_factory.mktemp("forks"), ROOT)
+    yield server
+    server.close()
 
-    def run(script, *words, processes=1, config=None, plain=False, env=None, timeout=300) -> Ended:
-        name = config or ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
-        config = ROOT / "accelerate_configs" / name
-        launch = [] if plain else ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+
+@pytest.fixture(scope="session")
+def hfbsz(environment, fork_server):
+    """Run a script: by accelerate launch on 2 processes or with a config, else as one process, which is forked from one
+    with its imports done, or, with `process`, started by a command of its own."""
+
+    def run(script, *words, processes=1, config=None, process=False, env=None, timeout=300) -> Ended:
         path = script if Path(script).is_absolute() else str(ROOT / "scripts" / script)
-        command = [sys.executable, *launch, path, *map(str, words)]
-        done = subprocess.run(
-            command, cwd=ROOT, env={**environment, **(env or {})}, capture_output=True, text=True, timeout=timeout
-        )
+        words, env = [path, *map(str, words)], {**environment, **(env or {})}
+        if processes == 1 and config is None and not process:
+            return Ended(*fork_server.run(words, env, timeout))
+        name = config or ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
+        launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / name)]
+        launch = [] if process else launch
+        command = [sys.executable, *launch, *words]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
         return Ended(done.returncode, done.stdout, done.stderr)
 
     return run

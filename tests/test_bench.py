@@ -2,5 +2,5 @@
 
 
 def test_startup(hfbsz):
-    ended = hfbsz("bench.py", "startup", "repeats=3", plain=True)
+    ended = hfbsz("bench.py", "startup", "repeats=3", process=True)
     assert ended.code == 0, ended.out

@@ -19,6 +19,7 @@ RATES = {"adamw": 3e-3, "sgd": 0.1, "lamb": 1e-2, "muon": 3e-3, "adafactor": 3e-
 def test_a_run_goes_on_as_if_nothing_had_been(ragged, tmp_path, name):
     """Every optimizer, bit for bit, with dropout, from the middle of a ramp and of an interval between two records."""
     words = [f"optim.name={name}", f"optim.lr={RATES[name]}", "model=tiny_gpt2", "model.shape.resid_pdrop=0.1"]
+    words += ["model.shape.n_embd=32", "model.shape.n_layer=2", "model.shape.n_head=2"]
     words += ["batch.size=null", "batch.ramp=0:4 30%:8 60%:16", "duration=30steps", "log.every=4steps"]
     whole, first, second = (Bench(ragged, *words) for _ in range(3))
     unbroken = list(whole.steps())
@@ -85,11 +86,9 @@ def test_a_damaged_checkpoint_is_told_of_and_passed_over(saved):
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     (saved / "checkpoint-4" / "complete.json").unlink()
-    (saved / ".checkpoint-8.tmp").mkdir()
     (saved / "checkpoint-best").mkdir()
     assert newest(saved, told.append).path.name == "checkpoint-2"
     assert "checkpoint-6: model.safetensors is damaged: skipped" in told[0] and "checkpoint-4" in told[1]
-    assert not (saved / ".checkpoint-8.tmp").exists()
     (saved / "checkpoint-2" / "state.json").write_text("{")
     assert newest(saved, told.append) is None
     with pytest.raises(UserError, match="is damaged"):
@@ -116,7 +115,7 @@ def test_a_failed_write_leaves_the_one_before(saved, ragged, monkeypatch):
     import hfbsz.checkpoint
 
     bench = Bench(ragged)
-    monkeypatch.setattr(hfbsz.checkpoint, "_sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(hfbsz.checkpoint, "sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space left"):
         save(saved, 8, collect(bench.model, bench.optimizer), {})
     assert steps(saved) == [6, 4, 2] and not list(saved.glob(".*.tmp"))
@@ -178,3 +177,8 @@ def test_a_full_disk_is_told_as_such(saved, ragged, monkeypatch):
     with pytest.raises(OSError, match="No space left") as caught:
         save(saved, 8, collect(bench.model, bench.optimizer), {})
     assert caught.value.strerror and steps(saved) == [6, 4, 2]
+
+
+def test_the_newest_one_below_a_step(saved):
+    assert newest(saved, print, below=6).path.name == "checkpoint-4"
+    assert newest(saved, print, below=2) is None

@@ -45,11 +45,11 @@ def python(code, *, preexec_fn=None, timeout=30):
 
 
 def test_case_28_signs_that_the_output_lacks_are_replaced(hfbsz, words, tmp_path):
-    ended = hfbsz("pretrain.py", *words, plain=True, env={"PYTHONIOENCODING": "ascii"})
+    ended = hfbsz("pretrain.py", *words, process=True, env={"PYTHONIOENCODING": "ascii"})
     assert ended.code == 0 and "micro 8 ? accumulation" in ended.out, ended.err
     assert read_status(tmp_path / "run")["state"] == "finished"
     for script in (["plan.py", "recipe=seesaw"], ["plan.py", "recipe=nosuch"], ["compare.py", "--help"]):
-        ended = hfbsz(*script, plain=True, env={"PYTHONIOENCODING": "ascii:strict"})
+        ended = hfbsz(*script, process=True, env={"PYTHONIOENCODING": "ascii:strict"})
         assert "Traceback" not in ended.err and ended.code == (2 if "nosuch" in script[1] else 0)
 
 
@@ -111,7 +111,7 @@ def test_case_32_a_signal_in_preparation_ends_the_run(hfbsz, slow, ragged, envir
     time.sleep(3)  # in the tokenizer
     stopped(run, folder, number, None, cache)
     assert run.process.returncode == 130
-    ended = hfbsz("pretrain.py", TINY, f"data.files={ragged}", "duration=5steps", f"output_dir={folder}", plain=True)
+    ended = hfbsz("pretrain.py", TINY, f"data.files={ragged}", "duration=5steps", f"output_dir={folder}")
     assert ended.code == 0 and not list(folder.glob("attempt-*")), ended.err
 
 
@@ -237,9 +237,9 @@ def test_what_a_launcher_sets_passes(environment):
 
 def test_a_stray_rank_is_told_at_once(hfbsz, words, tmp_path):
     for stray in ({"RANK": "3"}, {"WORLD_SIZE": "many"}, {"OMP_NUM_THREADS": "all"}):
-        ended = hfbsz("pretrain.py", *words, plain=True, env=stray, timeout=20)
+        ended = hfbsz("pretrain.py", *words, env=stray, timeout=20)
         assert ended.code == 2 and ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
-    assert "no such preset" in hfbsz("plan.py", "recipe=nosuch", plain=True, env={"RANK": "3"}).err
+    assert "no such preset" in hfbsz("plan.py", "recipe=nosuch", env={"RANK": "3"}).err
 
 
 def test_case_41_accumulation_of_the_launch_command_is_refused(words, environment):

@@ -66,7 +66,7 @@ def words(encoder, reviews):
 @pytest.fixture(scope="module")
 def tuned(hfbsz, words, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "run"
-    ended = hfbsz("finetune.py", *words, f"output_dir={folder}", plain=True)
+    ended = hfbsz("finetune.py", *words, f"output_dir={folder}")
     assert ended.code == 0, ended.err
     return folder, ended
 
@@ -117,7 +117,7 @@ def test_evaluation_depends_on_no_split(hfbsz, words, tmp_path):
     for name, micro, processes in (("a", 64, 1), ("b", 7, 1), ("c", 1, 1), ("d", 7, 2)):
         folder = tmp_path / name
         more = ["duration=1steps", f"eval.micro_batch={micro}", "schedule.warmup=0%", "precision=fp32"]
-        ended = hfbsz("finetune.py", *words, *more, f"output_dir={folder}", processes=processes, plain=processes == 1)
+        ended = hfbsz("finetune.py", *words, *more, f"output_dir={folder}", processes=processes)
         assert ended.code == 0, ended.err
         found.append(records(folder, "eval")[0])
     for other in found[1:]:
@@ -143,7 +143,7 @@ def test_a_killed_fine_tuning_is_the_unbroken_one(tuned, words, environment, tmp
 def test_dialogue_tuning_of_a_pretrained_run(hfbsz, ragged, tmp_path):
     """What pretrain.py wrote is what finetune.py takes; only answers count; what was learnt by heart is measured."""
     base, folder, talk = tmp_path / "base", tmp_path / "talk", tmp_path / "talk.jsonl"
-    pretrained = hfbsz("pretrain.py", TINY, f"data.files={ragged}", f"output_dir={base}", plain=True)
+    pretrained = hfbsz("pretrain.py", TINY, f"data.files={ragged}", f"output_dir={base}")
     assert pretrained.code == 0, pretrained.err
     answer = "the parser adds argument {} and returns it, or it exits with an error and the usage"
     lines = [{"talk": [f"parse argument {n}?", answer.format(n)]} for n in range(60)]
@@ -151,7 +151,7 @@ def test_dialogue_tuning_of_a_pretrained_run(hfbsz, ragged, tmp_path):
     words = ["recipe=tests/finetune.yaml", "task=instruction", f"model.path={base}", f"data.files={talk}"]
     words += ["data.messages=talk", "batch.size=8seq", "duration=80steps", "optim.lr=3e-3", "eval.every=25%"]
     words += ["data.validation=20%", "data.sequence_length=96", "log.wandb=off", f"output_dir={folder}"]
-    ended = hfbsz("finetune.py", *words, plain=True)
+    ended = hfbsz("finetune.py", *words)
     assert ended.code == 0, ended.err
     evaluations = records(folder, "eval")
     assert evaluations[-1]["eval/loss"] < evaluations[0]["eval/loss"] - 1
@@ -179,6 +179,6 @@ def test_dialogue_tuning_of_a_pretrained_run(hfbsz, ragged, tmp_path):
     ],
 )
 def test_wrong_input_is_one_line(hfbsz, words, tmp_path, change, message):
-    ended = hfbsz("finetune.py", *words, *change, f"output_dir={tmp_path}/run", plain=True)
+    ended = hfbsz("finetune.py", *words, *change, f"output_dir={tmp_path}/run")
     assert ended.code == 2 and message in ended.err and "Traceback" not in ended.err
     assert ended.err.count("error: ") == 1

@@ -7,8 +7,10 @@ import sys
 from conftest import ROOT
 
 FLOORS = [
-    {"errors", "amounts", "record"},
-    {"interrupt", "streams", "launch"},
+    {"shown"},
+    {"errors", "amounts", "record", "writes"},
+    {"files", "interrupt", "streams", "launch"},
+    {"yaml_files"},
     {"scaling", "schedule", "laws"},
     {"recipe"},
     {"words", "presets", "alternatives"},
@@ -25,7 +27,7 @@ FLOORS = [
     {"pretrained"},
     {"loadable", "fitting", "lora"},
     {"model"},
-    {"tasks", "inputs"},
+    {"tasks", "inputs", "checkpoint_state"},
     {"folder", "loop", "checkpoint"},
     {"ranks"},
     {"metrics", "measure"},
@@ -39,13 +41,13 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy"}
 ALLOWED = {
     "wandb": {"report"},
-    "omegaconf": {"loading"},
-    "pydantic": {"recipe", "words", "loading", "schema"},
+    "omegaconf": {"loading", "yaml_files"},
+    "pydantic": {"recipe", "words", "loading", "schema", "report", "checkpoint_state"},
     "accelerate": {"loop", "keeping", "ranks", "reports", "evaluating", "run"},
     "rich": {"report"},
     "peft": {"lora"},
 }
-REPORT_MAY_KNOW = {"record", "plan", "resolve", "explain", "amounts", "errors", "folder"}
+REPORT_MAY_KNOW = {"record", "plan", "resolve", "explain", "amounts", "errors", "folder", "files", "shown", "writes"}
 
 
 def imports(path):

@@ -204,7 +204,7 @@ def test_two_processes_train_what_one_does_and_save_it_merged(hfbsz, ragged, bas
     found = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        ended = hfbsz("pretrain.py", *words, f"output_dir={folder}", processes=processes, plain=processes == 1)
+        ended = hfbsz("pretrain.py", *words, f"output_dir={folder}", processes=processes)
         assert ended.code == 0, ended.err
         assert json.loads((folder / "status.json").read_text())["state"] == "finished"
         found.append(AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True))

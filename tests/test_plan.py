@@ -349,3 +349,12 @@ def test_what_no_data_can_mend_is_refused_before_it_is_read():
     for words in (["batch.size=7seq"], ["batch.size=64seq", "scaling.rule=noise"], ["batch.size=8seq", "duration=5%"]):
         with pytest.raises(UserError):
             check(load(words).recipe, 2)
+
+
+def test_a_plan_of_very_many_phases_is_told_in_a_bounded_table():
+    words = ["recipe=debug", "batch.start=8seq", "batch.size=4096seq", "batch.ramp=linear:90%", "batch.micro_max=1"]
+    plan = resolve(load([*words, "duration=300Mtok"]).recipe, 1)
+    told = explain(plan).splitlines()
+    assert len(plan.phases) > 500 and len(told) < 45
+    assert f"          … {len(plan.phases) - 24:,} more phases …" in told
+    assert any(f"  {plan.phases[-1].batch:,}  " in line for line in told)

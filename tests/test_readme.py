@@ -45,7 +45,7 @@ def test_the_main_job_ends_with_a_model_that_loads_and_generates(hfbsz, environm
     inputs = tokenizer("def main(", return_tensors="pt")
     text = tokenizer.decode(model.generate(**inputs, max_new_tokens=20, pad_token_id=tokenizer.pad_token_id)[0])
     assert text.startswith("def main(") and len(text) > 12
-    drawn = hfbsz("report.py", tmp_path / "run", f"out={tmp_path}/page.html", plain=True)
+    drawn = hfbsz("report.py", tmp_path / "run", f"out={tmp_path}/page.html")
     assert drawn.code == 0 and (tmp_path / "page.html").stat().st_size > 10_000
 
 
@@ -87,7 +87,7 @@ def test_the_tree_names_every_file():
 def test_a_small_comparison_runs_skips_and_draws(hfbsz, ragged, tmp_path):
     words = ["recipe=tests/tiny.yaml", f"data.files={ragged}", "duration=24seq", "seed=0,1", f"out={tmp_path}/t.json"]
     words += ["launch=python", f"picture={tmp_path}/t.png", "jobs=2", "optim.lr=1.234e-3"]
-    first, second = (hfbsz("compare.py", *words, plain=True) for _ in range(2))
+    first, second = (hfbsz("compare.py", *words) for _ in range(2))
     assert first.code == 0 and first.out.count(": finished (") == 2, first.out + first.err
     assert second.code == 0 and "2 of 2 runs were finished earlier" in second.out and ": finished (" not in second.out
     (row,) = json.loads((tmp_path / "t.json").read_text())

@@ -5,12 +5,13 @@ from conftest import ROOT
 
 from hfbsz.errors import UserError
 from hfbsz.explain import explain
-from hfbsz.loading import from_mapping, load, read_yaml, write_yaml
+from hfbsz.loading import from_mapping, load
 from hfbsz.plan import Facts
 from hfbsz.presets import list_recipes
 from hfbsz.recipe import EvalSet, Recipe, fields
 from hfbsz.resolve import resolve
 from hfbsz.schema import help_text
+from hfbsz.yaml_files import read_yaml, write_yaml
 
 
 def refused(*words):

@@ -70,7 +70,7 @@ def same_weights(one, other):
 @pytest.fixture(scope="module")
 def unbroken(hfbsz, ragged, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    ended = hfbsz("pretrain.py", *WORDS, f"data.files={ragged}", f"output_dir={folder}", plain=True)
+    ended = hfbsz("pretrain.py", *WORDS, f"data.files={ragged}", f"output_dir={folder}")
     assert ended.code == 0, ended.err
     return folder
 
@@ -121,7 +121,7 @@ def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environ
         f"data.files={ragged}",
     ]
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    assert hfbsz("pretrain.py", *words, f"output_dir={whole}", plain=True).code == 0
+    assert hfbsz("pretrain.py", *words, f"output_dir={whole}").code == 0
     for processes, target in ((1, 30), (2, 60)):
         run = Started(folder, environment, *words, processes=processes)
         run.wait_for(lambda run=run, target=target: run.step() >= target)
@@ -129,7 +129,7 @@ def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environ
         status = read_status(folder)
         assert (status["state"], status["why"]) == ("preempted", "SIGTERM")
         assert (folder / f"checkpoint-{status['step']}" / "complete.json").is_file()
-    ended = hfbsz("pretrain.py", *words, f"output_dir={folder}", plain=True)
+    ended = hfbsz("pretrain.py", *words, f"output_dir={folder}")
     assert ended.code == 0 and "going on from" in ended.out
     ours, theirs = records(folder, "step"), records(whole, "step")
     for one, other in zip(ours, theirs, strict=True):
@@ -145,14 +145,14 @@ def test_what_a_resume_takes_and_what_it_refuses(hfbsz, ragged, environment, tmp
     run.wait_for(lambda: run.step() >= 12)
     run.end(signal.SIGKILL)
     place = f"output_dir={folder}"
-    other = hfbsz("pretrain.py", *words, place, "optim.lr=1e-3", plain=True)
+    other = hfbsz("pretrain.py", *words, place, "optim.lr=1e-3")
     assert other.code == 2 and "optim.lr: 0.003 there, 0.001 here" in other.err
-    elsewhere = hfbsz("pretrain.py", *words, f"output_dir={tmp_path}/new", f"resume={folder}/checkpoint-99", plain=True)
+    elsewhere = hfbsz("pretrain.py", *words, f"output_dir={tmp_path}/new", f"resume={folder}/checkpoint-99")
     assert elsewhere.code == 2 and "not a complete checkpoint" in elsewhere.err
     checkpoint = max(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     for path in checkpoint.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
-    ended = hfbsz("pretrain.py", *words, place, "batch.micro_max=4", "log.every=2steps", plain=True)
+    ended = hfbsz("pretrain.py", *words, place, "batch.micro_max=4", "log.every=2steps")
     assert ended.code == 0 and "skipped" in ended.out and "going on from" in ended.out
 
 
@@ -161,13 +161,13 @@ def test_shared_weights_go_on_too(hfbsz, ragged, environment, tmp_path):
     """FSDP2 on two processes, then on one process without it: the unbroken run, to 1e-5 of its losses."""
     words = [TINY, f"data.files={ragged}", "batch.micro_max=2", "duration=90steps"]
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    assert hfbsz("pretrain.py", *words, f"output_dir={whole}", plain=True).code == 0
+    assert hfbsz("pretrain.py", *words, f"output_dir={whole}").code == 0
     for target in (20, 45):
         run = Started(folder, environment, *words, processes=2, config="fsdp2_cpu_2proc.yaml")
         run.wait_for(lambda run=run, target=target: run.step() >= target)
         run.end(signal.SIGTERM, read_status(folder)["pid"])
         assert read_status(folder)["state"] == "preempted"
-    ended = hfbsz("pretrain.py", *words, f"output_dir={folder}", plain=True)
+    ended = hfbsz("pretrain.py", *words, f"output_dir={folder}")
     assert ended.code == 0 and "going on from" in ended.out
     losses = [[record["train/loss"] for record in records(path, "step")] for path in (folder, whole)]
     assert len(losses[0]) == len(losses[1]) == 90 and losses[0] == pytest.approx(losses[1], rel=1e-5)

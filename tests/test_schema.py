@@ -7,9 +7,10 @@ from conftest import ROOT
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from hfbsz.loading import load, read_yaml
+from hfbsz.loading import load
 from hfbsz.recipe import Recipe, fields
 from hfbsz.schema import files
+from hfbsz.yaml_files import read_yaml
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def first_steps(hfbsz, ragged, loaded, tmp_path_factory):
         return out
 
     return {
-        "one process": run(None, *every, plain=True),
+        "one process": run(None, *every),
         "DDP": run("cpu_2proc.yaml", *every),
         "FSDP2": run("fsdp2_cpu_2proc.yaml", *every, "tiny:bf16"),
         "DDP by tokens": run("cpu_2proc.yaml", "tiny", split="batch.micro_tokens=100"),

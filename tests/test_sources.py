@@ -26,7 +26,7 @@ def test_parquet_packed_within_documents(hfbsz, tmp_path):
 
     parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "x.parquet")
     words = [*WORDS[:1], f"data.files={tmp_path}/*.parquet", *WORDS[2:], f"output_dir={tmp_path}/run"]
-    ended = hfbsz("pretrain.py", *words, "data.pack=true", "data.attend=within", plain=True)
+    ended = hfbsz("pretrain.py", *words, "data.pack=true", "data.attend=within")
     assert ended.code == 0, ended.err
     last = records(tmp_path / "run", "eval")[-1]
     assert last["eval/loss"] > 0 and last["eval/bits_per_byte"] > 0
@@ -34,11 +34,9 @@ def test_parquet_packed_within_documents(hfbsz, tmp_path):
 
 def test_a_package(hfbsz, tmp_path, offline):
     words = [*WORDS, "data.package=tinycorpus==1.0", "data.file=tinycorpus/texts.jsonl", f"output_dir={tmp_path}/run"]
-    ended = hfbsz("pretrain.py", *words, plain=True, env=offline)
+    ended = hfbsz("pretrain.py", *words, env=offline)
     assert ended.code == 0 and "is not pinned; data.sha256=" in ended.out, ended.err
-    refused = hfbsz(
-        "pretrain.py", *words, f"data.sha256={'ab' * 32}", f"output_dir={tmp_path}/b", plain=True, env=offline
-    )
+    refused = hfbsz("pretrain.py", *words, f"data.sha256={'ab' * 32}", f"output_dir={tmp_path}/b", env=offline)
     assert refused.code == 2 and [line for line in refused.err.splitlines() if "it is not read" in line]
 
 
@@ -52,13 +50,13 @@ def test_a_streamed_folder_on_one_and_two_processes(hfbsz, tmp_path, offline):
         assert ended.code == 0, ended.err
         facts.append(json.loads((run / "plan.json").read_text())["facts"])
     assert facts[0] == facts[1] and 32 <= facts[0]["rows"] < 40  # 24 and one batch of 8; 1,200 are there
-    refused = hfbsz("pretrain.py", *words, "duration=1epochs", f"output_dir={tmp_path}/c", plain=True, env=offline)
+    refused = hfbsz("pretrain.py", *words, "duration=1epochs", f"output_dir={tmp_path}/c", env=offline)
     assert refused.code == 2 and "of a stream is not known before it is read" in refused.err
 
 
 def test_a_missing_column_is_one_line(hfbsz, tmp_path):
     path = json_lines(tmp_path / "x.jsonl")
     words = [WORDS[0], f"data.files={path}", "data.text=txt", f"output_dir={tmp_path}/run"]
-    ended = hfbsz("pretrain.py", *words, plain=True)
+    ended = hfbsz("pretrain.py", *words)
     (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert ended.code == 2 and "did you mean 'text'?" in line and "Traceback" not in ended.err

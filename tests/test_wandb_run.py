@@ -46,11 +46,34 @@ def test_the_offline_run_is_records_jsonl(hfbsz, ragged, tmp_path, processes):
     assert logged.config["plan"]["steps"] == 50 and logged.config["recipe"]["optim"]["lr"] == 0.003
 
 
+def test_case_s04_a_token_of_the_environment_comes_into_no_file(environment, tmp_path):
+    """Not out of variables, the URLs in them, or the remote of the git repository in which a run is started."""
+    at = tmp_path / "repository"
+    at.mkdir()
+    (at / "a.txt").write_text("hello batch size world\n" * 2000)
+    for command in (
+        "init -q",
+        "remote add origin https://me:hf_PLANTED@example.com/x.git",
+        "config user.name hf_PLANTED",
+    ):
+        subprocess.run(["git", *command.split()], cwd=at, check=True)
+    planted = dict.fromkeys(("HF_TOKEN", "SECRET", "WANDB_API_KEY"), "hf_PLANTED" + "0" * 40)
+    planted |= dict.fromkeys(("WANDB_BASE_URL", "PIP_INDEX_URL"), "https://me:hf_PLANTED@example.com")
+    words = ["recipe=debug", "data.files=a.txt", "data.vocab_size=300", "duration=4 steps", "output_dir=run"]
+    command = [sys.executable, str(ROOT / "scripts" / "pretrain.py"), *words, "log.wandb=offline"]
+    ended = subprocess.run(command, cwd=at, env=environment | planted, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    files = [path for path in (at / "run").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files) and (at / "run" / "report.html") in files
+    assert not [path for path in files if b"PLANTED" in path.read_bytes()]
+    assert "PLANTED" not in ended.stdout + ended.stderr
+
+
 def test_a_run_that_an_agent_launches_is_the_agents_when_it_is_resumed_or_sent_later_too(hfbsz, ragged, tmp_path):
     words = [TINY, f"data.files={ragged}", "log.wandb=offline", "duration=4 steps"]
     words.append(f"output_dir={tmp_path}/sweep-${{oc.env:WANDB_SWEEP_ID}}/${{oc.env:WANDB_RUN_ID}}")
     agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "run7", "WANDB_ENTITY": "team", "WANDB_PROJECT": "swept"}
-    ended = hfbsz("pretrain.py", *words, plain=True, env=agent)
+    ended = hfbsz("pretrain.py", *words, env=agent)
     assert ended.code == 0, ended.err
     run = tmp_path / "sweep-sweep1" / "run7"
     (folder,) = (run / "wandb").glob("offline-run-*")
@@ -63,9 +86,7 @@ def test_a_run_that_an_agent_launches_is_the_agents_when_it_is_resumed_or_sent_l
 def test_a_server_that_is_down_costs_a_warning(hfbsz, ragged, tmp_path):
     run = tmp_path / "run"
     env = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
-    ended = hfbsz(
-        "pretrain.py", TINY, f"data.files={ragged}", f"output_dir={run}", "log.wandb=online", plain=True, env=env
-    )
+    ended = hfbsz("pretrain.py", TINY, f"data.files={ragged}", f"output_dir={run}", "log.wandb=online", env=env)
     assert ended.code == 0 and read_status(run)["state"] == "finished"
     assert ended.out.count("warning: ") == 1 and "Traceback" not in ended.err
     assert len(lines(run)) == 60
@@ -79,17 +100,17 @@ def test_a_run_that_was_killed_and_resumed_offline_is_sent_once(hfbsz, ragged, e
     first = Started(run, environment, *words)
     first.wait_for(lambda: first.step() >= 12)
     first.end(signal.SIGKILL)
-    ended = hfbsz("pretrain.py", *words, f"output_dir={run}", plain=True)
+    ended = hfbsz("pretrain.py", *words, f"output_dir={run}")
     assert ended.code == 0 and "going on from" in ended.out, ended.err
     assert len(list((run / "wandb").glob("offline-run-*"))) == 2
     with fake_server() as server:
-        sent = hfbsz("sync.py", run, plain=True, env=server.environment())
+        sent = hfbsz("sync.py", run, env=server.environment())
         assert sent.code == 0, sent.err
         assert server.run.rows() == lines(run) and server.run.exit_code == 0
         (run_id,) = server.runs
         assert run_id == json.loads((run / "wandb.json").read_text())["id"] and run_id.startswith("run-")
         assert server.run.config["recipe"]["value"]["optim"]["lr"] == 0.003
-        again = hfbsz("sync.py", run, plain=True, env=server.environment())
+        again = hfbsz("sync.py", run, env=server.environment())
         assert again.code == 0 and "complete" in again.out and server.run.rows() == lines(run)
 
 
@@ -112,5 +133,5 @@ def test_a_run_whose_wandb_dies_midway_finishes_and_is_sent_later(hfbsz, ragged,
     assert [record["train/global_step"] for record in records(run, "step")] == [*range(1, 201)]
     assert records(run, "lifecycle")[-1]["state"] == read_status(run)["state"] == "finished"
     with fake_server() as server:
-        assert hfbsz("sync.py", run, plain=True, env=server.environment()).code == 0
+        assert hfbsz("sync.py", run, env=server.environment()).code == 0
         assert server.run.rows() == lines(run)

@@ -7,8 +7,9 @@ import pytest
 
 from hfbsz.errors import UserError
 from hfbsz.foreign_words import TABLE
-from hfbsz.loading import from_mapping, load, read_yaml, write_yaml
+from hfbsz.loading import from_mapping, load
 from hfbsz.recipe import Lora
+from hfbsz.yaml_files import read_yaml, write_yaml
 
 CLASSES = ["task=classification", "data.label=label"]
 
@@ -81,16 +82,15 @@ def test_brackets_are_a_list_unless_a_file_has_that_name(tmp_path, monkeypatch):
     assert load(["data.files=[*.txt, x[1].csv]"]).recipe.data.files == ["*.txt", "x[1].csv"]
 
 
-def test_files_are_read_by_the_same_rules(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMN", "yes")
+def test_files_are_read_by_the_same_rules(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text(
         "task: classification\n"
-        "data: {text: on, label: 1, labels: [no, ~, 1e-3, '${oc.env:COLUMN}'], id: null, group: 'null', exclude: [],\n"
+        "data: {text: on, label: 1, labels: [no, ~, 1e-3, yes], id: null, group: 'null', exclude: [],\n"
         "  skip: {label: -1, a.b: [off, 2], no: x}, template: '{a}: {b}'}\n"
         "eval: {sets: {more: {files: 0, label: ~, text: 010}}}\n"
         "optim: {lr: 3e-3, betas: [0.9, 0.99]}\n"
-        "log:\n  wandb: off\n  group: ${oc.env:COLUMN}-1\n"
+        "log:\n  wandb: off\n  group: yes-1\n"
         "model: {shape: {model_type: gpt2, use_cache: no}}\n"
     )
     recipe = load([f"recipe={path}"]).recipe
@@ -207,7 +207,7 @@ def test_a_word_of_another_tool_in_a_file(tmp_path):
     ("word", "message"),
     [
         ("model=some/weights", "weights of a folder or of the Hub are model.path=some/weights"),
-        ("data=texts/*.txt", "files are data.files=texts/*.txt"),
+        ("data=texts/*.txt", "files are 'data.files=texts/*.txt'"),
         ("data=user/set", "a folder or Hub data set is data.hub=user/set"),
         ("nosuchword", "'nosuchword' is not key=value"),
         ("=5", "'=5' is not key=value"),

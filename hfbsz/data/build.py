@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from hfbsz.data.documents import FEW_DOCUMENTS, Document, Documents, deal
+from hfbsz.data.encoding import Unencodable
 from hfbsz.data.fast_encoding import PlainEncoder
 from hfbsz.data.hub import Hub
 from hfbsz.data.needed import Needed
 from hfbsz.data.pieces import PIECE
 from hfbsz.data.sources import Opened
-from hfbsz.data.tokenizer import load_tokenizer, train_tokenizer
+from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from hfbsz.data.writing import RowWriter
 from hfbsz.errors import UserError
 from hfbsz.recipe import Data
@@ -42,8 +43,9 @@ class Builder:
         self.cuts = self.changed = 0  # of long documents, and those at which a token may be another
 
     def build(self, folder: Path) -> dict[str, Any]:
-        """Write train.arrow, eval-N.arrow and a tokenizer trained here into `folder`; returns what is known of them."""
-        self.tokenizer = load_tokenizer(self.data.tokenizer) if self.data.tokenizer else self._trained(folder)
+        """Write train.arrow, eval-N.arrow and the tokenizer into `folder`; returns what is known of them."""
+        self.tokenizer = load_tokenizer(self.data.tokenizer) if self.data.tokenizer else self._trained()
+        save_tokenizer(self.tokenizer, folder / "tokenizer")
         self.encode = PlainEncoder(self.tokenizer)
         names = ["", *(name for name in self.sources if name not in (TRAIN, ""))]
         train = self._writer(folder / "train.arrow", keep_tail=not self.data.pack)
@@ -55,7 +57,7 @@ class Builder:
                 self._evaluation(Documents(self.sources[name]), writer)
         return self._meta(train, sets)
 
-    def _trained(self, folder: Path) -> Any:
+    def _trained(self) -> Any:
         self.progress("training the tokenizer", 0, 1)
         limit = _TOKENIZER_TEXT
         if self.needed is not None:
@@ -65,7 +67,6 @@ class Builder:
         tokenizer = train_tokenizer(taken, self.data.vocab_size)
         if taken.was_cut and self.needed is None:
             self.notes.append(f"the tokenizer was trained on the first {limit:,} characters")
-        tokenizer.save_pretrained(folder / "tokenizer")
         return tokenizer
 
     def _writer(self, path: Path, keep_tail: bool) -> RowWriter:
@@ -77,7 +78,12 @@ class Builder:
         """Deal every document to one of two sets, or as many as give the training rows that are needed."""
         size = documents.source.size()
         for batch in _batches(deal(documents, share)):
-            for (document, held), ids in zip(batch, self._tokenise(batch), strict=True):
+            try:
+                found = self._tokenise(batch)
+            except Unencodable as problem:
+                where = f"{documents.source.where}: {batch[problem.place][0].name}"
+                raise UserError(f"{where}: {problem}") from None
+            for (document, held), ids in zip(batch, found, strict=True):
                 (held_out if held else train).add(ids, document.text.encode(), document.more)
                 if _enough(train, needed):
                     return

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any, NamedTuple
 
+from hfbsz.data.bounded import BYTES, SECONDS, TooLong, bounded
 from hfbsz.data.conversations import Message
+from hfbsz.errors import UserError
 
 # for a tokenizer without a template of its own; the answer begins after the colon, so that a prompt ends there
 TEMPLATE = (
@@ -21,6 +23,11 @@ TEMPLATE = (
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TODAY = re.compile(r"strftime_now\(\s*(['\"])(?P<format>.*?)\1\s*\)")
 
+_WHOSE = "the tokenizer's chat template"
+_SWELLS, _OWN_WORDS = (
+    20,
+    2**20,
+)  # a text has so many times the characters of its conversation, and so many more, at most
 Span = tuple[int, int]  # of characters
 
 
@@ -83,18 +90,27 @@ class ChatTemplate:
         from transformers.utils import chat_template_utils
 
         rendering: Any = chat_template_utils.render_jinja_template  # it says that it returns a text: it returns lists
+        given = [self.dialect.put(message) for message in messages]
         try:
-            texts, spans = rendering(
-                [[self.dialect.put(message) for message in messages]],
-                tools=self.tools if tools else None,
-                chat_template=self.source,
-                add_generation_prompt=prompt,
-                return_assistant_tokens_mask=mask,
-                **self._variables,
-            )
+            with bounded():
+                texts, spans = rendering(
+                    [given],
+                    tools=self.tools if tools else None,
+                    chat_template=self.source,
+                    add_generation_prompt=prompt,
+                    return_assistant_tokens_mask=mask,
+                    **self._variables,
+                )
+        except TooLong:
+            raise UserError(f"{_WHOSE} does not end: stopped after {SECONDS:g} s") from None
+        except MemoryError:
+            raise UserError(f"{_WHOSE} swells: it takes more than {BYTES / 2**30:g} GiB of memory") from None
         except Exception as problem:  # a template is a program: it can fail in any way
             words = " ".join(str(problem).split()) or type(problem).__name__
-            raise ValueError(f"the tokenizer's chat template refuses this conversation: {words}") from None
+            raise ValueError(f"{_WHOSE} refuses this conversation: {words}") from None
+        said = sum(len(str(part)) for part in (given, self.tools))
+        if len(texts[0]) > _SWELLS * said + _OWN_WORDS:
+            raise UserError(f"{_WHOSE} swells: {len(texts[0]):,} characters of a conversation of {said:,}")
         return texts[0], spans
 
 

@@ -8,6 +8,19 @@ from weakref import WeakKeyDictionary
 from hfbsz.errors import UserError
 
 
+class Unencodable(UserError):
+    """A text that the tokenizer fails on: the one at `place` of those that it was given."""
+
+    def __init__(self, cause: str, place: int = 0) -> None:
+        self.cause, self.place = cause, place
+        super().__init__(f"data.tokenizer: it cannot tokenise this text: {cause}")
+
+
+def is_of_rust(problem: BaseException) -> bool:
+    """Whether a tokenizer's own library failed: it raises Exception itself, or panics, which is no Exception."""
+    return type(problem) is Exception or type(problem).__name__ == "PanicException"
+
+
 class State(NamedTuple):
     """What a fast tokenizer does beside encoding; None: it does not."""
 
@@ -47,11 +60,25 @@ def encode_plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         words = (tokenizer.tokenize(text, split_special_tokens=True) for text in texts)
         rows = [tokenizer.convert_tokens_to_ids(tokens) for tokens in words]
     else:
-        rust = tokenizer.backend_tokenizer
-        with restored(rust, _PLAIN):  # without the masks and offsets of a call: a quarter faster
-            rows = [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=False)]
+        rows = _encode_fast(tokenizer.backend_tokenizer, texts)
     spelled = _spelled(tokenizer)
     return [_respell(ids, spelled) for ids in rows] if spelled else rows
+
+
+def _encode_fast(rust: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Raises Unencodable with the place of the first text that fails."""
+    try:
+        with restored(rust, _PLAIN):  # without the masks and offsets of a call: a quarter faster
+            return [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=False)]
+    except Unencodable:
+        if len(texts) == 1:
+            raise
+    for place, text in enumerate(texts):
+        try:
+            _encode_fast(rust, [text])
+        except Unencodable as problem:
+            raise Unencodable(problem.cause, place) from None
+    raise Unencodable("it fails on many texts at once")
 
 
 def state_of(rust: Any) -> State:
@@ -60,11 +87,15 @@ def state_of(rust: Any) -> State:
 
 @contextlib.contextmanager
 def restored(rust: Any, state: State) -> Iterator[None]:
-    """Inside, a fast tokenizer's backend is in `state`; then as it was before."""
+    """Inside, a fast tokenizer's backend is in `state`; then as it was before. Raises Unencodable where it fails."""
     before = state_of(rust)
     _put(rust, state)
     try:
         yield
+    except BaseException as problem:
+        if is_of_rust(problem):
+            raise Unencodable(str(problem)) from None
+        raise
     finally:
         _put(rust, before)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -17,13 +16,14 @@ from hfbsz.data.build import TRAIN, Progress, share_of
 from hfbsz.data.chat import Chat, Encoded
 from hfbsz.data.chat_template import TEMPLATE
 from hfbsz.data.documents import is_held_out
-from hfbsz.data.encoding import encode_texts
+from hfbsz.data.encoding import Unencodable, encode_texts
 from hfbsz.data.labels import check_classes, ordered, share_notes, stratified
 from hfbsz.data.reading import Example, Reader
 from hfbsz.data.sources import Opened
 from hfbsz.data.tokenizer import ends_of, load_tokenizer, save_tokenizer
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe import Data
+from hfbsz.shown import command
 
 _ROWS_AT_ONCE = 512
 _LABELS_SHOWN = 12
@@ -106,7 +106,7 @@ class ExampleBuilder:
                     raise UserError(
                         f"{opened.source.where}: {example.name} has the label {example.label!r}, which is none of "
                         f"{', '.join(labels)}{near}: add it to data.labels, or leave such rows out: "
-                        f"{opened.part}.skip.{opened.data.label}={shlex.quote(str(example.label))}"
+                        + command(f"{opened.part}.skip.{opened.data.label}={example.label}")
                     )
         return labels
 
@@ -243,7 +243,10 @@ class ExampleBuilder:
         if self.chat is None:
             assert self.labels is not None
             limit = self.data.sequence_length
-            rows, lengths = encode_texts(self.tokenizer, [example.text for example in examples], limit)
+            try:
+                rows, lengths = encode_texts(self.tokenizer, [example.text for example in examples], limit)
+            except Unencodable as problem:
+                raise self._failed(opened, examples[problem.place], str(problem)) from None
             for example, ids, length in zip(examples, rows, lengths, strict=True):
                 yield Encoded(ids, [self.labels.index(str(example.label))], 0.0, length > limit)
             return
@@ -252,9 +255,11 @@ class ExampleBuilder:
                 yield from self.chat.encode(
                     list(example.messages), None if example.tools is None else list(example.tools)
                 )
-            except ValueError as problem:
-                where = (opened or self.sources[TRAIN]).source.where
-                raise UserError(f"{where}: {example.name}: {problem}") from None
+            except (ValueError, UserError) as problem:
+                raise self._failed(opened, example, str(problem)) from None
+
+    def _failed(self, opened: Opened | None, example: Example, why: str) -> UserError:
+        return UserError(f"{(opened or self.sources[TRAIN]).source.where}: {example.name}: {why}")
 
 
 def _key(example: Example) -> str:

@@ -7,7 +7,7 @@ times as fast. It is believed only as far as it is checked: at first on a sample
 from collections.abc import Sequence
 from typing import Any
 
-from hfbsz.data.encoding import encode_plain
+from hfbsz.data.encoding import encode_plain, is_of_rust
 from hfbsz.errors import UserError
 
 _SAMPLE = 2**16  # characters that are compared before it is used
@@ -60,7 +60,9 @@ class PlainEncoder:
         plain = [text for text in sample if not self._has_special(text)]
         try:
             same = self._fast.encode_batch_list(plain) == encode_plain(self.tokenizer, plain)
-        except Exception:  # whatever a tokenizer of a kind that it does not know raises
+        except BaseException as problem:  # whatever a tokenizer of a kind that it does not know raises
+            if not isinstance(problem, Exception) and not is_of_rust(problem):
+                raise
             same = False
         self._fast, self._checked = self._fast if same else None, True
 
@@ -84,5 +86,7 @@ def _gigatoken(tokenizer: Any) -> Any:
         import gigatoken
 
         return gigatoken.Tokenizer(tokenizer.backend_tokenizer)
-    except Exception:  # each unknown kind of tokenizer has an error of its own
+    except BaseException as problem:  # each unknown kind of tokenizer has an error of its own
+        if not isinstance(problem, Exception) and not is_of_rust(problem):
+            raise
         return None

@@ -14,6 +14,7 @@ from hfbsz.data.dialects import joined_rows
 from hfbsz.data.formats import class_name
 from hfbsz.data.records import Columns, Record, Tally, check_columns
 from hfbsz.errors import UserError, did_you_mean
+from hfbsz.shown import command
 
 _ROWS_AT_ONCE = 1024
 
@@ -95,6 +96,8 @@ class Hub:
             self._check_config()
             builder = datasets.load_dataset_builder(self.name, self.config, revision=self.revision)
             self._check_split(list(builder.config.data_files or builder.info.splits or ()))
+            if folder.is_dir():
+                self._check_inside(_files_of(builder))
             self._check_tables(builder)
             return datasets.load_dataset(
                 self.name, self.config, split=self.split, revision=self.revision, streaming=self.stream
@@ -107,10 +110,23 @@ class Hub:
         if several:
             splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
             self._check_split(splits, slices=False)
+            self._check_inside(_saved_files(folder / self.split))
             return datasets.load_from_disk(folder / self.split)
+        self._check_inside(_saved_files(folder))
         dataset = datasets.load_from_disk(folder)
         self._check_split([str(dataset.split or "train")], slices=False)
         return dataset
+
+    def _check_inside(self, files: Iterable[Path]) -> None:
+        """Raise UserError for a file that is not in the folder: a README, or a link, may lead anywhere."""
+        folder = Path(self.name).resolve()
+        home = folder.parents[1] if folder.parent.name == "snapshots" else folder  # the Hub's cache links to its blobs
+        for file in files:
+            if not file.resolve().is_relative_to(home):
+                raise UserError(
+                    f"{self.part}.hub: {self.name!r} leads out of itself, to {str(file)!r}: it is read inside itself "
+                    f"alone; {self.part}.files names files anywhere"
+                )
 
     def _check_config(self) -> None:
         import datasets
@@ -129,14 +145,13 @@ class Hub:
     def _check_tables(self, builder: Any) -> None:
         """Raise UserError for local tables in which datasets, which reads quotes as quotes, would join rows."""
         config = builder.config
-        files = [Path(str(path)) for paths in (config.data_files or {}).values() for path in paths]
+        files = _files_of(builder)
         if builder.name != "csv" or config.sep not in (",", "\t"):
             return
         for path in (path for path in files if path.is_file()):
             if told := joined_rows(path, config.sep):
-                raise UserError(
-                    f"{self.part}.hub: {told}: {self.part}.files={path} instead of {self.part}.hub reads it"
-                )
+                instead = command(f"{self.part}.files={path}")
+                raise UserError(f"{self.part}.hub: {told}: {instead} instead of {self.part}.hub reads it")
 
     def _check_split(self, known: list[str], slices: bool = True) -> None:
         """Raise UserError for a split that is not there; slices such as train[:10%] are for whole data sets alone."""
@@ -148,6 +163,17 @@ class Hub:
                 raise UserError(
                     f"{self.part}.split: {self.name!r} has no split {split!r}{near}; there are {', '.join(known)}"
                 )
+
+
+def _files_of(builder: Any) -> list[Path]:
+    return [Path(str(path)) for paths in (builder.config.data_files or {}).values() for path in paths]
+
+
+def _saved_files(folder: Path) -> Iterator[Path]:
+    """The files that a folder of `save_to_disk` names as its own, and the folder itself."""
+    yield folder
+    state = json.loads((folder / "state.json").read_text())
+    yield from (folder / file["filename"] for file in state["_data_files"])
 
 
 def _one_by_one(dataset: Any) -> Iterable[dict[str, Any]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hfbsz.errors import UserError
+from hfbsz.shown import command
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -27,7 +28,7 @@ def damage_of(path: Path) -> str | None:
             json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         return f"cannot be read: {problem.strerror or problem}"
-    except ValueError as problem:  # of the JSON, or of its encoding
+    except (ValueError, RecursionError) as problem:  # of the JSON, or of its encoding
         return f"is cut or damaged ({problem}): fetch it again"
     return None
 
@@ -36,4 +37,4 @@ def _pointer(path: Path) -> str | None:
     with path.open("rb") as file:
         if file.read(len(_POINTER)) != _POINTER:
             return None
-    return f"is a git-lfs pointer, not the file itself: git -C {path.parent} lfs pull"
+    return f"is a git-lfs pointer, not the file itself: {command('git', '-C', path.parent, 'lfs', 'pull')}"

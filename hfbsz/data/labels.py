@@ -8,6 +8,7 @@ from typing import Any
 
 from hfbsz.data.texts import is_missing
 from hfbsz.errors import UserError
+from hfbsz.shown import command
 
 _NO_NUMBER = {"nan", "NaN", "NAN", "null", "NULL", "<NA>"}  # as tables write a missing value
 _MOST_CLASSES = 1000
@@ -83,7 +84,8 @@ def check_classes(found: Counter[str], asked: Sequence[str] | None, column: str,
         listed = ",".join(ordered(found, None, None, None))
         raise UserError(
             f"{part}.label: {found['-1']:,} rows have the label -1, which stands for no label in many data sets: "
-            f"{part}.skip.{column}=-1 leaves them out, {part}.labels=[{listed}] makes it a class"
+            f"{command(f'{part}.skip.{column}=-1')} leaves them out, {command(f'{part}.labels=[{listed}]')} makes it a "
+            "class"
         )
 
 

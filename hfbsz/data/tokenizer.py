@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from hfbsz.data.encoding import State, restored, state_of
+from hfbsz.data.encoding import State, Unencodable, is_of_rust, restored, state_of
 from hfbsz.data.intact import damage_of, refuse_pointers
 from hfbsz.errors import UserError
+from hfbsz.writes import system_error
 
 END = "<|endoftext|>"
 _COMPLETE = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")  # AutoTokenizer reads these
@@ -60,8 +61,11 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
     if not tokenizer.is_fast:
         tokenizer.save_pretrained(folder)
         return
-    with restored(tokenizer.backend_tokenizer, _OWN.get(tokenizer, State())):
-        tokenizer.save_pretrained(folder)
+    try:
+        with restored(tokenizer.backend_tokenizer, _OWN.get(tokenizer, State())):
+            tokenizer.save_pretrained(folder)
+    except Unencodable as problem:
+        raise system_error(problem.cause) or OSError(problem.cause) from None
 
 
 def _complete(name: str, folder: Path) -> Any:
@@ -69,7 +73,9 @@ def _complete(name: str, folder: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as problem:  # the Rust side raises Exception itself
+    except BaseException as problem:  # the Rust side raises Exception itself, or panics
+        if not isinstance(problem, Exception) and not is_of_rust(problem):
+            raise
         for path in tokenizer_files(name):
             if reason := damage_of(path):
                 raise UserError(f"data.tokenizer: {name!r}: {path.name} {reason}") from None
@@ -91,9 +97,10 @@ def ends_of(name: str) -> set[int]:
 
     try:
         ends = GenerationConfig.from_pretrained(name).eos_token_id
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return set()
-    return set() if ends is None else {int(end) for end in (ends if isinstance(ends, list) else [ends])}
+    found = ends if isinstance(ends, list) else [ends]
+    return {end for end in found if isinstance(end, int)}
 
 
 def holds_tokenizer(folder: Path) -> bool:
@@ -125,7 +132,9 @@ def _from_vocabulary(folder: Path) -> Any:
         tokenizer = GPT2Tokenizer(
             vocab=str(vocabulary), merges=str(merges), eos_token=end, bos_token=end, unk_token=end
         )
-    except Exception as problem:  # the Rust side raises Exception itself
+    except BaseException as problem:  # the Rust side raises Exception itself, or panics
+        if not isinstance(problem, Exception) and not is_of_rust(problem):
+            raise
         raise UserError(f"data.tokenizer: {str(folder)!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
     _check_entries(tokenizer, folder)
     return tokenizer
@@ -134,7 +143,7 @@ def _from_vocabulary(folder: Path) -> Any:
 def _entries(vocabulary: Path) -> dict[str, int]:
     try:
         known = json.loads(vocabulary.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise UserError(f"data.tokenizer: {str(vocabulary)!r} cannot be read: {problem}") from None
     if not isinstance(known, dict):
         raise UserError(f"data.tokenizer: {str(vocabulary)!r} is no mapping of tokens to numbers")

@@ -15,9 +15,10 @@ from hfbsz.experiment.jobs import Job, in_folders_of_their_own, product, seeds_f
 from hfbsz.experiment.launching import Launcher, launcher
 from hfbsz.experiment.lines import Line, lines_of
 from hfbsz.experiment.reading import gather, outcome_of
-from hfbsz.experiment.request import Request
+from hfbsz.experiment.request import Request, refuse_scripts
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome, Tried
-from hfbsz.folder import has_finished, read_status, write_text
+from hfbsz.files import write_text
+from hfbsz.folder import has_finished, read_status
 from hfbsz.report.console import Console
 
 _LOOK_SECONDS = 1.0
@@ -44,6 +45,7 @@ class Conductor:
                 self.names[f"model.path={model}"] = f"pretrained at {at}"
             words = (*words, f"model.path={','.join(models)}")
         self.lines = lines_of(in_folders_of_their_own(product(words)), request.tune, self._shown)
+        refuse_scripts([*self.pretraining, *(job for line in self.lines for job in line.base)], request.typed)
         self._finished_runs: dict[Path, Outcome] = {}  # they do not change any more
         self._finished = False
         self._over: set[Path] = set()  # runs that have ended, or had before
@@ -177,7 +179,7 @@ class Conductor:
 
     def _loss(self, job: Job) -> float | None:
         outcome = self._outcome(job)
-        return math.inf if outcome.diverged else outcome.loss
+        return math.inf if outcome.state == "diverged" else outcome.loss
 
     def _outcome(self, job: Job) -> Outcome:
         if job.folder in self._finished_runs:

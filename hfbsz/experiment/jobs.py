@@ -10,6 +10,7 @@ from pathlib import Path
 from hfbsz.errors import UserError
 from hfbsz.folder import path_of
 from hfbsz.loading import Loaded, load
+from hfbsz.yaml_files import as_text
 
 _SPLIT = ("batch.micro_max=", "batch.micro_tokens=")
 
@@ -96,7 +97,7 @@ def words_of(values: Mapping[str, object]) -> list[str]:
 
 
 def _word(value: object) -> str:
-    text = json.dumps(value) if value is None or isinstance(value, bool | list | dict) else str(value)
+    text = as_text(json.dumps(value) if value is None or isinstance(value, bool | list | dict) else str(value))
     return f"'{text}'" if "," in text and text[0] not in "[{" else text
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfbsz.experiment.jobs import Job
-from hfbsz.folder import cpu_cores, has_finished, is_held, read_status
+from hfbsz.folder import cpu_cores, has_diverged, has_finished, is_held, read_status
 
 _LOOK_SECONDS = 0.5
 
@@ -56,6 +56,8 @@ class Launcher:
             return
         if has_finished(job.folder, job.loaded.recipe):
             return self.told(job, "finished earlier")
+        if has_diverged(job.folder, job.loaded.recipe):
+            return self.told(job, f"diverged earlier: to run it again, delete {job.folder}")
         started = self.at_work[job.folder] = time.monotonic()
         try:
             code = self._launched(job)
@@ -65,12 +67,13 @@ class Launcher:
         if self.stopped and not finished:
             return
         self.seconds[job.folder] = time.monotonic() - started
-        if not finished:
+        diverged = has_diverged(job.folder, job.loaded.recipe)
+        if not finished and not diverged:
             self.failures[job.folder] = failure_of(job, code)
             return self.told(job, f"failed: {self.failures[job.folder]}")
         for path in [] if self.keeps_checkpoints else job.folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
-        self.told(job, "finished")
+        self.told(job, f"diverged: {read_status(job.folder).get('why')}" if diverged else "finished")
 
     def _launched(self, job: Job) -> int:
         """Run a job; one that an earlier, killed comparison left at work, or that began meanwhile, is waited for."""
@@ -111,7 +114,7 @@ def launcher(name: str, config: Path | None = None) -> list[str]:
     if name == "python":
         return [sys.executable]
     named = [] if config is None else ["--config_file", str(config)]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *named]
+    return [sys.executable, "-P", "-m", "accelerate.commands.launch", "--quiet", *named]
 
 
 def failure_of(job: Job, code: int) -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from hfbsz.errors import UserError
 from hfbsz.experiment.jobs import Job
-from hfbsz.folder import write_text
+from hfbsz.files import read_object, write_text
 from hfbsz.report.evaluations import LOSS, is_evaluation
 from hfbsz.report.runs import STEPS, read_run
+from hfbsz.shown import file_name
 
 _MARK = "handed_over.json"
 
@@ -34,7 +35,7 @@ def model_folder(folder: Path, job: Job, tolerance: float) -> Path:
     know only by this path."""
     made_by = hashlib.sha256("\n".join([*sorted(job.words), str(tolerance)]).encode()).hexdigest()[:8]
     name = "-".join(choice.replace("=", "-").replace(" ", "") for choice in job.choices) or "model"
-    return folder / "models" / f"{name}-{made_by}"
+    return folder / "models" / f"{file_name(name)}-{made_by}"
 
 
 def hand_over(folder: Path, jobs: Sequence[Job], tolerance: float) -> list[str]:
@@ -107,7 +108,7 @@ def _save(job: Job, chosen: Candidate, folder: Path) -> None:
     from transformers.utils import logging
 
     mark = {"from": str(chosen.path), "loss": chosen.loss}
-    if (folder / _MARK).is_file() and json.loads((folder / _MARK).read_text()) == mark:
+    if read_object(folder / _MARK) == mark:
         return
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)

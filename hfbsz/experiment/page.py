@@ -80,12 +80,12 @@ def render(experiment: Experiment) -> str:
 def _state(experiment: Experiment) -> tuple[str, str]:
     """The state of all runs together: its class of style, and in words."""
     states = [outcome.state for outcome in experiment.outcomes]
-    failed = states.count("failed")
-    but = f", {failed} run{'s' * (failed > 1)} failed" if failed else ""
+    counts = {state: states.count(state) for state in ("failed", "diverged")}
+    but = "".join(f", {count} run{'s' * (count > 1)} {state}" for state, count in counts.items() if count)
     if not states:
         return "unknown", "no runs planned"
     if experiment.finished:
-        return ("failed" if failed else "finished"), f"finished{but}"
+        return ("failed" if but else "finished"), f"finished{but}"
     if "running" in states:
         return "running", f"running{but}"
     return "preempted", f"not finished, no run is at work{but}"
@@ -111,8 +111,8 @@ def _failures(result: ArmResult) -> list[tuple[str, str]]:
     """Which runs of an arm failed, one entry for each reason."""
     found: dict[str, list[str]] = {}
     for label, outcome in _runs(result):
-        if outcome.state == "failed":
-            found.setdefault(outcome.why or "no reason is known", []).append(label)
+        if outcome.state in ("failed", "diverged"):
+            found.setdefault(f"{outcome.state}: {outcome.why or 'no reason is known'}", []).append(label)
     return [(", ".join(labels), why) for why, labels in found.items()]
 
 

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ def outcome_of(folder: Path, seed: int, state: str | None = None, why: str | Non
     except UserError:
         return Outcome(seed, folder, state or "waiting", why)
     status = run.status.get("state")
-    state = state or (status if status in ("finished", "preempted", "failed") else "waiting")
+    state = state or (status if status in ("finished", "preempted", "failed", "diverged") else "waiting")
+    said = run.status.get("why")
+    if state == "failed" and why is None and "not finite" in str(said):  # as earlier versions called it
+        state = "diverged"
     seen = overfitting_of(run)
     best = best_evaluation(run)
     clock, planned = run.largest(CLOCK), run.plan.get("sequences")
@@ -39,14 +43,14 @@ def outcome_of(folder: Path, seed: int, state: str | None = None, why: str | Non
         seed,
         folder,
         state,
-        why or (run.status.get("why") if state == "failed" else None),
+        why or (said if state in ("failed", "diverged") else None),
         1.0 if state == "finished" else done,
         run,
         None,
         int(best[STEPS]) if best else None,
-        best[CLOCK] / run.rows if best and run.rows else None,
+        best[CLOCK] / run.rows if best and CLOCK in best and run.rows else None,
         seen.onset.epoch if seen is not None and seen.onset is not None else None,
-        best[SECONDS] if best else None,
+        best.get(SECONDS) if best else None,
         statistics.fmean(padding) if padding else None,
         not_better(run),
     )
@@ -73,13 +77,13 @@ def arm_of(plan: Mapping[str, Any], tuned: bool = False, searched: bool = False,
 
 
 def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
-    """The numbers of a finished run as the statistics take them; None of one that has not finished.
+    """The numbers of a run that has finished or diverged as the statistics take them; None of any other.
 
     `target` (nats/target): the validation loss (fixed part) to which steps and seconds are counted, between two
     evaluations in proportion.
     """
     run = outcome.run
-    if run is None or outcome.state != "finished":
+    if run is None or outcome.state not in ("finished", "diverged"):
         return None
     kept, best, seen = kept_of(run), best_evaluation(run), overfitting_of(run)
     if kept is None:
@@ -91,7 +95,7 @@ def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
         outcome.seed,
         best_loss=best[LOSS] if best else None,
         final_loss=kept.loss,
-        gap=None if seen is None else seen.last.gap if seen.lost is None else math.nan,
+        gap=None if seen is None else math.nan if seen.lost is not None or math.isnan(kept.loss) else seen.last.gap,
         shifted_loss=statistics.fmean(shifted) if shifted else None,
         accuracy=kept.values.get("accuracy"),
         steps_to_target=None if target is None else _reached(run, target, STEPS),
@@ -116,7 +120,7 @@ def target_of(arms: Sequence[tuple[Arm, Sequence[Outcome]]]) -> float | None:
 def _reached(run: RunData, target: float, axis: str) -> float:
     """Where on the axis the curve first comes down to the target; infinite where it never does."""
     before: Mapping[str, Any] | None = None
-    for record in validation_curve(run):
+    for record in (record for record in validation_curve(run) if axis in record):
         if record[LOSS] <= target:
             if before is None:
                 return float(record[axis])
@@ -128,10 +132,11 @@ def _reached(run: RunData, target: float, axis: str) -> float:
 
 def _setting(run: RunData, arm: Arm) -> str:
     """What runs must share to be compared: task, model, data, optimizer and hardware; what `arm.variant` tells, not."""
-    recipe, machine = run.plan["recipe"], run.machine
-    model = {} if arm.variant else {name: value for name, value in recipe["model"].items() if value is not None}
+    recipe, facts, machine = run.plan.get("recipe", {}), run.plan.get("facts", {}), run.machine
+    named = {name: value for name, value in recipe.get("model", {}).items() if value is not None}
+    model = {} if arm.variant else named
     device = f"{machine.get('processes')} × {machine.get('device')}"
-    parts = (recipe["task"], model, run.plan["facts"]["data_hash"], recipe["optim"]["name"], device)
+    parts = (recipe.get("task"), model, facts.get("data_hash"), recipe.get("optim", {}).get("name"), device)
     return json.dumps(parts, sort_keys=True, ensure_ascii=False)
 
 
@@ -186,8 +191,8 @@ def _of_quality(arms: Sequence[ArmResult]) -> list[str]:
         if lost := [one for one in runs if one.not_better is not None]:
             told.append(f"{result.words}: {len(lost)} of {len(runs)} runs {lost[0].not_better} (seed {lost[0].seed})")
     ended = [outcome.run for result in arms for outcome in result.outcomes if outcome.trial and outcome.run]
-    kept = [kept_of(run) for run in ended]
-    parts = [one for one in kept if one is not None and not one.whole]
+    kept = [one for one in map(kept_of, ended) if one is not None and not math.isnan(one.loss)]
+    parts = [one for one in kept if not one.whole]
     if parts and len(parts) < len(kept):
         told.append(f"losses of {len(parts)} of {len(kept)} runs are of a fixed part of validation, the others of all")
     elif parts:
@@ -215,9 +220,10 @@ def _findings(trials: Sequence[Trial]) -> tuple[tuple[Finding, ...], list[str]]:
 def _arm(result: ArmResult, choices: Sequence[str], tuned: bool) -> Arm | None:
     tried = [one.outcome for one in result.tried if one.outcome is not None]
     for outcome in (*result.outcomes, *tried):
-        if outcome.run is not None and "phases" in outcome.run.plan:
+        if outcome.run is not None:
             variant = " ".join(choice for choice in choices if not choice.startswith(_TOLD))
-            return arm_of(outcome.run.plan, tuned, bool(result.tried) and not tuned, variant)
+            with suppress(LookupError, ValueError):  # of a plan that is not there yet, or not whole
+                return arm_of(outcome.run.plan, tuned, bool(result.tried) and not tuned, variant)
     return None
 
 

@@ -1,18 +1,21 @@
 """What is asked of a comparison: its words, or its file in recipes/comparisons, and how it is to be run."""
 
 import hashlib
-import shlex
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfbsz.errors import UserError, did_you_mean
-from hfbsz.experiment.jobs import split_values, words_of
-from hfbsz.loading import read_yaml
+from hfbsz.experiment.jobs import Job, split_values, words_of
+from hfbsz.files import refuse_others
+from hfbsz.loading import from_a_file
 from hfbsz.pairs import read_pairs
 from hfbsz.presets import ROOTS, find_preset, names_of
-from hfbsz.recipe import fields
+from hfbsz.recipe import fields, is_script
+from hfbsz.shown import command, file_name
+from hfbsz.yaml_files import read_yaml
 
 OPTIONS = {
     "jobs": "runs at a time (1)",
@@ -28,6 +31,7 @@ OPTIONS = {
 _WORDS = {"launch": ("accelerate", "python"), "equal": ("epochs", "steps"), "checkpoints": ("drop", "keep")}
 _FOLDER = "comparisons"
 _OUTSIDE = ("jobs", "launch", "checkpoints", "out", "picture", "threads")  # words that decide no result
+_OURS = {"out": (b'[\n {\n  "choices": ',), "picture": (b"Matplotlib",)}  # what stands in tables and pictures of ours
 _FEWEST, _MOST = 3, 15  # values that are tried
 
 
@@ -64,6 +68,7 @@ class Request:
     keeps_checkpoints: bool = False
     out: Path | None = None
     picture: Path | None = None
+    typed: tuple[str, ...] = ()  # the words of the command line, beside those of a file
 
     @property
     def folder(self) -> Path:
@@ -91,13 +96,13 @@ def parse(words: Sequence[str]) -> Request:
         raise UserError(f"jobs={jobs}: say how many runs at a time, 1 or more")
     launch, equal, checkpoints = (_one_of(options, name, *known) for name, known in _WORDS.items())
     tune = options.get("tune")
-    shown = " ".join(map(shlex.quote, words))
     picture = options.get("picture")
     if picture and not picture.endswith((".png", ".svg")):
         raise UserError(f"picture={picture}: write it as .png or .svg")
+    refuse_overwriting(options)
     return Request(
-        options.get("name") or _name(named, own, rest, tune, equal),
-        f"python scripts/compare.py {shown}",
+        _checked(options.get("name") or _name(named, own, rest, tune, equal)),
+        command("python", "scripts/compare.py", *words),
         rest,
         int(jobs),
         launch,
@@ -109,7 +114,32 @@ def parse(words: Sequence[str]) -> Request:
         checkpoints == "keep",
         Path(options["out"]) if options.get("out") else None,
         Path(picture) if picture else None,
+        tuple(words),
     )
+
+
+def refuse_overwriting(options: Mapping[str, str]) -> None:
+    """Raise UserError where the table or the picture would replace a file that is none."""
+    for option, marks in _OURS.items():
+        if options.get(option):
+            refuse_others(option, Path(options[option]), *marks)
+
+
+def _checked(name: str) -> str:
+    if name != file_name(name) or name in (".", ".."):
+        raise UserError(
+            f"name={name}: it names a folder in {_FOLDER}/: without /, control characters and .., up to 100 long"
+        )
+    return name
+
+
+def refuse_scripts(jobs: Iterable[Job], typed: Sequence[str]) -> None:
+    """Raise UserError for a metric's script that a comparison's file names, for it runs here: it has to stand in the
+    words that were typed."""
+    words = [word for word in typed if word.lstrip("-").startswith("eval")]
+    for script in {metric for job in jobs for metric in job.loaded.recipe.eval.metrics if is_script(metric)}:
+        if not any(script in word for word in words):
+            raise UserError(from_a_file(script, "the comparison's file"))
 
 
 def _named(words: Sequence[str]) -> list[str]:
@@ -139,7 +169,7 @@ def _config(options: Mapping[str, str], launch: str) -> Path | None:
         return None
     if launch != "accelerate":
         raise UserError("config= is for launch=accelerate")
-    if not Path(text).is_file():
+    if not os.path.isfile(text):
         raise UserError(f"config={text}: no such file")
     return Path(text)
 
@@ -156,8 +186,8 @@ def _file(name: str) -> dict[str, Any]:
 def _name(named: Sequence[str], own: Mapping[str, str], words: Sequence[str], tune: str | None, equal: str) -> str:
     """A file's own name as long as nothing that decides a result was added to it, else one with 8 hex digits."""
     if named and not [key for key in own if key not in _OUTSIDE and not key.startswith("log.")]:
-        return Path(named[0]).stem
+        return file_name(Path(named[0]).stem)
     recipe = next(value for key, _, value in (word.partition("=") for word in words) if key == "recipe")
     whole = hashlib.sha256("\n".join([*sorted(words), str(tune), equal]).encode()).hexdigest()[:8]
     stem = Path(named[0]).stem if named else "-".join(Path(one).stem for one in split_values(recipe)[:3])
-    return f"{stem}-{whole}"
+    return f"{file_name(stem)[:90]}-{whole}"

@@ -22,8 +22,8 @@ class Outcome:
 
     seed: int
     folder: Path
-    state: str  # waiting | running | finished | preempted | failed
-    why: str | None = None  # how it failed, in a line
+    state: str  # waiting | running | finished | preempted | failed | diverged
+    why: str | None = None  # why it failed or diverged, in a line
     share: float = 0.0  # of its budget that is done, 0 to 1
     run: RunData | None = None  # its records; None: it has none yet
     trial: Trial | None = None  # None: it has not finished
@@ -37,17 +37,12 @@ class Outcome:
     @property
     def ended(self) -> bool:
         """Whether nothing of it is left to run."""
-        return self.state in ("finished", "failed")
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the run ended for gradients that were not finite: a failure that says something of its numbers."""
-        return self.state == "failed" and "not finite" in (self.why or "")
+        return self.state in ("finished", "failed", "diverged")
 
     @property
     def loss(self) -> float | None:
-        """Validation loss of the model that a finished run keeps, nats/target; NaN: diverged."""
-        if self.run is None or self.state != "finished":
+        """Validation loss of the model that a finished run keeps, nats/target; NaN of a run that diverged."""
+        if self.run is None or self.state not in ("finished", "diverged"):
             return None
         kept = kept_of(self.run)
         return kept.loss if kept is not None else None
@@ -65,6 +60,10 @@ class ArmResult:
     @property
     def failed(self) -> tuple[Outcome, ...]:
         return tuple(outcome for outcome in self.outcomes if outcome.state == "failed")
+
+    @property
+    def diverged(self) -> tuple[Outcome, ...]:
+        return tuple(outcome for outcome in self.outcomes if outcome.state == "diverged")
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -144,6 +143,7 @@ def _row(result: ArmResult) -> dict[str, Any]:
         "learning_rate": result.arm.learning_rate if result.arm else None,
         "runs": len(trials),
         "failed": len(result.failed),
+        "diverged": sum(not math.isfinite(loss) for loss in losses),
         "loss": statistics.fmean(losses) if finite else None,
         "loss_sd": statistics.stdev(losses) if finite and len(losses) > 1 else None,
         "losses": losses,

@@ -88,6 +88,7 @@ def summary(experiment: Experiment) -> dict[str, Cell]:
         "comparison/runs": len(states),
         "comparison/finished": states.count("finished"),
         "comparison/failed": states.count("failed"),
+        "comparison/diverged": states.count("diverged"),
     }
 
 
@@ -117,6 +118,7 @@ def _arm(result: ArmResult) -> Row:
         "seeds": len(trials),
         "runs": len(result.outcomes),
         "failed": len(result.failed),
+        "diverged": len(result.diverged),
         MEAN_LOSS: _mean(losses),
         "final loss, sd (nats/target)": spread,
         "gap, mean (nats/target)": _mean(trial.gap for trial in trials),

@@ -15,29 +15,31 @@ from hfbsz.amounts import short
 from hfbsz.explain import explain
 from hfbsz.plan import Plan
 from hfbsz.record import Reading, Step
+from hfbsz.shown import one_line, visible
 
 
 class Console:
-    """Reports of one run. Off a terminal it prints a line now and then instead of a bar."""
+    """Reports of one run, with control characters written out. Off a terminal a line now and then stands for a bar."""
 
     QUIET_SECONDS = 10.0  # between lines of progress off a terminal
 
     def __init__(self, file: TextIO | None = None) -> None:
-        self.out = RichConsole(file=file, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"))
+        self.out = RichConsole(file=file, highlight=False, emoji=False)
+        label, state = (TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[state]"))
+        columns = (label, BarColumn(bar_width=24), state)
         self._progress = Progress(*columns, TimeRemainingColumn(), console=self.out, transient=True)
         self._task: TaskID | None = None
         self._label = ""
         self._last_line = time.monotonic()
 
     def line(self, text: str, style: str = "") -> None:
-        self.out.print(text, style=style, markup=False, soft_wrap=True)
+        self.out.print(visible(text), style=style, markup=False, soft_wrap=True)
 
     def title(self, text: str) -> None:
-        self.out.print(Rule(text, align="left", style="dim"))
+        self.out.print(Rule(Text(one_line(text)), align="left", style="dim"))
 
     def warn(self, text: str) -> None:
-        self.line(f"warning: {text}", "yellow")
+        self.line(f"warning: {one_line(text)}", "yellow")
 
     def plan(self, name: str, plan: Plan, notes: Sequence[str]) -> None:
         self.title(f"plan of {name}")
@@ -46,17 +48,18 @@ class Console:
 
     def notes(self, notes: Iterable[str]) -> None:
         for note in notes:
-            self.line(f"note      {note}")
+            self.line(f"note      {one_line(note)}")
 
     def preview(self, lines: Sequence[str]) -> None:
         """A few rows as the model gets them; what stands between ⟦ and ⟧ is learnt."""
         for line in lines:
-            text = Text(line)
+            text = Text(visible(line).replace("\n", "\\n"))
             text.highlight_regex("⟦[^⟧]*⟧", "bold green")
             self.out.print(text, soft_wrap=True)
 
     def work(self, label: str, done: float, total: float, state: str = "") -> None:
         """Show progress of some long work; a new label starts a new bar."""
+        label = one_line(label)
         if label != self._label:
             self.end_work()
             self._task, self._label = self._progress.add_task(label, total=total, state=""), label

@@ -7,6 +7,7 @@ from typing import Any
 
 from hfbsz.report.runs import CLOCK, STEPS, RunData, is_number
 
+WORSE = "a new model that ends worse than it began has diverged: lower optim.lr, or lengthen schedule.warmup"
 LOSS = "eval/loss"  # of the fixed part of validation: every point of it is of the same rows
 
 
@@ -63,7 +64,10 @@ def best_evaluation(run: RunData) -> Mapping[str, Any] | None:
 
 
 def kept_of(run: RunData) -> Kept | None:
-    """None where nothing was evaluated."""
+    """None where nothing was evaluated. A run that diverged keeps no model: its loss is NaN, whatever was finite
+    before."""
+    if run.status.get("state") == "diverged":
+        return Kept(int(run.largest(STEPS) or 0), False, {"loss": math.nan}, {}, {})
     final = _final(run)
     curve = [record for record in run.records if is_evaluation(record)]
     step = final.get("model/step", curve[-1][STEPS] if curve else None)
@@ -82,17 +86,20 @@ def not_better(run: RunData) -> str | None:
     if start is None or not curve or kept is None:
         return None
     before = f"{start:.4f} nats/target before training"
+    model = (run.plan.get("recipe") or {}).get("model") or {}
+    is_new = not model.get("path") and not model.get("package")
+    worse = f"; {WORSE}" if is_new and kept.fixed.get("loss", start) > start else ""
     if best is None:
         lowest = min(curve, key=lambda record: record[LOSS] if math.isfinite(record[LOSS]) else math.inf)
         found = f"{lowest[LOSS]:.4f} at step {lowest[STEPS]:,}" if math.isfinite(lowest[LOSS]) else "not finite"
-        return f"not better than before training: the lowest validation loss is {found}, {before}"
+        return f"not better than before training: the lowest validation loss is {found}, {before}{worse}"
     loss = kept.fixed.get("loss")
     if loss is None or loss < start:
         return None
     found = f"{loss:.4f}" if math.isfinite(loss) else "not finite"
     return (
         f"not better than before training: the validation loss of step {kept.step:,} is {found}, {before} "
-        f"(the best evaluation: {best[LOSS]:.4f} at step {best[STEPS]:,})"
+        f"(the best evaluation: {best[LOSS]:.4f} at step {best[STEPS]:,}){worse}"
     )
 
 

@@ -72,7 +72,7 @@ def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: 
     if metrics == _LOSSES:
         axes.set_ylim(*loss_range(runs)[:2])
     elif metrics[0] in ("batch/global", "batch/accumulation"):
-        values = [value for run in runs for value in run.values(metrics[0])]
+        values = [value for run in runs for value in run.values(metrics[0]) if value > 0] or [1.0]
         axes.set_yscale("log", base=2)
         axes.set_ylim(2 ** (math.floor(math.log2(min(values))) - 0.3), 2 ** (math.ceil(math.log2(max(values))) + 0.3))
         axes.yaxis.set_major_locator(LogLocator(base=2))

@@ -5,7 +5,7 @@ pictures are made by `figures`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import jinja2
 from hfbsz.amounts import short
 from hfbsz.errors import UserError
 from hfbsz.explain import explain
+from hfbsz.files import refuse_others, write_text
 from hfbsz.report.evaluations import (
     LOSS,
     Kept,
@@ -78,10 +79,11 @@ def render(runs: Sequence[RunData]) -> str:
     )
 
 
-def write(folders: Sequence[Path], out: Path | None) -> Path:
+def write(folders: Sequence[Path], out: Path | None, tell: Callable[[str], None] = lambda note: None) -> Path:
     """Write the page of one or more run folders and give its path; raises UserError with all that cannot be read.
 
-    `out` None: `report.html` in the run's folder, or, for several, in the working directory.
+    `out` None: `report.html` in the run's folder, or, for several, in the working directory; another's file is not
+    replaced there. `tell` hears of files of a folder that it is drawn without.
     """
     runs: dict[Path, RunData] = {}
     errors: list[str] = []
@@ -93,9 +95,13 @@ def write(folders: Sequence[Path], out: Path | None) -> Path:
     if errors:
         raise UserError(errors)
     target = out or (folders[0] if len(runs) == 1 else Path()) / "report.html"
+    if out or len(runs) > 1:
+        refuse_others("out", target, b"hfbsz</title>")
+    for note in (note for run in runs.values() for note in run.notes):
+        tell(note)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(render(list(runs.values())), encoding="utf-8", errors="replace")
+        write_text(target, render(list(runs.values())))
     except OSError as problem:
         raise UserError(f"{target}: cannot write: {problem.strerror}") from None
     return target
@@ -157,7 +163,7 @@ def _preview(told: Mapping[str, Any]) -> dict[str, Any] | None:
         ]
         columns = {name: [str(column) for column in told.get(name, ())] for name in ("read", "unused")}
         return {"rows": rows, "of": int(told["of"]), **columns, "end": str(told.get("end", ""))} if rows else None
-    except (LookupError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
@@ -197,7 +203,7 @@ def _explanation(plan: Mapping[str, Any]) -> str:
         return ""
     try:
         return explain(from_dict(plan))
-    except (UserError, LookupError, TypeError, ValueError) as problem:  # a folder of another version of hfbsz
+    except Exception as problem:  # a folder of another version of hfbsz, or of somebody else
         return f"plan.json does not fit this version of hfbsz: {problem}"
 
 

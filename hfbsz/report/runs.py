@@ -1,19 +1,21 @@
 """What the folder of a run holds, read back: records, plan, status and recipe."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from hfbsz.errors import UserError
+from hfbsz.files import json_object
+from hfbsz.folder import read_status
+from hfbsz.report.shapes import is_number, machine_in, plan_in, record_in
 
 TOKENS, STEPS, SECONDS = "train/num_input_tokens_seen", "train/global_step", "train/seconds"
 CLOCK = "train/sequences"
-_FILES = ("records.jsonl", "plan.json", "status.json", "recipe.yaml", "machine.json", "rows.json")
+_FILES = ("records.jsonl", "plan.json", "recipe.yaml", "machine.json", "rows.json")
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -29,6 +31,7 @@ class RunData:
     recipe: str  # YAML text
     machine: Mapping[str, Any] = field(default_factory=dict)
     preview: Mapping[str, Any] = field(default_factory=dict)  # a few training rows, with what is learnt (data/preview)
+    notes: tuple[str, ...] = ()  # what of it could not be read
 
     def series(self, metric: str, axis: str) -> tuple[Array, Array]:
         """A metric over an axis."""
@@ -58,19 +61,21 @@ def read_run(folder: Path) -> RunData:
     """Read the folder of a run; raises UserError where it is none."""
     if not (folder / "records.jsonl").is_file():
         raise UserError(f"{folder}: no records.jsonl: not the folder of a run")
-    records, plan, status, recipe, machine, rows = (
+    records, plan, recipe, machine, rows = (
         path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         for path in (folder / name for name in _FILES)
     )
-    told = _records(records), _mapping(plan), _mapping(status)
-    return RunData(folder.resolve(), *told, recipe, _mapping(machine), _mapping(rows))
+    known = plan_in(plan)
+    notes = () if known is not None or not plan else (f"{folder / 'plan.json'}: not a run's plan: read without it",)
+    told = _records(records), known or {}, read_status(folder)
+    return RunData(folder.resolve(), *told, recipe, machine_in(machine), json_object(rows) or {}, notes)
 
 
 def _records(text: str) -> tuple[Mapping[str, Any], ...]:
     """The lines that can be read: a crash cuts one, and what a resumed run did again replaces what it did before."""
     records: list[Mapping[str, Any]] = []
     last = -math.inf
-    for record in map(dict, filter(None, map(_mapping, text.splitlines()))):
+    for record in filter(None, map(record_in, text.splitlines())):
         step = record.get(STEPS)
         if record.get("event") == "step" and is_number(step):
             if step <= last:
@@ -83,7 +88,8 @@ def _records(text: str) -> tuple[Mapping[str, Any], ...]:
 def _as_now(record: dict[str, Any], before: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """A record of an evaluation in the form of today; `before`: those read so far, of which it may replace the last.
 
-    A loss that was not finite was left out of its record: it is NaN again, so that no other takes its place.
+    Earlier versions left a loss that was not finite out of its record: it is NaN again, so that no other takes its
+    place.
 
     Earlier versions wrote evaluations of the whole set as `eval/…` too, marked by `eval/full`, and by `eval/best` where
     the best weights were evaluated at the end: these become the `full/…` (and `last/…`) of a final record. The loss of
@@ -108,18 +114,6 @@ def _as_now(record: dict[str, Any], before: list[Mapping[str, Any]]) -> list[Map
         return [final]
     watched = {name: value for name, value in record.items() if name.startswith("overfit/")}
     return [{**axes, **watched, "eval/loss": train + gap}, final]
-
-
-def _mapping(text: str) -> Mapping[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError:
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def names(runs: Sequence[RunData]) -> list[str]:

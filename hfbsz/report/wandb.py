@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hfbsz.errors import UserError
-from hfbsz.folder import write_text
+from hfbsz.files import read_object, write_text
 from hfbsz.record import CLOCK
+from hfbsz.shown import command, one_line
 
 if TYPE_CHECKING:
     import wandb
@@ -26,7 +27,7 @@ Mode = Literal["auto", "online", "offline", "off"]
 Row = Mapping[str, float | str]
 Work = Callable[["wandb.Run"], None]
 AXIS = "train/num_input_tokens_seen"  # curves of different batch sizes compare only over tokens
-NOT_DRAWN = (*CLOCK, "event", "time")
+NOT_DRAWN = (*CLOCK, "event", "time", "record")
 INIT_SECONDS = 10.0  # for the server to take a new run
 FINISH_SECONDS = 10.0  # to upload what is left when a run ends
 SLACK_SECONDS = 10.0  # beyond its own limits, before W&B counts as hung
@@ -67,9 +68,12 @@ def as_launched(identity: Identity) -> Identity:
 def read_identity(folder: Path) -> Identity:
     """Raises UserError where the run has none, or none that can be read."""
     try:
-        return Identity(**_read(folder, "wandb.json"))
+        identity = Identity(**_read(folder, "wandb.json"))
     except TypeError:
         raise UserError(f"{folder}: wandb.json cannot be read: of another version of hfbsz") from None
+    if not all(isinstance(value, str | None) for value in asdict(identity).values()):
+        raise UserError(f"{folder}: wandb.json cannot be read: its values are no texts")
+    return identity
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -79,11 +83,10 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / name).read_text()))
-    except (OSError, ValueError, TypeError) as problem:
-        reason = getattr(problem, "strerror", None) or "not a JSON object"
-        raise UserError(f"{folder}: {name} cannot be read: {reason}") from None
+    if (found := read_object(folder / name)) is None:
+        reason = "not a JSON object" if (folder / name).is_file() else "no such file"
+        raise UserError(f"{folder}: {name} cannot be read: {reason}")
+    return found
 
 
 class WandbReporter:
@@ -106,7 +109,7 @@ class WandbReporter:
         sent: Collection[tuple[str, int]] = (),
         remedy: str | None = None,
     ) -> None:
-        self._warn, self._sent, self._remedy = warn, frozenset(sent), remedy or REMEDY.format(folder)
+        self._warn, self._sent, self._remedy = warn, frozenset(sent), remedy or REMEDY.format(command(folder))
         self._faults: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._waiting: queue.SimpleQueue[Row | Work | int] = queue.SimpleQueue()  # an exit code ends it
         self._opened = threading.Event()
@@ -295,4 +298,4 @@ def tear_down() -> None:
 
 
 def in_a_line(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {fault}".splitlines()[0].removesuffix(": ")[:200]
+    return one_line(f"{type(fault).__name__}: {fault}".splitlines()[0].removesuffix(": "))[:200]

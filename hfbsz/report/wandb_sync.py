@@ -85,13 +85,7 @@ def _read(folder: Path, held: ExitStack) -> Unsent:
     if not run.records:
         raise UserError(f"{folder}: records.jsonl holds nothing yet")
     code = 0 if run.status.get("state") == "finished" else 1
-    records = [{name: value for name, value in record.items() if _was_written(value)} for record in run.records]
-    return Unsent(folder, read_identity(folder), config_of(folder), records, code)
-
-
-def _was_written(value: object) -> bool:
-    """Whether a value came from the file: a loss that was not finite was left out of it, as it is of W&B."""
-    return not isinstance(value, float) or math.isfinite(value)
+    return Unsent(folder, read_identity(folder), config_of(folder), run.records, code)
 
 
 def _refuse_at_work(folder: Path) -> None:
@@ -211,6 +205,7 @@ def _summary(records: Sequence[Row]) -> dict[str, Any]:
     for record in records:
         summary |= record
     for name in filter(has_lowest, list(summary)):
-        lowest = min(record[name] for record in records if name in record)
+        known = [float(record[name]) for record in records if name in record]
+        lowest = min((value for value in known if math.isfinite(value)), default=math.nan)
         summary[name] = {"min": lowest, "last": summary[name]}
     return summary

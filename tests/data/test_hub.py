@@ -1,5 +1,8 @@
 """Hub data sets as local folders: in the Hub's form and of `save_to_disk`, whole and streamed."""
 
+import json
+import shutil
+
 import datasets
 import pytest
 from corpora import ROWS, TEXTS, documents, hub_folder, kept_entries, made, tokens
@@ -264,3 +267,59 @@ def test_a_link_that_leads_back_ends(tmp_path):
     folder = hub_folder(tmp_path / "corpus")
     (folder / "data" / "up").symlink_to("..")
     assert len(read(hub=str(folder))[0]) == 60
+
+
+def leading_out(tmp_path, form):
+    """A folder in the form of a data set, that leads to a file beside it."""
+    (tmp_path / "victim.txt").write_text("SECRET\n" * 20)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "x.txt").write_text("decoy\n" * 20)
+    path = {"absolute": str(tmp_path / "victim.txt"), "above": "../victim.txt", "deeper": "../corpus/../victim.*"}
+    readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: '{}'\n{}---\n"
+    if form in path:
+        (folder / "README.md").write_text(readme.format(path[form], ""))
+    elif form == "data_dir":
+        (folder / "README.md").write_text(readme.format("*.txt", "  data_dir: ..\n"))
+    elif form == "link":
+        (folder / "y.txt").symlink_to(tmp_path / "victim.txt")
+    else:
+        shutil.rmtree(folder)
+        saved(tmp_path / "other", False)
+        saved(folder, False)
+        state = json.loads((folder / "state.json").read_text())
+        state["_data_files"][0]["filename"] = f"../other/{state['_data_files'][0]['filename']}"
+        (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("form", ["absolute", "above", "deeper", "data_dir", "link", "saved"])
+def test_case_s13_a_folder_is_read_inside_itself(tmp_path, form, stream):
+    folder = leading_out(tmp_path, form)
+    with pytest.raises(UserError, match=r"leads out of itself, to '.*': it is read inside itself alone") as told:
+        list(Hub(str(folder), None, "train", None, stream).records(Columns({"data.text": "text"}), Tally()))
+    assert len(told.value.lines) == 1 and "SECRET" not in str(told.value)
+
+
+def test_case_s13_links_inside_a_folder_and_those_of_the_hubs_cache_are_followed(tmp_path):
+    blob = tmp_path / "datasets--a--b" / "blobs" / "0a"
+    snapshot = tmp_path / "datasets--a--b" / "snapshots" / "1f"
+    for folder in (blob.parent, snapshot):
+        folder.mkdir(parents=True)
+    blob.write_text("a row\n")
+    (snapshot / "x.txt").symlink_to("../../blobs/0a")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "kept").write_text("a row\n")
+    (tmp_path / "plain" / "x.txt").symlink_to("kept")
+    for folder in (snapshot, tmp_path / "plain"):
+        records = Hub(str(folder), None, "train", None, False).records(Columns({"data.text": "text"}), Tally())
+        assert [record.columns["text"] for record in records] == ["a row"]
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 10**5, '{"_data_files": 3}', '{"_data_files": [3]}', "{}"])
+def test_a_saved_folder_of_other_types_is_one_line(tmp_path, text):
+    folder = saved(tmp_path / "corpus", False)
+    (folder / "state.json").write_text(text)
+    with pytest.raises(UserError, match=r"^data\.hub: .* cannot be read: "):
+        list(Hub(str(folder), None, "train", None, False).records(Columns({"data.text": "text"}), Tally()))

@@ -41,7 +41,7 @@ def test_the_order_of_labels():
 
 
 def test_values_that_are_no_classes_are_refused_by_name():
-    with pytest.raises(UserError, match=r"skip\.y=-1 leaves them out, data\.labels=\[-1,0,1\]"):
+    with pytest.raises(UserError, match=r"skip\.y=-1 leaves them out, 'data\.labels=\[-1,0,1\]'"):
         check_classes(Counter({"-1": 3, "0": 5, "1": 5}), None, "y")
     check_classes(Counter({"-1": 3, "0": 5, "1": 5}), ["-1", "0", "1"], "y")
     check_classes(Counter({"-1": 3, "1": 5}), None, "y")

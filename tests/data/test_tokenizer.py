@@ -6,8 +6,10 @@ import shutil
 import pytest
 from corpora import TEXTS, json_lines, kept_entries, made
 
-from hfbsz.data.tokenizer import load_tokenizer, tokenizer_files, train_tokenizer
+from hfbsz.data.rows import prepare
+from hfbsz.data.tokenizer import ends_of, load_tokenizer, save_tokenizer, tokenizer_files, train_tokenizer
 from hfbsz.errors import UserError
+from hfbsz.recipe import Data
 
 
 @pytest.fixture
@@ -102,3 +104,56 @@ def test_another_chat_template_is_another_tokenizer(folder, tmp_path):
     folder[1].chat_template = "{{ messages }}"
     folder[1].save_pretrained(tmp_path / "whole")
     assert "chat_template.jinja" in {path.name for path in tokenizer_files(str(tmp_path / "whole"))}
+
+
+def split_by(regex):
+    """What a tokenizer.json holds whose pre-tokenizer splits by a regular expression."""
+    written = json.loads(train_tokenizer(TEXTS, 300).backend_tokenizer.to_str())
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    written["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, written["pre_tokenizer"]]}
+    return json.dumps(written)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer.json", split_by("(((("), "unmatched parenthesis"),
+        ("tokenizer.json", "[" * 200_000, "tokenizer.json is cut or damaged (maximum recursion depth"),
+        ("tokenizer.json", '{"a":' * 200_000, "tokenizer.json is cut or damaged (maximum recursion depth"),
+        ("tokenizer.json", "[]", "cannot be loaded"),
+        ("tokenizer.json", "3", "cannot be loaded"),
+        ("tokenizer_config.json", "[" * 200_000, "tokenizer_config.json is cut or damaged"),
+        ("tokenizer_config.json", "[]", "cannot be loaded"),
+        ("tokenizer_config.json", '{"eos_token": 5}', "cannot be loaded"),
+        ("config.json", "[]", "cannot be loaded"),
+        ("config.json", "{" * 10**5, "config.json is cut or damaged"),
+    ],
+)
+def test_case_s09_a_tokenizer_that_cannot_be_used_is_one_line(tmp_path, name, text, said):
+    save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as told:
+        load_tokenizer(tmp_path)
+    (line,) = told.value.lines
+    assert said in line and line.startswith("data.tokenizer: ")
+
+
+def test_case_s09_a_pattern_that_fails_on_a_text_names_its_row(tmp_path, monkeypatch):
+    monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path / "cache"))
+    save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(split_by("(a+)+$"))
+    rows = [{"text": f"some words {number}", "label": "xy"[number % 2]} for number in range(40)]
+    rows[23]["text"] = "a" * 40 + "b "
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"files": str(tmp_path / "x.jsonl"), "tokenizer": str(tmp_path / "tokenizer")}
+    for task, more in (("language_modeling", {}), ("classification", {"label": "label", "pack": False})):
+        with pytest.raises(UserError) as told:
+            prepare(Data(**fields, **more), {}, lambda *told: None, task=task)
+        (line,) = told.value.lines
+        assert "x.jsonl:24: data.tokenizer: it cannot tokenise this text: " in line and "retry-limit-in-match" in line
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "[]", '{"eos_token_id": "x"}', '{"eos_token_id": [1, null, "x"]}'])
+def test_a_generation_config_of_other_types_names_no_end(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    assert ends_of(str(tmp_path)) <= {1}

@@ -91,10 +91,10 @@ def test_an_arm_that_fails_is_said_and_the_rest_is_shown(start, ragged, tmp_path
     process, said = start("w", *words)
     assert process.wait(120) == 1
     text = said.read_text()
-    (failed,) = (line for line in text.splitlines() if line.startswith("failed: "))
+    (failed,) = (line for line in text.splitlines() if line.startswith("diverged: "))
     assert "not finite" in failed
     table = json.loads((tmp_path / "w" / "table.json").read_text())
-    assert [row["runs"] for row in table] == [1, 0] and table[1]["failed"] == 1 and table[0]["loss"] > 0
+    assert [row["runs"] for row in table] == [1, 1] and table[1]["diverged"] == 1 and table[0]["loss"] > 0
     (shown,) = (tmp_path / "w" / "comparisons").glob("*/report.html")
     html = shown.read_text()
     assert "not finite" in html and f"{table[0]['loss']:.4f}" in html and 'http-equiv="refresh"' not in html

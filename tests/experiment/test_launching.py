@@ -11,8 +11,8 @@ from filelock import FileLock
 
 from hfbsz.experiment.jobs import Job, product
 from hfbsz.experiment.launching import Launcher
-from hfbsz.folder import write_text
-from hfbsz.loading import write_yaml
+from hfbsz.files import write_text
+from hfbsz.yaml_files import write_yaml
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def launcher_of(code: str, tmp_path, told: list) -> Launcher:
     return Launcher(tmp_path, [sys.executable], 1, lambda job, ended: told.append(ended), keeps_checkpoints=False)
 
 
-def finish(job: Job, duration: str | None = None) -> None:
+def finish(job: Job, duration: str | None = None, state: str = "finished") -> None:
     recipe = job.loaded.recipe.to_dict() | ({"duration": duration} if duration else {})
     write_yaml(recipe, job.folder / "recipe.yaml")
-    write_text(job.folder / "status.json", json.dumps({"state": "finished"}))
+    write_text(job.folder / "status.json", json.dumps({"state": state}))
 
 
 def test_an_orphan_is_waited_for_and_keeps_its_checkpoints_where_the_wait_is_ended(job, tmp_path):
@@ -72,3 +72,11 @@ def test_a_finished_run_is_not_started_and_its_checkpoints_stay(job, tmp_path):
     finish(job)
     launcher_of("raise SystemExit(3)", tmp_path, told).run([job])
     assert told == ["finished earlier"] and (job.folder / "checkpoint-4").is_dir()
+
+
+def test_a_run_that_diverged_is_told_of_and_not_run_again(job, tmp_path):
+    told = []
+    launcher = launcher_of("raise SystemExit(3)", tmp_path, told)
+    finish(job, state="diverged")
+    launcher.run([job])
+    assert told == [f"diverged earlier: to run it again, delete {job.folder}"] and not launcher.failures

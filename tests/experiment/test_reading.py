@@ -8,6 +8,7 @@ import pytest
 
 from hfbsz.experiment.reading import gather, outcome_of, target_of, trial_of
 from hfbsz.experiment.results import ArmResult, Experiment, Tried, rows
+from hfbsz.experiment.summary import lines_of
 from hfbsz.loading import load
 from hfbsz.measure.evidence import Verdict
 from hfbsz.plan import Facts
@@ -51,6 +52,23 @@ EMPTY = Experiment("a name", "compare.py …", "language_modeling", Path("compar
 @pytest.fixture(autouse=True)
 def in_the_project(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
+
+
+def test_case_d03_a_run_that_diverged_has_no_loss_of_an_earlier_moment(tmp_path):
+    lost = write(tmp_path / "lost", state="diverged", why="weights are not finite")
+    (result,) = gather(EMPTY, [(one(lost), (), False)]).arms
+    (outcome,), (trial,) = result.outcomes, result.trials
+    assert outcome.state == "diverged" and math.isnan(outcome.loss) and math.isnan(trial.final_loss)
+    assert outcome.why == "weights are not finite" and result.diverged == (outcome,) and not result.failed
+    (row,) = rows(gather(EMPTY, [(one(lost), (), False)]))
+    assert row["loss"] is None and row["bits_per_byte"] is None and row["diverged"] == 1
+    shown = "\n".join(lines_of(gather(EMPTY, [(one(lost), (), False)])))
+    assert "diverged" in shown.splitlines()[2] and f"diverged: {lost}: weights are not finite" in shown
+
+
+def test_a_failure_of_an_earlier_version_for_numbers_that_were_not_finite_is_a_divergence(tmp_path):
+    earlier = write(tmp_path / "run", state="failed", why="5 steps in a row had gradients that are not finite")
+    assert outcome_of(earlier, 0).state == "diverged"
 
 
 def test_a_run_counts_by_the_model_it_keeps(tmp_path):

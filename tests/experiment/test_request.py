@@ -1,11 +1,16 @@
 """What is asked of a comparison: words, files, options, and the product of lists."""
 
+import json
+import shlex
+from pathlib import Path
+
 import pytest
 from conftest import ROOT
 
 from hfbsz.errors import UserError
 from hfbsz.experiment.jobs import by_arm, in_folders_of_their_own, product, seeds_first, split_values
 from hfbsz.experiment.request import Tune, parse
+from hfbsz.report.picture import draw
 
 TINY = ("recipe=tests/tiny.yaml", "data.files=x")
 
@@ -114,3 +119,48 @@ def test_case_20_words_that_are_no_pairs_are_answered_with_what_to_type(words, l
 
 def test_a_file_is_found_wherever_its_name_stands():
     assert parse(["jobs=2", "compare_finetune"]).name == "compare_finetune"
+
+
+@pytest.mark.parametrize("name", ["../x", "/abs/x", "a/b", "..", ".", "a\nb", "a\x1bb", "\u202ex", "x" * 101, "a\\b"])
+def test_case_s06_a_name_is_one_folder_in_comparisons(name):
+    with pytest.raises(UserError, match=r"^name=.*: it names a folder in comparisons/") as told:
+        parse(["recipe=small_batch", "seed=0,1", f"name={name}"])
+    assert len(told.value.lines) == 1 and "\n" not in told.value.lines[0]
+
+
+def test_case_s06_a_files_own_name_stays_in_comparisons_too(tmp_path):
+    for stem in ("..", "a\nb"):
+        path = tmp_path / f"{stem}.yaml"
+        path.write_text("recipe: small_batch\nseed: [0, 1]\n")
+        if stem == "..":
+            with pytest.raises(UserError, match=r"^name=\.\.: it names a folder"):
+                parse([str(path)])
+        else:
+            assert parse([str(path)]).folder == Path("comparisons/a-b")
+
+
+@pytest.mark.parametrize("option", ["out", "picture"])
+def test_case_s06_a_file_that_is_no_earlier_table_or_picture_stays(tmp_path, option):
+    path = tmp_path / ("x.png" if option == "picture" else "x.json")
+    words = ["recipe=small_batch", "seed=0,1", f"{option}={path}"]
+    assert getattr(parse(words), option) == path
+    row = {"choices": "seed=0", "runs": 1, "losses": [3.0], "loss": 3.0, "steps": 4}
+    path.write_text(json.dumps([row], indent=1))
+    if option == "picture":
+        draw([row], path)
+    earlier = path.read_bytes()
+    assert getattr(parse(words), option) == path
+    for content in (b"precious", b"[1, 2]", b"\x89PNG\r\n\x1a\n another's"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"^{option}=.*: another file is there, and would be lost"):
+            parse(words)
+    assert path.read_bytes() == content != earlier
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="a folder: name a file"):
+        parse(words)
+
+
+def test_a_command_is_shown_as_it_is_typed():
+    words = ["recipe=small_batch", "seed=0,1", "data.files=my texts/*.txt", "log.group=a;b$(c)"]
+    assert shlex.split(parse(words).command) == ["python", "scripts/compare.py", *words]

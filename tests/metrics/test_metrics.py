@@ -115,6 +115,28 @@ class TestLoad:
         assert said in str(problem.value) and "\n" not in str(problem.value)
         assert before == evaluate.config.HF_EVALUATE_OFFLINE
 
+    def test_case_s08_a_bare_name_runs_nothing_of_the_working_folder(self, tmp_path, monkeypatch):
+        import huggingface_hub
+
+        monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+        monkeypatch.chdir(tmp_path)
+        for name in ("rouge", "rouge.py", "f1"):
+            script = tmp_path / name if name.endswith(".py") else tmp_path / name / f"{name}.py"
+            script.parent.mkdir(exist_ok=True)
+            script.write_text(f"open('RAN', 'a').write({name!r})\n")
+        for name in ("rouge", "f1", ".", ".."):
+            with pytest.raises(UserError, match="not in the cache, and HF_HUB_OFFLINE is set"):
+                metrics.load(name)
+        (tmp_path / "evaluate-metric" / "f1").mkdir(parents=True)
+        (tmp_path / "evaluate-metric" / "f1" / "f1.py").write_text("open('RAN', 'w').write('x')\n")
+        with pytest.raises(UserError, match="the folder evaluate-metric/f1 would be run in place of the Hub's"):
+            metrics.load("f1")
+        assert not (tmp_path / "RAN").exists()
+        for name, ran in (("./rouge", "rouge"), ("rouge.py", "rougerouge.py")):
+            with pytest.raises(UserError, match="its script does not load"):
+                metrics.load(name)
+            assert (tmp_path / "RAN").read_text() == ran
+
     def test_a_script_that_needs_a_package_names_it(self, tmp_path):
         (tmp_path / "needy.py").write_text("import evaluate\nimport no_such_package\n")
         with pytest.raises(UserError, match=r"pip install no_such_package"):

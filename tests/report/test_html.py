@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from hfbsz.errors import UserError
-from hfbsz.loading import load, write_yaml
+from hfbsz.loading import load
 from hfbsz.plan import Facts, Plan
 from hfbsz.report import figures, html, runs
 from hfbsz.resolve import resolve
+from hfbsz.yaml_files import write_yaml
 
 WORDS = [
     "batch.size=64seq",
@@ -292,7 +293,7 @@ def test_write_says_where(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert html.write([run, run], None) == run / "report.html"
     assert html.write([run, other], None).resolve() == tmp_path / "report.html"
     assert html.write([run, other], tmp_path / "new" / "page.html").read_text().startswith("<!doctype html>")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="a folder: name a file"):
         html.write([run], tmp_path)
 
 

@@ -55,7 +55,7 @@ def sync(hfbsz, tmp_path):
     nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_ERROR_REPORTING": "false"}
 
     def run(*folders, env=None):
-        return hfbsz("sync.py", *folders, plain=True, env=nobody | (env or {}))
+        return hfbsz("sync.py", *folders, env=nobody | (env or {}))
 
     return run
 
