@@ -20,7 +20,8 @@ from hfbsz.yaml_files import read_yaml, write_yaml
 
 STATES = ("running", "finished", "preempted", "failed", "diverged")
 _TYPES: dict[str, type[Any] | UnionType] = {
-    **dict.fromkeys(("state", "why", "host"), str),
+    **dict.fromkeys(("state", "host"), str),
+    "why": str | None,
     **dict.fromkeys(("step", "clock", "of", "pid"), int),
     **dict.fromkeys(("started", "updated"), int | float),
     **dict.fromkeys(("reached", "saved"), dict),

@@ -17,6 +17,7 @@ from hfbsz.loop import Progress
 from hfbsz.optimizers import Optimizers
 from hfbsz.plan import Plan
 from hfbsz.ranks import gathered, on_main, shared
+from hfbsz.recipe import differences
 from hfbsz.record import Reading, Step
 from hfbsz.report.console import Console
 from hfbsz.resolve import from_dict
@@ -54,7 +55,11 @@ class Keeping:
         if found is not None:
             check_whole(found.state, found.path)
         if found is not None and found.state["digest"] != self.recipe.digest():
-            raise UserError(f"resume: {found.path} is a checkpoint of another recipe: resume=never starts over")
+            before = from_dict(found.state["plan"]).recipe
+            changed = "; ".join(differences(before, self.recipe)[:4])
+            raise UserError(
+                f"resume: {found.path} is a checkpoint of another recipe ({changed}): resume=never starts over"
+            )
         self.folder.begin(self.loaded, anew=found is None or not self._lies_here(found))
         return found
 
@@ -88,6 +93,19 @@ class Keeping:
         self.own = shared(self.accelerator, self.found is not None and self._lies_here(self.found))
         if self.saved is not None and self.own:
             self.kept = dict(self.saved["kept"])
+
+    def evaluates_alike(self) -> bool:
+        """Whether the run goes on where it was, and evaluates the rows that it evaluated before: else no evaluation is
+        the best so far."""
+        if self.saved is None or not self.own:
+            return False
+        before = self.saved["plan"]["recipe"]["eval"]
+        if before.get("rows") == self.recipe.eval.rows:
+            return True
+        if self.console is not None:
+            told = f"eval.rows: {before.get('rows')} before, {self.recipe.eval.rows} now"
+            self.console.warn(f"{told}: losses are of other rows, and the best so far is forgotten")
+        return False
 
     def _fitting(self, plan: Plan, data_hash: str | None) -> Checkpoint | None:
         found = self.found

@@ -211,7 +211,7 @@ class _Run:
         at = self.progress
         self.last = Step(at.step, at.clock, at.tokens, at.seconds, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
         self.skipped = int(at.skipped)
-        seen = saved["watch"] if saved is not None and self.keeping.own else None
+        seen = saved["watch"] if saved is not None and self.keeping.evaluates_alike() else None
         self.watch = Watch(self.recipe.eval.patience, seen)
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
         parts = (self.plan, self.data, self.model, self.optimizer, self.task, accelerator)

@@ -4,7 +4,9 @@ A fork has arguments, environment, working directory and output files of its own
 imports read from the environment is that of the server.
 """
 
+import atexit
 import contextlib
+import importlib
 import json
 import os
 import runpy
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+NEVER = ("wandb", "__m")  # W&B reads the environment when it is imported
 IMPORTS = ("hfbsz.cli", "hfbsz.run", "hfbsz.report.html", "hfbsz.experiment.conduct", "datasets", "peft")
 
 
@@ -31,7 +34,8 @@ class ForkServer:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self._process = subprocess.Popen(command, env=self._environment, cwd=self._cwd, text=True, **pipes)
         out, err = self._folder / "out", self._folder / "err"
-        job = {"words": list(words), "env": dict(env), "out": str(out), "err": str(err), "timeout": int(timeout)}
+        job = {"words": list(words), "env": dict(env), "timeout": int(timeout)}
+        job |= {name: str(self._folder / name) for name in ("out", "err", "modules")}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         code = json.loads(self._process.stdout.readline())
@@ -46,14 +50,22 @@ class ForkServer:
 
 
 def serve() -> None:
-    for name in IMPORTS:
-        __import__(name)
+    load(IMPORTS)
     for line in sys.stdin:
         job = json.loads(line)
         if (child := os.fork()) == 0:
             become(job)
         _, status = os.waitpid(child, 0)
+        with contextlib.suppress(OSError, ValueError):
+            load(json.loads(Path(job["modules"]).read_text()))  # so that the next fork need not
         print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def load(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in sys.modules and not name.startswith(NEVER):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
 
 def become(job: Mapping[str, object]) -> None:
@@ -69,6 +81,7 @@ def become(job: Mapping[str, object]) -> None:
     os.environ.update(job["env"])
     sys.argv = job["words"]
     sys.path[0] = str(Path(job["words"][0]).parent)
+    atexit.register(lambda: Path(job["modules"]).write_text(json.dumps(list(sys.modules))))
     runpy.run_path(job["words"][0], run_name="__main__")
     sys.exit(0)
 

@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_the_one_before(saved, ragged, monkeypatch):
     import hfbsz.checkpoint
 
     bench = Bench(ragged)
-    monkeypatch.setattr(hfbsz.checkpoint, "sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(hfbsz.checkpoint, "settle", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space left"):
         save(saved, 8, collect(bench.model, bench.optimizer), {})
     assert steps(saved) == [6, 4, 2] and not list(saved.glob(".*.tmp"))

@@ -134,7 +134,7 @@ def test_sigint_ends_at_the_next_step_with_a_saved_model(words, tmp_path, enviro
 
 def test_a_start_that_failed_leaves_room_for_the_corrected_one(hfbsz, words, tmp_path):
     assert hfbsz("pretrain.py", *words, "batch.size=4096seq").code == 2
-    assert read_status(tmp_path / "run")["state"] == "diverged"
+    assert read_status(tmp_path / "run")["state"] == "failed"
     assert hfbsz("pretrain.py", *words, "duration=8seq").code == 0
     assert not list((tmp_path / "run").glob("attempt-*"))  # it held nothing to keep
 
@@ -176,7 +176,7 @@ def test_sigint_to_rank_0_alone_stops_both_ranks_and_saves(words, tmp_path, envi
 def test_a_diverging_run_fails_and_says_what_to_do(hfbsz, words, tmp_path):
     ended = hfbsz("pretrain.py", *words, "optim.lr=1e30", "optim.clip=null", "schedule.warmup=0seq")
     assert ended.code == 1 and "lower optim.lr" in lines_of(ended)[0] and "training rows" in lines_of(ended)[0]
-    assert read_status(tmp_path / "run")["state"] == "failed"
+    assert read_status(tmp_path / "run")["state"] == "diverged"
     assert records(tmp_path / "run", "lifecycle")[-1]["state"] == "failed"  # and the page shows what happened
     assert "failed" in (tmp_path / "run" / "report.html").read_text()
 

@@ -27,7 +27,7 @@ from hfbsz.plan import Facts
 from hfbsz.recipe import Data, EvalSet
 
 _VERSION = 6  # of the cache's form
-_AT_ONCE = 2**30  # bytes of an Arrow file that is verified when it is opened: 0.2 s
+_AT_ONCE = 2**30  # bytes of an Arrow file that is verified when it is opened: 0.3 s
 
 
 class Rows:

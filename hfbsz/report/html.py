@@ -126,6 +126,7 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
         "kept": kept,
         "fixed_part": _fixed_part(kept, best_evaluation(run)) if kept else "",
         "not_better": not_better(run),
+        "notes": run.notes,
         "of_best": held_weights(run) == "best",
         "last_evaluation": last,
         "overfitting": overfitting_of(run),

@@ -81,8 +81,8 @@ def gaps(records: Sequence[Mapping[str, Any]]) -> str | None:
     numbers = [number for record in records if isinstance(number := record.get(NUMBER), int)]
     missing = sorted({*range(max(numbers, default=-1) + 1)} - {*numbers})
     doubles = sorted({number for number, count in Counter(numbers).items() if count > 1})
-    told = [f"{what} {_some(found)}" for what, found in (("without", missing), ("twice", doubles)) if found]
-    return f"records.jsonl has {' and '.join(told)}" if told else None
+    told = [f"{what} {_some(found)}" for what, found in (("lacks", missing), ("holds twice", doubles)) if found]
+    return " and ".join(told) if told else None
 
 
 def _some(numbers: Sequence[int]) -> str:

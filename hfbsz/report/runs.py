@@ -1,7 +1,7 @@
 """What the folder of a run holds, read back: records, plan, status and recipe."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from hfbsz.errors import UserError
 from hfbsz.files import json_object
 from hfbsz.folder import read_status
+from hfbsz.report.jsonl import gaps
 from hfbsz.report.shapes import is_number, machine_in, plan_in, record_in
 
 TOKENS, STEPS, SECONDS = "train/num_input_tokens_seen", "train/global_step", "train/seconds"
@@ -66,16 +67,19 @@ def read_run(folder: Path) -> RunData:
         for path in (folder / name for name in _FILES)
     )
     known = plan_in(plan)
-    notes = () if known is not None or not plan else (f"{folder / 'plan.json'}: not a run's plan: read without it",)
-    told = _records(records), known or {}, read_status(folder)
-    return RunData(folder.resolve(), *told, recipe, machine_in(machine), json_object(rows) or {}, notes)
+    notes = [] if known is not None or not plan else [f"{folder / 'plan.json'}: not a run's plan: read without it"]
+    lines = [record for record in map(record_in, records.splitlines()) if record]
+    if (missing := gaps(lines)) is not None:
+        notes.append(f"{folder / 'records.jsonl'}: {missing}")
+    told = _records(lines), known or {}, read_status(folder)
+    return RunData(folder.resolve(), *told, recipe, machine_in(machine), json_object(rows) or {}, tuple(notes))
 
 
-def _records(text: str) -> tuple[Mapping[str, Any], ...]:
+def _records(lines: Iterable[dict[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """The lines that can be read: a crash cuts one, and what a resumed run did again replaces what it did before."""
     records: list[Mapping[str, Any]] = []
     last = -math.inf
-    for record in filter(None, map(record_in, text.splitlines())):
+    for record in lines:
         step = record.get(STEPS)
         if record.get("event") == "step" and is_number(step):
             if step <= last:
