@@ -65,7 +65,7 @@ def hfbsz(environment, fork_server):
 
     def run(script, *words, processes=1, config=None, process=False, env=None, timeout=300) -> Ended:
         path = script if Path(script).is_absolute() else str(ROOT / "scripts" / script)
-        words, env = [path, *map(str, words)], {**environment, **(env or {})}
+        words, env = [path, *map(str, words)], environment | {name: str(value) for name, value in (env or {}).items()}
         if processes == 1 and config is None and not process:
             return Ended(*fork_server.run(words, env, timeout))
         name = config or ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")

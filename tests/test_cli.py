@@ -177,7 +177,7 @@ def test_a_diverging_run_fails_and_says_what_to_do(hfbsz, words, tmp_path):
     ended = hfbsz("pretrain.py", *words, "optim.lr=1e30", "optim.clip=null", "schedule.warmup=0seq")
     assert ended.code == 1 and "lower optim.lr" in lines_of(ended)[0] and "training rows" in lines_of(ended)[0]
     assert read_status(tmp_path / "run")["state"] == "diverged"
-    assert records(tmp_path / "run", "lifecycle")[-1]["state"] == "failed"  # and the page shows what happened
+    assert records(tmp_path / "run", "lifecycle")[-1]["state"] == "diverged"  # and the page shows what happened
     assert "failed" in (tmp_path / "run" / "report.html").read_text()
 
 

@@ -54,7 +54,7 @@ class Started:
 
 def told(folder):
     """All that the records say of training and evaluation, but for times."""
-    timed = {"time", "train/seconds", "perf/tokens_per_second", "perf/step_seconds", "perf/peak_memory_bytes"}
+    timed = {"record", "time", "train/seconds", "perf/tokens_per_second", "perf/step_seconds", "perf/peak_memory_bytes"}
     return [
         {key: value for key, value in record.items() if key not in timed and not key.endswith("/seconds")}
         for event in ("step", "eval", "final")

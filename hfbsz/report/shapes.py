@@ -71,8 +71,8 @@ class _Recipe(_Part):
 
 
 class _Rates(_Part):
-    first_batch: Number = 0
-    largest_batch: Number = 0
+    first_batch: int | float = 0  # of any size: a run at 1e30 has diverged, and is shown
+    largest_batch: int | float = 0
 
 
 class _Plan(_Part):

@@ -109,7 +109,7 @@ def test_a_class_of_its_own_in_other_rows_is_refused_with_words_that_work(tmp_pa
     rows = [{"text": f"{WORDS[i % 10]} {i}", "label": ["a", "b"][i % 2]} for i in range(150)]
     other = tmp_path / "held.jsonl"
     other.write_text("\n".join(json.dumps({"text": f"plot {i}", "label": ["a", "not sure"][i % 2]}) for i in range(40)))
-    with pytest.raises(UserError, match=r"data\.skip\.label='not sure'"):
+    with pytest.raises(UserError, match=r"'data\.skip\.label=not sure'"):
         classified(tmp_path, words, rows, validation_files=str(other))
     data = classified(tmp_path, words, rows, validation_files=str(other), skip={"label": "not sure"})
     assert len(data.sets[""]) == 20

@@ -187,4 +187,5 @@ def test_the_summary_counts_every_run_once_and_passes_over_an_arm_that_diverged(
         "comparison/runs": 8,
         "comparison/finished": 6,
         "comparison/failed": 1,
+        "comparison/diverged": 0,
     }
