@@ -64,7 +64,7 @@ def hfbsz(environment, fork_server):
     with its imports done, or, with `process`, started by a command of its own."""
 
     def run(script, *words, processes=1, config=None, process=False, env=None, timeout=300) -> Ended:
-        path = script if Path(script).is_absolute() else str(ROOT / "scripts" / script)
+        path = str(script) if Path(script).is_absolute() else str(ROOT / "scripts" / script)
         words, env = [path, *map(str, words)], environment | {name: str(value) for name, value in (env or {}).items()}
         if processes == 1 and config is None and not process:
             return Ended(*fork_server.run(words, env, timeout))
