@@ -114,13 +114,22 @@ def test_a_finished_run_without_model_and_checkpoints_is_told_of(hfbsz, words, w
     )
 
 
+@pytest.fixture(scope="module")
+def best_before_the_end(hfbsz, words, tmp_path_factory):
+    """Words of a run, at a rate so high that its last evaluation is not the best, and its folder."""
+    for rate in (0.2, 0.05, 0.3, 0.4, 0.5):
+        folder = tmp_path_factory.mktemp("best") / "run"
+        rest = ["checkpoint.save=best", "checkpoint.keep=4", f"optim.lr={rate}", "schedule.shape=constant"]
+        assert hfbsz("pretrain.py", *words, *rest, f"output_dir={folder}").code == 0
+        if 5 < records(folder, "final")[0]["model/step"] < 20:
+            return [*words, *rest], folder
+    raise AssertionError("the last evaluation, or the first, is the best at every rate")
+
+
 @pytest.mark.parametrize("damage", ["damaged", "gone", "at the end"])
-def test_case_d04_the_best_checkpoint_is_damaged(hfbsz, words, tmp_path, damage):
-    best_words = [*words, "checkpoint.save=best", "checkpoint.keep=4", "optim.lr=0.05", "schedule.shape=constant"]
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    assert hfbsz("pretrain.py", *best_words, f"output_dir={whole}").code == 0
-    best = records(whole, "final")[0]["model/step"]
-    assert 0 < best < 20, "the last step must not be the best one"
+def test_case_d04_the_best_checkpoint_is_damaged(hfbsz, best_before_the_end, tmp_path, damage):
+    best_words, whole = best_before_the_end
+    folder, best = tmp_path / "run", records(whole, "final")[0]["model/step"]
     shutil.copytree(whole, folder)
     write_text(folder / "status.json", json.dumps({"state": "running"}))
     if damage == "gone":
@@ -134,7 +143,7 @@ def test_case_d04_the_best_checkpoint_is_damaged(hfbsz, words, tmp_path, damage)
     ended = hfbsz("pretrain.py", *best_words, f"output_dir={folder}")
     assert ended.code == 0 and "it was the best" in ended.out, ended.err
     model, last = load_file(folder / "model.safetensors"), load_file(whole / "checkpoint-20" / "model.safetensors")
-    if damage == "at the end" or best == 5:
+    if damage == "at the end":
         assert "the last weights are saved, not the best ones" in ended.out
         assert all(model[name].equal(last[name]) for name in model)
     else:
