@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fork_server import ForkServer
 
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     # a core for each worker, and so one thread for what it runs: threads that wait for each other's cores take minutes
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
