@@ -65,10 +65,10 @@ def _losses(watch: Watch, last: Step, final: Reading, whole: Mapping[str, float]
     if not whole:
         told = {"loss": f"{fixed:.4f} nats/target ({part} of validation, at step {final.step:,}{chosen})"}
     elif whole["full/rows"] == final.values.get("eval/rows"):
-        told = {"loss": f"{fixed:.4f} nats/target (all {whole['full/rows']:,} rows of validation; {weights}{chosen})"}
+        told = {"loss": f"{fixed:.4f} nats/target ({_of_validation(whole)}; {weights}{chosen})"}
     else:
         told = {
-            "loss": f"{whole['full/loss']:.4f} nats/target (all {whole['full/rows']:,} rows of validation; {weights})",
+            "loss": f"{whole['full/loss']:.4f} nats/target ({_of_validation(whole)}; {weights})",
             "fixed part": f"{fixed:.4f} nats/target ({part} that every evaluation along the run is of{chosen})",
         }
     if "last/loss" in whole:
@@ -76,6 +76,11 @@ def _losses(watch: Watch, last: Step, final: Reading, whole: Mapping[str, float]
         but = f", lower than the saved weights: these were chosen on {part}" if lower else ""
         told["last weights"] = f"{whole['last/loss']:.4f} nats/target (the same rows; step {last.step:,}){but}"
     return told
+
+
+def _of_validation(whole: Mapping[str, float]) -> str:
+    rows, of = int(whole["full/rows"]), int(whole["full/set_rows"])
+    return f"all {of:,} rows of validation" if rows == of else f"{rows:,} of {of:,} rows of validation, evenly spread"
 
 
 def _part(final: Reading) -> str:

@@ -1,12 +1,14 @@
 """The evaluations of one run: fixed parts along the run, training rows beside validation, and whole sets at the end."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
 
+from hfbsz.data.build import Progress
 from hfbsz.data.rows import Prepared, Rows, sample
 from hfbsz.loop import Evaluation, evaluate
 from hfbsz.measure.overfit import Watch
@@ -15,6 +17,10 @@ from hfbsz.plan import Plan
 from hfbsz.record import Reading, Step
 from hfbsz.reports import Reports, extractable
 from hfbsz.tasks import Task
+
+_BYTES_PER_LOGIT = 8  # float32, twice
+_MUCH_MEMORY = 2**30
+_FINAL_SHARE = 0.5  # of the sequences of the run, that the evaluation at its end takes: a sixth of the time of training
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Evaluator:
     accelerator: Accelerator
     watch: Watch
     reports: Reports | None
+    show: Progress = lambda *_: None  # of the evaluation at the end
     newest: dict[str, Evaluation] = field(default_factory=dict)  # by set: of its fixed part, at the newest evaluation
     whole_losses: dict[str, float] = field(default_factory=dict)  # of validation, by part: full, last
 
@@ -56,7 +63,7 @@ class Evaluator:
         return Reading("eval", step.step, step.clock, step.tokens, step.seconds, values)
 
     def whole(self, part: str, names: Iterable[str]) -> dict[str, float]:
-        """Evaluate all rows of the named sets, as `full/…` or `last/…`.
+        """Evaluate all rows of the named sets, or as many as `eval.full` gives, as `full/…` or `last/…`.
 
         The fixed part is not evaluated a second time while the weights are those of the newest evaluation: whoever
         puts others in place clears `newest`.
@@ -66,25 +73,55 @@ class Evaluator:
             rows = self.data.sets[name]
             fixed = self._fixed(rows)
             found = self.newest.get(name) or self._of(rows, fixed)
-            if rest := sorted(set(range(len(rows))) - set(fixed)):
-                found += self._of(rows, rest)
-            values |= self._told(part, name, found)
+            if rest := sorted(set(self._final(rows)) - set(fixed)):
+                found += self._of(rows, rest, partial(self.show, f"evaluating {name or 'validation'}"))
+            values |= self._told(part, name, found) | {f"{_prefix(part, name)}set_rows": len(rows)}
             if not name:
                 self.whole_losses[part] = found.loss
         return values
 
     def _told(self, part: str, name: str, found: Evaluation) -> dict[str, float]:
-        prefix = f"{part}/{name}/" if name else f"{part}/"
-        return self.reports.measures(prefix, found) if self.reports is not None else {}
+        return self.reports.measures(_prefix(part, name), found) if self.reports is not None else {}
 
     def _fixed(self, rows: Rows) -> Sequence[int]:
         return sample(len(rows), self.plan.recipe.eval.rows)
 
-    def _of(self, rows: Rows, numbers: Sequence[int]) -> Evaluation:
-        recipe = self.plan.recipe
+    def _final(self, rows: Rows) -> Sequence[int]:
+        """The rows of the evaluation at the end."""
+        if self.plan.recipe.eval.full:
+            return range(len(rows))
+        most = math.ceil(_FINAL_SHARE * self.plan.total / len(self.data.sets))
+        return sample(len(rows), most)
+
+    def _of(
+        self, rows: Rows, numbers: Sequence[int], show: Callable[[int, int], None] = lambda done, of: None
+    ) -> Evaluation:
         with self.optimizer.averaged():
-            micro = recipe.eval.micro_batch or recipe.batch.micro_max
-            return evaluate(self.model, self.task, rows, numbers, micro, self.accelerator)
+            return evaluate(self.model, self.task, rows, numbers, self._micro(rows), self.accelerator, show)
+
+    def _micro(self, rows: Rows) -> int:
+        """Rows of one pass: as wished, else no more than a micro-batch of training holds of the longest ones."""
+        recipe = self.plan.recipe
+        if recipe.eval.micro_batch is not None:
+            return recipe.eval.micro_batch
+        filled = recipe.batch.micro_tokens or math.inf
+        return int(max(1, min(recipe.batch.micro_max, filled // max(1, int(rows.lengths.max())))))
+
+    def notes(self) -> list[str]:
+        """What is to be known of the memory that evaluations take, before the first one."""
+        if self.plan.recipe.task == "classification":
+            return []
+        entries = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config.vocab_size
+        rows = max(self.data.sets.values(), key=lambda rows: self._micro(rows) * int(rows.lengths.max()))
+        micro, length = self._micro(rows), int(rows.lengths.max())
+        size = micro * length * entries * _BYTES_PER_LOGIT
+        if size < _MUCH_MEMORY:
+            return []
+        smaller = "" if micro == 1 else f"; eval.micro_batch=1: {size / micro / 1e9:.1f} GB"
+        return [
+            f"an evaluation pass takes {size / 1e9:.1f} GB for its logits and their log-softmax ({micro} rows × "
+            f"{length:,} tokens × {entries:,} entries of the vocabulary){smaller}"
+        ]
 
     def _compared(self, step: Step, validation: Evaluation) -> dict[str, float]:
         """Training rows beside validation: what tells of overfitting."""
@@ -97,3 +134,8 @@ class Evaluator:
         self.watch.begin(validation.nll, validation.targets)
         gap = {} if loss is None else {"overfit/train_loss": loss, "overfit/gap": validation.loss - loss}
         return values | gap
+
+
+def _prefix(part: str, name: str) -> str:
+    """Of the metrics of a set; validation has no name."""
+    return f"{part}/{name}/" if name else f"{part}/"

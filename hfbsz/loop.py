@@ -282,10 +282,16 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: Any, task: Task, rows: Rows, numbers: Sequence[int], micro_batch: int, accelerator: Any
+    model: Any,
+    task: Task,
+    rows: Rows,
+    numbers: Sequence[int],
+    micro_batch: int,
+    accelerator: Any,
+    show: Callable[[int, int], None] = lambda done, of: None,
 ) -> Evaluation:
     """The loss of the rows `numbers`, the same for every micro-batch and world size up to rounding. Rows of like length
-    share a pass, so that little of it is padding."""
+    share a pass, so that little of it is padding. `show` is told of rows done, and of how many."""
     started = time.perf_counter()
     model = accelerator.unwrap_model(model, keep_torch_compile=True)
     model.eval()
@@ -296,6 +302,7 @@ def evaluate(
     for batch in evaluation_batches(rows, wanted[order].tolist(), micro_batch, task.collate, rank, world_size):
         nll, targets, outputs = task.judge(model, to_device(batch, accelerator.device))
         parts.append(torch.cat([nll[:, None].double(), targets[:, None].double(), outputs.double()], dim=1))
+        show(min(len(wanted), len(parts) * micro_batch * world_size), len(wanted))
     release(model)
     found = torch.stack(parts)  # [passes, micro-batch, 2 + k]
     if world_size > 1:

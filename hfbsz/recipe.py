@@ -202,10 +202,14 @@ def _default(part: BaseModel, name: str) -> Any:
 
 
 class Data(Origin):
-    OF_HUB = ("stream", "validation_split", "hub_config", "revision")
+    OF_HUB = ("validation_split", "hub_config", "revision")
 
     exclude: list[str] = Field([], description="names of folders that are left out of files")
-    stream: bool = Field(False, description="read the Hub data set only as far as the budget needs")
+    stream: bool | None = Field(
+        None,
+        description="prepare the data only as far as the budget needs, and download no more of a Hub data set; null: "
+        "of files of more than 32 MB that hold 8 times as much (language modeling)",
+    )
     labels: list[str] | None = Field(None, description="the labels, in the order of their numbers; null: as found")
     group: str | None = Field(
         None, description="column whose rows of one value are held out together (fine-tuning tasks)"
@@ -360,8 +364,16 @@ EvalSetField = Annotated[EvalSet, BeforeValidator(_globs, json_schema_input_type
 class Eval(_Part):
     every: AmountField = Field(Amount(10, "%"), description="interval between evaluations on a fixed part")
     rows: int = Field(128, ge=1, description="validation rows of that fixed part")
-    full: bool = Field(True, description="evaluate all rows at the end")
-    micro_batch: int | None = Field(None, ge=1, description="rows of one evaluation pass; null: batch.micro_max")
+    full: bool | None = Field(
+        None,
+        description="evaluate all rows at the end; false: none beyond the fixed part; null: as many, evenly spread, as "
+        "50% of the sequences of the run (a sixth of its time), all where that is more",
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="rows of one evaluation pass; null: batch.micro_max, or as many as batch.micro_tokens holds",
+    )
     watch: bool | None = Field(
         None, description="evaluate a fixed part of the training rows too; null: when they are seen more than once"
     )

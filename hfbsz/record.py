@@ -14,13 +14,14 @@ MEASURES: dict[str, tuple[str, str]] = {
     "calibration_error": ("", "mean distance of confidence and accuracy, over 15 bins of confidence"),
     "extractable": ("", "share of rows whose targets are the likeliest tokens, 16 in a row after the first 16"),
     "rows": ("rows", "rows evaluated"),
+    "set_rows": ("rows", "rows of the set that these are of"),
     "targets": ("targets", "targets counted"),
     "seconds": ("s", "time of the evaluation"),
 }
 # What it is measured on; `<set>/…` behind the prefix: the same of a further evaluation set (`eval/<set>/loss`).
 PARTS: dict[str, str] = {
     "eval": "fixed part of validation (eval.rows), the same rows at every evaluation",
-    "full": "all of validation, once at the end, with the weights that the saved model holds",
+    "full": "validation, or rows spread over it (eval.full), once, with the weights that the saved model holds",
     "last": "all of validation, with the last weights, where the saved model holds those of the best evaluation",
 }
 # name: (unit, what it is). Names follow transformers' Trainer where it has one.

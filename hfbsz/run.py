@@ -215,7 +215,9 @@ class _Run:
         self.watch = Watch(self.recipe.eval.patience, seen)
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
         parts = (self.plan, self.data, self.model, self.optimizer, self.task, accelerator)
-        self.evaluator = Evaluator(*parts, self.watch, self.reports)
+        self.evaluator = Evaluator(*parts, self.watch, self.reports, self._show)
+        if console is not None:
+            console.notes(self.evaluator.notes())
 
     def _open_reports(self, path: Path, console: Console) -> Reports:
         """The reports; what was recorded after the checkpoint is cut off, for it is trained again."""
@@ -242,10 +244,9 @@ class _Run:
         """The data, and what is known of data and model; the model is counted only where a scaling law asks for it."""
         recipe = self.recipe
         size = count_parameters(recipe.model, recipe.data.vocab_size) if recipe.uses_law() else None
-        show = self.console.work if self.console is not None else lambda *_: None
 
         def rows() -> Prepared:
-            return prepare_inputs(recipe, show, size)
+            return prepare_inputs(recipe, self._show, size)
 
         prepared = on_main(self.accelerator, rows)
         if self.console is not None:
@@ -253,6 +254,11 @@ class _Run:
         prepared = on_all(self.accelerator, lambda: prepared or rows())
         refuse_other_rows(self.accelerator, prepared.counts)
         return prepared, replace(prepared.facts, parameters=size)
+
+    def _show(self, label: str, done: float, of: float) -> None:
+        """Progress of some long work."""
+        if self.console is not None:
+            self.console.work(label, done, of)
 
     def train(self, stop: Interrupt) -> int:
         """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
@@ -307,7 +313,7 @@ class _Run:
     def choose(self) -> None:
         """Put the weights in place that the saved model is to hold, and evaluate them on whole sets."""
         self.check_finite()
-        evaluator, last, whole = self.evaluator, self.last, self.recipe.eval.full
+        evaluator, last, whole = self.evaluator, self.last, self.recipe.eval.full is not False
         best = self.watch.best_step if self.recipe.checkpoint.save == "best" else None
         kept = last.step if best is None else best
         if kept != last.step:
@@ -316,6 +322,8 @@ class _Run:
             kept = self.return_to(kept)
         if whole:
             self.whole |= evaluator.whole("full", self.data.sets)
+        if self.console is not None:
+            self.console.end_work()
         values = {"model/step": kept, **self.whole}
         self.emit(Reading("final", last.step, last.clock, last.tokens, last.seconds, values))
         self.check_finite()
@@ -351,6 +359,8 @@ class _Run:
         """Write a checkpoint of this moment, and tell what it cost."""
         assert self.final is not None
         self.check_finite()
+        if self.reports is not None:
+            self.reports.records.sync()  # before the checkpoint: it does not count without its records
         wandb_id = self.reports.wandb_id if self.reports is not None else None
         state = state_of(self.data.facts.data_hash, self.final, wandb_id) | {"watch": self.watch.to_dict()}
         self.keeping.save(self.model, self.optimizer, self.progress, self.plan, state)

@@ -79,6 +79,11 @@ def become(job: Mapping[str, object]) -> None:
     signal.alarm(job["timeout"])
     os.environ.clear()
     os.environ.update(job["env"])
+    if "CRASH_AT" in os.environ:
+        from crashing import crash_at
+
+        at, folder, log = (os.environ[f"CRASH_{name}"] for name in ("AT", "IN", "LOG"))
+        crash_at(int(at), Path(folder), os.environ["CRASH_POWER"] == "1", Path(log))
     sys.argv = job["words"]
     sys.path[0] = str(Path(job["words"][0]).parent)
     atexit.register(lambda: Path(job["modules"]).write_text(json.dumps(list(sys.modules))))

@@ -33,7 +33,7 @@ def overfitted(hfbsz, ragged, tmp_path_factory):
     """A run of few rows whose validation loss turns; 16 rows are evaluated along it, and all of them at its end."""
     folder = tmp_path_factory.mktemp("overfitted") / "run"
     words = [TINY, f"data.files={ragged}", "data.validation=96%", "duration=160steps", "optim.lr=1e-2", "eval.every=5%"]
-    words += ["schedule.shape=constant", "checkpoint.save=best", "threads=1", f"output_dir={folder}"]
+    words += ["schedule.shape=constant", "checkpoint.save=best", "eval.full=true", "threads=1", f"output_dir={folder}"]
     ended = hfbsz("pretrain.py", *words)
     assert ended.code == 0, ended.err
     return folder, ended
@@ -115,6 +115,19 @@ def test_case_12_without_whole_sets_the_loss_is_said_to_be_of_the_fixed_part(hfb
     assert final["model/step"] == 8 and not any(name.startswith("full/") for name in final)
     assert "the fixed 16 rows of validation, at step 8" in read_status(tmp_path / "run")["reached"]["loss"]
     assert "nats/target, a fixed part of validation (16 rows), step 8" in page_of(tmp_path / "run")
+
+
+@pytest.mark.parametrize("words", [[], ["eval.full=true"]])
+def test_the_evaluation_at_the_end_is_in_proportion_to_the_run_or_of_all(hfbsz, ragged, tmp_path, words):
+    folder = tmp_path / "run"
+    recipe = [TINY, f"data.files={ragged}", "duration=8steps", "threads=1", *words]
+    ended = hfbsz("pretrain.py", *recipe, f"output_dir={folder}")
+    assert ended.code == 0, ended.err
+    (final,) = records(folder, "final")
+    rows, of = final["full/rows"], final["full/set_rows"]
+    assert rows == of if words else 32 <= rows <= 32 + 16 < of
+    told = f"all {of} rows of validation" if rows == of else f"{rows} of {of} rows of validation, evenly spread"
+    assert told in read_status(folder)["reached"]["loss"] and told in page_of(folder) and told in ended.out
 
 
 def test_case_22_nothing_is_the_best_that_is_not_better_than_before_training(worse):

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from hfbsz.data.documents import FEW_DOCUMENTS, Document, Documents, deal
+from hfbsz.amounts import counted
+from hfbsz.data.documents import Document, Documents, deal
 from hfbsz.data.encoding import Unencodable
 from hfbsz.data.fast_encoding import PlainEncoder
 from hfbsz.data.hub import Hub
-from hfbsz.data.needed import Needed
+from hfbsz.data.needed import BYTES_PER_TOKEN, SMALL, Needed
 from hfbsz.data.pieces import PIECE
 from hfbsz.data.sources import Opened
 from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -25,18 +26,17 @@ Dealt = Iterable[tuple[Document, bool]]  # a document, and whether it is held ou
 
 TRAIN = "train/"  # no evaluation set can have this name
 _TOKENIZER_TEXT = 50_000_000  # characters that train a tokenizer at most: half a minute
-_CHARACTERS_PER_TOKEN = 4  # about: so far is a stream read to train its tokenizer
 _DOCUMENTS_AT_ONCE = 256
 _CHARACTERS_AT_ONCE = max(2**21, 2 * PIECE * (os.cpu_count() or 1))  # a tokenizer takes about 100 bytes for each
 
 
 class Builder:
     """Makes the rows of all sets: `sources` are the training source, by the name TRAIN, and evaluation sets, '' being
-    validation where that is a source of its own."""
+    validation where that is a source of its own. `needed`: how far the training source is read; None: to its end."""
 
     def __init__(self, data: Data, sources: Mapping[str, Opened], needed: Needed | None, progress: Progress) -> None:
-        self.data, self.sources, self.progress = data, sources, progress
-        self.needed = needed if data.stream else None
+        self.data, self.sources, self.progress, self.needed = data, sources, progress, needed
+        self.most = None if needed is None else needed.sequences * data.sequence_length * BYTES_PER_TOKEN
         self.share = 0.0 if "" in sources else share_of(data)
         self.documents = Documents(sources[TRAIN])
         self.notes: list[str] = []
@@ -50,34 +50,42 @@ class Builder:
         names = ["", *(name for name in self.sources if name not in (TRAIN, ""))]
         train = self._writer(folder / "train.arrow", keep_tail=not self.data.pack)
         sets = {name: self._writer(folder / f"eval-{i}.arrow", keep_tail=True) for i, name in enumerate(names)}
-        self._pass(self.documents, self.share, train, sets[""], self.needed)
-        self._note_training(train)
+        self._train(train, sets[""])
         for name, writer in sets.items():
             if name in self.sources:
                 self._evaluation(Documents(self.sources[name]), writer)
         return self._meta(train, sets)
 
     def _trained(self) -> Any:
-        self.progress("training the tokenizer", 0, 1)
-        limit = _TOKENIZER_TEXT
-        if self.needed is not None:
-            limit = min(limit, self.needed.sequences * self.data.sequence_length * _CHARACTERS_PER_TOKEN)
-        texts = (document.text for document, held in deal(self.documents, self.share) if not held)
-        taken = _Beginning(texts, limit)
+        limit = _TOKENIZER_TEXT if self.most is None else min(_TOKENIZER_TEXT, self.most)
+        texts = (document.text for document, held in self._dealt() if not held)
+        size = min(limit, self.documents.source.size() or limit)
+        taken = _Beginning(texts, limit, lambda done: self.progress("training the tokenizer", min(done, size), size))
         tokenizer = train_tokenizer(taken, self.data.vocab_size)
         if taken.was_cut and self.needed is None:
             self.notes.append(f"the tokenizer was trained on the first {limit:,} characters")
         return tokenizer
 
+    def _dealt(self) -> Iterator[tuple[Document, bool]]:
+        most = None if self.most is None else 2 * self.most  # of few documents: a token may stand for more text
+        return deal(self.documents, self.share, most)
+
+    def _train(self, train: RowWriter, held_out: RowWriter) -> None:
+        dealt = self._dealt()
+        has_tail = self.share > 0 and self.documents.is_few
+        self._pass(self.documents, dealt, train, held_out, None if has_tail else self.needed)
+        self._note_training(train, has_tail)
+        self._note_cuts()
+
     def _writer(self, path: Path, keep_tail: bool) -> RowWriter:
         return RowWriter(path, self.data, len(self.tokenizer), self.tokenizer.eos_token_id, keep_tail)
 
     def _pass(
-        self, documents: Documents, share: float, train: RowWriter, held_out: RowWriter, needed: Needed | None
+        self, documents: Documents, dealt: Dealt, train: RowWriter, held_out: RowWriter, needed: Needed | None
     ) -> None:
-        """Deal every document to one of two sets, or as many as give the training rows that are needed."""
+        """Tokenise documents, each into one of two sets; as many as give the training rows that are needed."""
         size = documents.source.size()
-        for batch in _batches(deal(documents, share)):
+        for batch in _batches(dealt):
             try:
                 found = self._tokenise(batch)
             except Unencodable as problem:
@@ -91,7 +99,7 @@ class Builder:
                 self.progress("tokenising", min(train.rows, needed.sequences), needed.sequences)
             else:
                 done = train.bytes + (held_out.bytes if held_out is not train else 0)
-                self.progress("tokenising", min(done, size or done), size or done)
+                self.progress("tokenising", min(done, size), size)
 
     def _tokenise(self, batch: list[tuple[Document, bool]]) -> list[list[int]]:
         """Tokens of documents and pieces. A piece is tokenised with the end of the one before it, whose tokens are then
@@ -109,13 +117,24 @@ class Builder:
         self.cuts += len(cut)
         return found
 
-    def _note_training(self, train: RowWriter) -> None:
+    def _note_training(self, train: RowWriter, has_tail: bool) -> None:
         self.notes += self.documents.notes()
-        found = self.documents.seen - self.documents.empty
-        if self.share and found < FEW_DOCUMENTS:
-            self.notes.append(f"{found} documents only: validation is the last {self.data.validation} of the text")
-        if self.needed is not None and not _enough(train, self.needed):
+        if has_tail:
+            found = counted(self.documents.seen - self.documents.empty, "document")
+            self.notes.append(f"{found} only: validation is the last {self.data.validation} of the text")
+        if self.needed is None:
+            return
+        if self.data.stream and not _enough(train, self.needed):
             self.notes.append(f"the stream ended after {train.rows:,} of {self.needed.sequences:,} rows")
+        elif not self.data.stream:
+            read = f"{train.bytes / 1e6:,.1f} MB of text were prepared ({train.rows:,} training rows)"
+            size = self.documents.source.size() / 1e6
+            self.notes.append(
+                f"{read} of {size:,.0f} MB of {self.documents.source.where}, for the budget takes no more; "
+                "data.stream=false prepares all"
+            )
+
+    def _note_cuts(self) -> None:
         if self.changed:
             self.notes.append(
                 f"long documents were tokenised in pieces: at {self.changed:,} of {self.cuts:,} cuts tokens may differ "
@@ -123,9 +142,9 @@ class Builder:
             )
 
     def _evaluation(self, documents: Documents, writer: RowWriter) -> None:
-        """Rows of a set that has a source of its own; of a stream, no more than training takes."""
-        limit = self.needed if isinstance(documents.source, Hub) else None
-        self._pass(documents, 0.0, writer, writer, limit)
+        """Rows of a set that has a source of its own; of a stream, or a large one, no more than training takes."""
+        is_large = isinstance(documents.source, Hub) or documents.source.size() > SMALL
+        self._pass(documents, deal(documents, 0.0), writer, writer, self.needed if is_large else None)
         self.notes += documents.notes()
 
     def _meta(self, train: RowWriter, sets: Mapping[str, RowWriter]) -> dict[str, Any]:
@@ -147,7 +166,7 @@ class Builder:
 
     def _refuse_empty(self, meta: dict[str, Any]) -> None:
         train = meta["train"]
-        if not train["documents"]:
+        if not train["tokens"]:
             raise UserError(f"{self.documents.source.where} holds no text")
         if not train["rows"]:
             raise UserError(
@@ -189,13 +208,15 @@ def _batches(dealt: Dealt) -> Iterator[list[tuple[Document, bool]]]:
 
 
 class _Beginning:
-    """The texts up to so many characters; `was_cut` says, once they were read, whether there were more."""
+    """The texts up to so many characters; `was_cut` says, once they were read, whether there were more. `show` is told
+    of the characters read."""
 
-    def __init__(self, texts: Iterable[str], characters: int) -> None:
-        self._texts, self._left, self.was_cut = texts, characters, False
+    def __init__(self, texts: Iterable[str], characters: int, show: Callable[[int], None]) -> None:
+        self._texts, self._most, self._left, self._show, self.was_cut = texts, characters, characters, show, False
 
     def __iter__(self) -> Iterator[str]:
         for text in self._texts:
+            self._show(self._most - self._left)
             if self._left <= 0:
                 self.was_cut = True
                 return

@@ -33,7 +33,7 @@ class Documents:
         self.columns = columns_of(opened, () if self.template is not None else ("text",), self.template)
         self.seen = self.empty = 0
         self.tally = Tally()
-        self._few: list[int] | None = None
+        self._few: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[Document]:
         self.seen = self.empty = 0
@@ -69,22 +69,24 @@ class Documents:
             )
         return (text or "").encode("utf-8", "replace").decode()  # halves of surrogate pairs are no text
 
-    def few(self) -> list[int] | None:
-        """The characters of every document where there are fewer than FEW_DOCUMENTS, else None; asked for once, it
-        reads on to the twentieth document and no further."""
+    def few(self, most: int | None = None) -> int | None:
+        """The characters of all documents where there are fewer than FEW_DOCUMENTS, else None; asked for once, it
+        reads on to the twentieth document, or to `most` characters, and no further."""
         if self._few is None:
-            sizes: list[int] = []
-            continued = False
+            count, characters, continued = 0, 0, False
             for document in self:
-                if continued:
-                    sizes[-1] += len(document.text)
-                elif len(sizes) == FEW_DOCUMENTS:
+                count += not continued
+                if count == FEW_DOCUMENTS or (most is not None and characters >= most):
                     break
-                else:
-                    sizes.append(len(document.text))
+                characters += len(document.text)
                 continued = document.more
-            self._few = sizes
-        return self._few if len(self._few) < FEW_DOCUMENTS else None
+            self._few = count, characters
+        return self._few[1] if self.is_few else None
+
+    @property
+    def is_few(self) -> bool:
+        """Whether `few` has found fewer than FEW_DOCUMENTS."""
+        return self._few is not None and self._few[0] < FEW_DOCUMENTS
 
     def notes(self) -> list[str]:
         """What the last pass left out, and how it read the files."""
@@ -94,10 +96,11 @@ class Documents:
         return [*self.tally.notes, left]
 
 
-def deal(documents: Documents, share: float) -> Iterator[tuple[Document, bool]]:
-    """(document, whether it is held out): by a hash of its name, or the tail of few documents."""
-    if share and (sizes := documents.few()) is not None:
-        return split_tail(documents, sum(sizes), share)
+def deal(documents: Documents, share: float, most: int | None = None) -> Iterator[tuple[Document, bool]]:
+    """(document, whether it is held out): by a hash of its name, or the tail of few documents, of which no more than
+    about `most` characters are then taken."""
+    if share and (characters := documents.few(most)) is not None:
+        return split_tail(documents, characters, share)
     return ((document, is_held_out(document.name, share)) for document in documents)
 
 
@@ -107,12 +110,14 @@ def is_held_out(name: str, share: float) -> bool:
 
 
 def split_tail(documents: Iterable[Document], characters: int, share: float) -> Iterator[tuple[Document, bool]]:
-    """(document, whether it belongs to the held-out tail): `share` of all characters, cut at a line's end where there
-    is one in the piece that is cut."""
+    """(document, whether it belongs to the held-out tail): `share` of the first so many characters, cut at a line's end
+    where there is one in the piece that is cut."""
     held = round(share * characters)
     border, start, tail = characters - held, 0, ""  # the tail: name of the document that was cut
     for document in documents:
         end = start + len(document.text)
+        if document.more and end >= characters:  # what is not taken does not continue it
+            document = replace(document, more=False)
         if start >= border or end <= border:
             name = f"{document.name} (tail)" if document.name == tail else document.name
             yield replace(document, name=name), start >= border
@@ -124,3 +129,5 @@ def split_tail(documents: Iterable[Document], characters: int, share: float) -> 
             yield Document(tail, document.text[:cut], False, document.before), False
             yield Document(f"{tail} (tail)", document.text[cut:], document.more), True
         start = end
+        if start >= characters:
+            return

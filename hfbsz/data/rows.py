@@ -19,8 +19,8 @@ from hfbsz.data.build import TRAIN, Builder, Progress
 from hfbsz.data.cache import cache_folder, no_space, obtain
 from hfbsz.data.contents import Blocks, Damaged, mapped, mark, verify, write_blocks
 from hfbsz.data.examples import ExampleBuilder
-from hfbsz.data.needed import Needed
-from hfbsz.data.sources import Opened, open_set, open_source, open_validation
+from hfbsz.data.needed import Needed, enough_of, surplus
+from hfbsz.data.sources import Opened, mixed, open_set, open_source, open_validation
 from hfbsz.data.tokenizer import tokenizer_files
 from hfbsz.errors import RankError, UserError, number_of
 from hfbsz.plan import Facts
@@ -121,44 +121,48 @@ def prepare(
 ) -> Prepared:
     """Rows of the recipe's data, from the cache or made now (by whichever process takes the lock first).
 
-    `needed` says how much of a stream is read; `own_labels` are those of the model's classifier. Raises UserError for
-    sources that are missing, empty or no text, and for a full disk; the cache then stays as it was.
+    `needed` says how much of the data the run takes; `own_labels` are those of the model's classifier. Raises UserError
+    for sources that are missing, empty or no text, and for a full disk; the cache then stays as it was.
     """
     if data.stream and needed is None:
         raise ValueError("a stream is read only as far as it is needed: say how far")
-    opened = {TRAIN: Opened(open_source(data), data)}
+    source = open_source(data)
+    of_texts = task == "language_modeling"  # labels, groups and duplicates of a task's rows are of the whole source
+    enough = enough_of(needed, source.size(), data.sequence_length, data.stream) if of_texts else None
+    opened = {TRAIN: Opened(source if enough is None else mixed(source), data)}
     if (validation := open_validation(data)) is not None:
         opened[""] = Opened(validation, data)
     opened |= {name: open_set(name, wanted, data) for name, wanted in sets.items()}
     sources = [part.source for part in opened.values()]
-    entry = cache_folder() / _key(data, opened, needed, task, own_labels)
+    entry = cache_folder() / _key(data, opened, enough, task, own_labels)
     builder: Any = (
-        Builder(data, opened, needed, progress)
-        if task == "language_modeling"
+        Builder(data, opened, enough, progress)
+        if of_texts
         else ExampleBuilder(task, data, opened, progress, own_labels)
     )
 
     def make(folder: Path) -> None:
-        _check_space(entry.parent, 0 if data.stream else sum(source.size() for source in sources))
+        _check_space(entry.parent, 0 if enough else sum(source.size() for source in sources))
         (folder / "meta.json").write_text(json.dumps(builder.build(folder), indent=1))
         for path in folder.glob("*.arrow"):
             write_blocks(path)
 
     prepared, damaged = obtain(entry, lambda: _open(entry, data), make)
     rebuilt = [] if damaged is None else [f"the token cache was damaged ({damaged}): rebuilt"]
-    notes = (*rebuilt, *(note for source in sources for note in source.notes), *prepared.notes)
+    too_many = [] if of_texts else surplus(needed, len(prepared.train))
+    notes = (*rebuilt, *too_many, *(note for source in sources for note in source.notes), *prepared.notes)
     return replace(prepared, notes=notes)
 
 
 def _key(
-    data: Data, opened: Mapping[str, Opened], needed: Needed | None, task: str, own_labels: Sequence[str] | None
+    data: Data, opened: Mapping[str, Opened], enough: Needed | None, task: str, own_labels: Sequence[str] | None
 ) -> str:
     """16 hex digits over all that decides the rows."""
-    fields = data.model_dump(mode="json", exclude={"files", "validation_files", "sha256"})
+    fields = data.model_dump(mode="json", exclude={"files", "validation_files", "sha256", "stream"})
     stamps = {name: part.source.stamp() for name, part in opened.items()}
     own = {name: other for name, part in opened.items() if (other := _other_columns(part.data, data))}
     made_by = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tokenizer_files(data.tokenizer)]
-    read = [needed.sequences, needed.tokens] if data.stream and needed is not None else None
+    read = None if enough is None else [enough.sequences, enough.tokens, bool(data.stream)]
     whole = json.dumps(
         [_VERSION, task, fields, stamps, made_by, read, *([own] if own else []), own_labels], sort_keys=True
     )

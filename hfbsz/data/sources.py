@@ -1,7 +1,8 @@
 """Sources: where records come from: files, a file of a package, or a Hub data set."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from hfbsz.data.finding import SourceFile, find_files
@@ -97,14 +98,14 @@ class Opened:
 def open_set(name: str, wanted: EvalSet, data: Data) -> Opened:
     """A further evaluation set; a Hub's is streamed where the training source is."""
     part = f"eval.sets.{name}"
-    return Opened(_open(wanted, part, (), data.stream), data.read_as(wanted), part)
+    return Opened(_open(wanted, part, (), bool(data.stream)), data.read_as(wanted), part)
 
 
 def open_source(data: Data) -> Source:
     """The source that a recipe trains on; raises UserError where it is not there."""
     if not data.sources():
         return open_files("data.files", STDLIB, data.exclude or STDLIB_EXCLUDE, Format.of(data, "data"))
-    return _open(data, "data", data.exclude, data.stream)
+    return _open(data, "data", data.exclude, bool(data.stream))
 
 
 def _open(origin: Origin, part: str, exclude: Sequence[str], stream: bool) -> Source:
@@ -125,8 +126,17 @@ def open_validation(data: Data) -> Source | None:
     if data.validation_files is not None:
         return open_files("data.validation_files", data.validation_files, data.exclude, Format.of(data, "data"))
     if data.hub is not None and data.validation_split is not None:
-        return Hub(data.hub, data.hub_config, data.validation_split, data.revision, data.stream)
+        return Hub(data.hub, data.hub_config, data.validation_split, data.revision, bool(data.stream))
     return None
+
+
+def mixed(source: Source) -> Source:
+    """The source, with its files in an order that follows from a hash of their names: of a corpus that is not read to
+    its end, the files that are read are then of all its folders. A Hub data set is left as it is."""
+    if not isinstance(source, Files):
+        return source
+    order = sorted(source.files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    return replace(source, files=tuple(order))
 
 
 def open_files(field: str, patterns: str | Sequence[str], exclude: Sequence[str] = (), form: Format = _AUTO) -> Files:

@@ -192,11 +192,13 @@ def _of_quality(arms: Sequence[ArmResult]) -> list[str]:
             told.append(f"{result.words}: {len(lost)} of {len(runs)} runs {lost[0].not_better} (seed {lost[0].seed})")
     ended = [outcome.run for result in arms for outcome in result.outcomes if outcome.trial and outcome.run]
     kept = [one for one in map(kept_of, ended) if one is not None and not math.isnan(one.loss)]
-    parts = [one for one in kept if not one.whole]
+    parts = [one for one in kept if not one.is_all]
     if parts and len(parts) < len(kept):
-        told.append(f"losses of {len(parts)} of {len(kept)} runs are of a fixed part of validation, the others of all")
+        told.append(f"losses of {len(parts)} of {len(kept)} runs are of a part of validation, the others of all")
     elif parts:
-        told.append("losses of the kept models are of a fixed part of validation (eval.full=false)")
+        rows = sorted({int(one.values.get("rows", 0)) for one in kept})
+        count = " and ".join(f"{number:,}" for number in rows)
+        told.append(f"losses of the kept models are of a part of validation ({count} rows): eval.full=true takes all")
     return told
 
 

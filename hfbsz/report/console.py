@@ -30,7 +30,7 @@ class Console:
         self._progress = Progress(*columns, TimeRemainingColumn(), console=self.out, transient=True)
         self._task: TaskID | None = None
         self._label = ""
-        self._last_line = time.monotonic()
+        self._began = self._last_line = time.monotonic()  # of the work, and of the last line
 
     def line(self, text: str, style: str = "") -> None:
         self.out.print(visible(text), style=style, markup=False, soft_wrap=True)
@@ -58,17 +58,31 @@ class Console:
             self.out.print(text, soft_wrap=True)
 
     def work(self, label: str, done: float, total: float, state: str = "") -> None:
-        """Show progress of some long work; a new label starts a new bar."""
+        """Show progress of some long work, `total` 0: of unknown length; a new label starts a new bar. Off a terminal:
+        how far it is, and about how long it will take, in a line every QUIET_SECONDS."""
+        self._bar(label, done, total, state)
+        if not self.out.is_terminal and time.monotonic() - self._last_line > self.QUIET_SECONDS:
+            share = min(1.0, done / total) if total else math.nan
+            left = (time.monotonic() - self._began) * (1 - share) / share if share else math.nan
+            far = f"{share:4.0%}" if total else "…"
+            self._quiet_line(f"{self._label} {far}  {state}{f'about {left:.0f} s left' if left > 0 else ''}")
+
+    def _quiet_line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self.line(text.rstrip())
+
+    def _bar(self, label: str, done: float, total: float, state: str) -> None:
         label = one_line(label)
         if label != self._label:
             self.end_work()
-            self._task, self._label = self._progress.add_task(label, total=total, state=""), label
+            self._task, self._label = self._progress.add_task(label, total=total or None, state=""), label
+            self._began = self._last_line = time.monotonic()
             if self.out.is_terminal:
                 self._progress.start()
             else:
                 self.line(f"{label} …")
         if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, state=state)
+            self._progress.update(self._task, completed=done, total=total or None, state=state)
 
     def end_work(self) -> None:
         if self._task is not None:
@@ -82,10 +96,9 @@ class Console:
         speed = "" if step.tokens_per_second is None else f"{short(step.tokens_per_second)} tokens/s"
         state = f"{min(1, step.clock / plan.total):4.0%}  {loss}  batch {step.global_batch} seq  {speed}"
         if step.logged:
-            self.work("training", step.clock, plan.total, state)
+            self._bar("training", step.clock, plan.total, state)
             if not self.out.is_terminal and time.monotonic() - self._last_line > self.QUIET_SECONDS:
-                self._last_line = time.monotonic()
-                self.line(f"step {step.step:>6,} {state}")
+                self._quiet_line(f"step {step.step:>6,} {state}")
 
     def evaluation(self, reading: Reading) -> None:
         parts = [f"step {reading.step:>6,}  {short(reading.tokens):>5} tokens"]

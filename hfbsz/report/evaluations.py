@@ -16,10 +16,10 @@ class Kept:
     """What the model that a run keeps reaches, or what the last evaluation said, while the run has not finished."""
 
     step: int  # of the weights
-    whole: bool  # on all rows of validation; else on its fixed part
+    whole: bool  # measured once, at the end; else on the fixed part of validation
     values: Mapping[str, Any]  # `loss` (NaN: not finite), `accuracy`, `<set>/loss`, …
     fixed: Mapping[str, Any]  # the same weights on the fixed part; empty: not known
-    last: Mapping[str, Any]  # the last weights on all rows, where those of an earlier evaluation are kept; else empty
+    last: Mapping[str, Any]  # the last weights on the same rows, where earlier ones are kept; else empty
 
     @property
     def loss(self) -> float:
@@ -27,11 +27,18 @@ class Kept:
         return float(self.values["loss"])
 
     @property
+    def is_all(self) -> bool:
+        """Whether the numbers are of every row of validation."""
+        return self.whole and self.values.get("set_rows", self.values.get("rows")) == self.values.get("rows")
+
+    @property
     def on(self) -> str:
         """What rows the numbers are of."""
         count = f"{self.values['rows']:,} rows" if "rows" in self.values else "rows"
-        if self.whole:
+        if self.is_all:
             return f"all {count} of validation"
+        if self.whole:
+            return f"{self.values['rows']:,} of {self.values['set_rows']:,} rows of validation, evenly spread"
         return f"a fixed part of validation ({count})" if "rows" in self.values else "a fixed part of validation"
 
     @property

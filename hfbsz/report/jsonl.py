@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from hfbsz.files import write_text
 from hfbsz.record import Reading
+from hfbsz.writes import sync
 
 # JSON has no numbers that are not finite: they are written as texts, as in the JSON mapping of Protocol Buffers
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -37,7 +39,7 @@ class JsonLines:
         if path.is_symlink():  # is not written through
             path.unlink()
         self._next = path.read_bytes().count(b"\n") if path.is_file() else 0
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, reading: Reading) -> dict[str, float | str]:
         """Append a line, and return it with its numbers as they are."""
@@ -47,8 +49,16 @@ class JsonLines:
         self._next += 1
         return flat
 
+    def sync(self) -> None:
+        """Wait until all records are on the disk: a checkpoint of their steps is about to be."""
+        os.fsync(self._file.fileno())
+        sync(self._path.parent)
+
     def close(self) -> None:
-        self._file.close()
+        try:
+            self.sync()
+        finally:
+            self._file.close()
 
 
 def trim(path: Path, step: int) -> frozenset[tuple[str, int]]:
