@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hfbsz.data.tokenizer import token_count
 from hfbsz.errors import UserError
 from hfbsz.pretrained import field_of, quiet
 from hfbsz.recipe import Model
@@ -70,11 +71,6 @@ def fit_vocabulary(model: Any, tokenizer: Any, wanted: Model) -> list[str]:
     with quiet():
         model.resize_token_embeddings(count)
     return [f"model.grow_embeddings: {count - rows} rows were added to the embeddings, now of {count} tokens"]
-
-
-def token_count(tokenizer: Any) -> int:
-    """One more than the greatest id that the tokenizer gives, which may leave gaps."""
-    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
 
 
 def vocabulary_of(model: Any) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from hfbsz.data.tokenizer import token_count
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.fitting import check_causal, check_finite, check_window, fit_vocabulary, pad_token_of
 from hfbsz.loadable import check, refuse_kind
@@ -85,7 +86,7 @@ def _attention(wanted: Model, config: Any, labels: Sequence[str] | None, notes: 
 
 
 def _new(wanted: Model, tokenizer: Any, labels: Sequence[str] | None, notes: list[str]) -> Any:
-    special = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    special = {"vocab_size": token_count(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     config = _config(dict(wanted.shape or {}), {**special, "eos_token_id": tokenizer.eos_token_id, **_head(labels)})
     refuse_kind("model.shape.model_type", config, labels is not None)
     attention = _attention(wanted, config, labels, notes)

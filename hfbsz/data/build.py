@@ -16,7 +16,7 @@ from hfbsz.data.hub import Hub
 from hfbsz.data.needed import BYTES_PER_TOKEN, SMALL, Needed
 from hfbsz.data.pieces import PIECE
 from hfbsz.data.sources import Opened
-from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer, token_count, train_tokenizer
 from hfbsz.data.writing import RowWriter
 from hfbsz.errors import UserError
 from hfbsz.recipe import Data
@@ -78,7 +78,7 @@ class Builder:
         self._note_cuts()
 
     def _writer(self, path: Path, keep_tail: bool) -> RowWriter:
-        return RowWriter(path, self.data, len(self.tokenizer), self.tokenizer.eos_token_id, keep_tail)
+        return RowWriter(path, self.data, token_count(self.tokenizer), self.tokenizer.eos_token_id, keep_tail)
 
     def _pass(
         self, documents: Documents, dealt: Dealt, train: RowWriter, held_out: RowWriter, needed: Needed | None
@@ -162,7 +162,7 @@ class Builder:
             "unused": self.documents.tally.unused(self.documents.columns),
         }
         about = {"data_hash": digest.hexdigest(), "notes": self.notes, "columns": read}
-        return meta | about | {"vocab_size": len(self.tokenizer)}
+        return meta | about | {"vocab_size": token_count(self.tokenizer)}
 
     def _refuse_empty(self, meta: dict[str, Any]) -> None:
         train = meta["train"]

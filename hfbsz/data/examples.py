@@ -20,7 +20,7 @@ from hfbsz.data.encoding import Unencodable, encode_texts
 from hfbsz.data.labels import check_classes, ordered, share_notes, stratified
 from hfbsz.data.reading import Example, Reader
 from hfbsz.data.sources import Opened
-from hfbsz.data.tokenizer import ends_of, load_tokenizer, save_tokenizer
+from hfbsz.data.tokenizer import ends_of, load_tokenizer, save_tokenizer, token_count
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe import Data
 from hfbsz.shown import command
@@ -62,7 +62,7 @@ class ExampleBuilder:
         self._check_training(sets, len(read[TRAIN]))
         self.chat = None if self.labels is not None else self._chat()
         digest = hashlib.sha256()
-        meta: dict[str, Any] = {"sets": {}, "labels": self.labels, "vocab_size": len(self.tokenizer)}
+        meta: dict[str, Any] = {"sets": {}, "labels": self.labels, "vocab_size": token_count(self.tokenizer)}
         for number, (name, examples) in enumerate(sets.items()):
             file = "train.arrow" if name == TRAIN else f"eval-{number - 1}.arrow"
             counts = self._write(folder / file, name, examples, digest if name in (TRAIN, "") else hashlib.sha256())

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -57,15 +58,17 @@ def load_tokenizer(name: str | Path, needs_end: bool = True) -> Any:
 
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
     """Save a tokenizer as it was loaded: with the cut and the padding of its own tokenizer.json, whatever its use here
-    has set. Raises OSError."""
-    if not tokenizer.is_fast:
-        tokenizer.save_pretrained(folder)
-        return
+    has set. Raises OSError, and UserError for text that no file can hold."""
+    own = restored(tokenizer.backend_tokenizer, _OWN.get(tokenizer, State())) if tokenizer.is_fast else nullcontext()
     try:
-        with restored(tokenizer.backend_tokenizer, _OWN.get(tokenizer, State())):
+        with own:
             tokenizer.save_pretrained(folder)
     except Unencodable as problem:
         raise system_error(problem.cause) or OSError(problem.cause) from None
+    except UnicodeEncodeError as problem:  # its message shows the text, which no console could
+        raise UserError(
+            f"data.tokenizer: it holds text that is not Unicode and cannot be saved: {problem.reason}"
+        ) from None
 
 
 def _complete(name: str, folder: Path) -> Any:
@@ -89,6 +92,11 @@ def _complete(name: str, folder: Path) -> Any:
             "kind) is not there"
         )
     return tokenizer
+
+
+def token_count(tokenizer: Any) -> int:
+    """One more than the greatest id that the tokenizer gives, which may leave gaps."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
 
 
 def ends_of(name: str) -> set[int]:
