@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,61 @@ def test_a_crash_at_every_file_operation(hfbsz, ragged, tmp_path, unbroken, half
     case = Case(hfbsz, ragged, tmp_path, None if start == FRESH else half)
     found = checked(case, unbroken, power_cut, None)
     assert not found, os.linesep.join(found)
+
+
+# a bit that flips
+
+
+def flipped(folder: Path, draw: random.Random) -> str:
+    """Flip one bit of one file in a folder, each file as likely as its size; says which."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    files = sorted(path for path in found if path.stat().st_size)
+    path = draw.choices(files, [max(2000, path.stat().st_size) for path in files])[0]  # small files are flipped too
+    raw = bytearray(path.read_bytes())
+    bit = draw.randrange(8 * len(raw))
+    raw[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(raw)
+    return f"{path.relative_to(folder)}, bit {bit}"
+
+
+def after_a_flip(case: Case, unbroken: Path, draw: random.Random) -> tuple[str, str]:
+    """(what came of a flipped bit and the same command: found, harmless, of a record, or what is wrong; where)."""
+    folder = case.fresh("flipped")
+    where = flipped(folder, draw)
+    again = case.run(folder)
+    said = again.out + again.err
+    if again.code:
+        named = "Traceback" not in said and (folder / "run").name in said
+        return ("found" if named else f"ended with {again.code}: {said[-300:]}"), where
+    if not same_weights(folder / "run", unbroken / "run"):
+        return "other weights", where
+    for name in ("config.json", "tokenizer.json"):
+        if (folder / "run" / name).read_bytes() != (unbroken / "run" / name).read_bytes():
+            return f"another {name}", where
+    if told(folder / "run") != told(unbroken / "run"):
+        return ("of a record" if "records.jsonl" in where else "other records"), where
+    return ("found" if "damaged" in said or "skipped" in said else "harmless"), where
+
+
+def flips(case: Case, unbroken: Path, seed: int, count: int) -> list[str]:
+    draw, found = random.Random(seed), Counter()
+    wrong = []
+    for _ in range(count):
+        what, where = after_a_flip(case, unbroken, draw)
+        found[what] += 1
+        if what not in ("found", "harmless", "of a record"):
+            wrong.append(f"{where}: {what}")
+            print(wrong[-1])
+    print(dict(found))
+    return wrong
+
+
+@pytest.mark.parametrize("start", ["half", "ended"])
+def test_a_few_flipped_bits(hfbsz, ragged, tmp_path, unbroken, half, start):
+    assert flips(Case(hfbsz, ragged, tmp_path, half if start == "half" else unbroken), unbroken, 0, 5) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["half", "ended"])
+def test_three_hundred_flipped_bits(hfbsz, ragged, tmp_path, unbroken, half, start):
+    assert flips(Case(hfbsz, ragged, tmp_path, half if start == "half" else unbroken), unbroken, 1, 150) == []

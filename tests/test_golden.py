@@ -1,0 +1,32 @@
+"""What five tiny runs compute stays as it was: `python tests/golden.py` wrote what is compared."""
+
+import json
+import signal
+
+import pytest
+from golden import GOLDEN, NUMBERS, RUNS, machine, numbers_of, write_inputs
+from test_resume import Started
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_computes_what_it_did(hfbsz, inputs, environment, tmp_path, name):
+    words, processes = RUNS[name]
+    words, run = [*words, *inputs], tmp_path / "run"
+    if name == "resumed":
+        first = Started(run, environment, *words)
+        first.wait_for(lambda: (run / "checkpoint-10").is_dir())
+        first.end(signal.SIGKILL)
+    script = "finetune.py" if "task=classification" in words else "pretrain.py"
+    ended = hfbsz(script, *words, f"output_dir={run}", processes=processes)
+    assert ended.code == 0, ended.err
+    assert ("going on from" in ended.out) == (name == "resumed")
+    there, found = json.loads(GOLDEN.read_text())[name], numbers_of(run)
+    for number in NUMBERS:
+        assert found[number] == pytest.approx(there[number], rel=1e-9), number
+    if machine() in there["weights"]:
+        assert found["weights"] == there["weights"]
