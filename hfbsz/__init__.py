@@ -1,3 +1,56 @@
-"""hfbsz: the batch size of a language-model run, computed, explained, carried out and checked."""
+"""hfbsz: the batch size of a language-model run, computed, explained, carried out and checked.
+
+The names below are imported when they are first used: `import hfbsz` itself imports nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfbsz.data.rows import prepare
+    from hfbsz.errors import UserError
+    from hfbsz.plan.explain import explain
+    from hfbsz.plan.plan import Facts, Plan
+    from hfbsz.plan.resolve import resolve
+    from hfbsz.recipe.fields import Recipe
+    from hfbsz.recipe.load import from_mapping, load
+    from hfbsz.records.run_data import read_run
+    from hfbsz.train.setup import Setup, setup
 
 __version__ = "0.1.0"
+__all__ = [
+    "Facts",
+    "Plan",
+    "Recipe",
+    "Setup",
+    "UserError",
+    "explain",
+    "from_mapping",
+    "load",
+    "prepare",
+    "read_run",
+    "resolve",
+    "setup",
+]
+
+_HOMES = {
+    "Facts": "plan.plan",
+    "Plan": "plan.plan",
+    "Recipe": "recipe.fields",
+    "Setup": "train.setup",
+    "UserError": "errors",
+    "explain": "plan.explain",
+    "from_mapping": "recipe.load",
+    "load": "recipe.load",
+    "prepare": "data.rows",
+    "read_run": "records.run_data",
+    "resolve": "plan.resolve",
+    "setup": "train.setup",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hfbsz' has no attribute {name!r}; it has {', '.join(__all__)}")
+    import importlib
+
+    return getattr(importlib.import_module(f"hfbsz.{_HOMES[name]}"), name)

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-from hfbsz.shown import one_line
+from hfbsz.display import one_line
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # exit codes; 0: finished
 _alone = False  # this process is no rank, whatever the environment says

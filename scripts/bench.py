@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from hfbsz.streams import script
+from hfbsz.system.streams import script
 
 HERE = Path(__file__).resolve().parent
 MANY = ["recipe=small_batch_pretrain", "batch.size=2048seq", "world_size=1024"]

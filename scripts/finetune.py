@@ -1,6 +1,6 @@
-"""Fine-tune what a recipe asks for: accelerate launch scripts/finetune.py recipe=small_batch."""
+"""Fine-tune a model: `accelerate launch scripts/finetune.py recipe=small_batch`."""
 
-from hfbsz.cli import entry
+from hfbsz.__main__ import run
 
 if __name__ == "__main__":
-    entry("finetune")
+    run("finetune")

@@ -12,17 +12,17 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 
 from hfbsz.data.batches import Windows
 from hfbsz.data.rows import Prepared
-from hfbsz.data.tokenizer import load_tokenizer
-from hfbsz.inputs import prepare_inputs
-from hfbsz.loading import load
-from hfbsz.loop import train
-from hfbsz.model import build_model
-from hfbsz.optimizers import build_optimizer
-from hfbsz.plan import Plan
-from hfbsz.ranks import set_threads
-from hfbsz.record import Step
-from hfbsz.resolve import resolve
-from hfbsz.tasks.classification import Classification
+from hfbsz.data.tokenizer.tokenizer import load_tokenizer
+from hfbsz.plan.plan import Plan
+from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.load import load
+from hfbsz.records.record import Step
+from hfbsz.train.distributed import set_threads
+from hfbsz.train.inputs import prepare_inputs
+from hfbsz.train.loop import train
+from hfbsz.train.model import build_model
+from hfbsz.train.optimizers import build_optimizer
+from hfbsz.train.tasks.classification import Classification
 
 
 def ways(words: list[str], steps: int) -> Mapping[str, Callable[[], float]]:

@@ -1,6 +1,6 @@
 """Pretrain a language model: `accelerate launch scripts/pretrain.py recipe=large_batch`."""
 
-from hfbsz.cli import entry
+from hfbsz.__main__ import run
 
 if __name__ == "__main__":
-    entry("pretrain")
+    run("pretrain")

@@ -8,8 +8,8 @@ check: write nothing; exit 1 where a file is not what the code says.
 import sys
 from pathlib import Path
 
-from hfbsz.schema import files
-from hfbsz.streams import script
+from hfbsz.recipe.schema import files
+from hfbsz.system.streams import script
 
 ROOT = Path(__file__).resolve().parent.parent
 

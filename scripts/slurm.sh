@@ -46,8 +46,8 @@ standing() {
   python - "$@" <<'END'
 import sys
 
-from hfbsz.folder import path_of, read_status
-from hfbsz.loading import load
+from hfbsz.records.folder import path_of, read_status
+from hfbsz.recipe.load import load
 
 loaded = load(sys.argv[1:])
 status = read_status(path_of(loaded))

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from hfbsz.data.batches import Windows
-from hfbsz.loading import load
-from hfbsz.loop import train
-from hfbsz.ranks import make_accelerator
-from hfbsz.run import _Run
-from hfbsz.sharding import is_sharded, take_wish, whole
+from hfbsz.recipe.load import load
+from hfbsz.train.distributed import make_accelerator
+from hfbsz.train.fsdp import is_sharded, take_wish, whole
+from hfbsz.train.loop import train
+from hfbsz.train.setup import assemble, plan_and_data, tokenizer_of
 
 
 class Gradients:
@@ -50,14 +49,14 @@ def shares(model):
 
 
 def first_steps(out, preset, precision, accelerator, sharding, words):
-    loaded = load([f"model={preset}", *words, f"precision={precision}"])
-    run = _Run(loaded, "pretrain", accelerator, sharding, None, None)
+    recipe = load([f"model={preset}", *words, f"precision={precision}"]).recipe
+    plan, data = plan_and_data(recipe, accelerator, lambda *_: None)
+    run = assemble(plan, data, tokenizer_of(data), accelerator, sharding)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     plain, poison = run.task.loss_sum, []
     run.task.loss_sum = lambda *given: plain(*given) * (math.nan if poison else 1)
-    windows = Windows(run.data.train, run.plan, run.task.collate, rank, world_size, is_sharded(run.model))
     collector = Gradients()
-    steps = train(run.plan, run.model, run.optimizer, run.task, windows, accelerator, collectors=[collector])
+    steps = train(run.plan, run.model, run.optimizer, run.task, run.windows(), accelerator, collectors=[collector])
     assert next(steps).skipped == 0
     before, poison[:] = shares(run.model), [True] if rank == world_size - 1 else []
     skipped, after = next(steps).skipped, shares(run.model)

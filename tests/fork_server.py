@@ -17,7 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 NEVER = ("wandb", "__m")  # W&B reads the environment when it is imported
-IMPORTS = ("hfbsz.cli", "hfbsz.run", "hfbsz.report.html", "hfbsz.experiment.conduct", "datasets", "peft")
+IMPORTS = (
+    "hfbsz.run.cli",
+    "hfbsz.run.session",
+    "hfbsz.report.page.page",
+    "hfbsz.experiment.compare",
+    "datasets",
+    "peft",
+)
 
 
 class ForkServer:

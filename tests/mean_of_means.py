@@ -1,8 +1,8 @@
 """pretrain.py with a deliberate fault: every micro-batch's mean counts the same, however many targets it holds."""
 
-from hfbsz.cli import entry
 from hfbsz.data.batches import Windows
-from hfbsz.tasks.language_modeling import LanguageModeling
+from hfbsz.run.cli import entry
+from hfbsz.train.tasks.language_modeling import LanguageModeling
 
 window, loss_sum = Windows.window, LanguageModeling.loss_sum
 counts: dict[str, int] = {}

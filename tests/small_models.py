@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from hfbsz.data.tokenizer import train_tokenizer
+from hfbsz.data.tokenizer.tokenizer import train_tokenizer
 
 SIZE = 300
 _PLAIN = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

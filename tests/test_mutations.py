@@ -19,15 +19,15 @@ from mutations import ODD_TEXTS, damaged, edited, mutated
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hfbsz.data.rows import prepare
-from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from hfbsz.data.tokenizer.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from hfbsz.errors import UserError
-from hfbsz.explain import explain
-from hfbsz.inputs import prepare_inputs
-from hfbsz.loading import from_mapping, load
-from hfbsz.model import build_model
-from hfbsz.plan import Facts
-from hfbsz.recipe import Data, fields, leaves
-from hfbsz.resolve import check, resolve
+from hfbsz.plan.explain import explain
+from hfbsz.plan.plan import Facts
+from hfbsz.plan.resolve import check, resolve
+from hfbsz.recipe.fields import Data, fields, leaves
+from hfbsz.recipe.load import from_mapping, load
+from hfbsz.train.inputs import prepare_inputs
+from hfbsz.train.model import build_model
 
 SECONDS = 10
 RECIPES = [path.read_text() for path in sorted((ROOT / "recipes").glob("*.yaml"))]

@@ -58,7 +58,7 @@ def test_the_light_commands(command, environment):
 
 
 def test_every_other_command_names_what_exists():
-    from hfbsz.loading import load
+    from hfbsz.recipe.load import load
 
     for command in COMMANDS:
         words = shlex.split(command.split(" && ")[-1])
@@ -70,18 +70,16 @@ def test_every_other_command_names_what_exists():
             load(fields)
 
 
-def test_the_tree_names_every_file():
-    tree = TEXT[TEXT.index("## The house") :]
-    for path in [
-        *(ROOT / "hfbsz").glob("*.py"),
-        *(ROOT / "scripts").glob("*.py"),
-        *(ROOT / "accelerate_configs").iterdir(),
-        *(ROOT / "sweeps").iterdir(),
-    ]:
-        if path.name != "__init__.py":
-            assert path.name in tree or path.stem in tree, path.name
+def test_the_tree_names_every_file_in_its_folder():
+    tree = TEXT[TEXT.index("## The house") :].split("```")[1]
+    parts = re.split(r"^(?:  )?([\w.]+/)(?= )", tree, flags=re.MULTILINE)
+    said = {name: set(re.findall(r"\w+", text)) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    for folder in ("accelerate_configs", "sweeps", "scripts"):
+        assert {path.stem for path in (ROOT / folder).iterdir() if path.is_file()} <= said[f"{folder}/"], folder
     for folder in (path for path in (ROOT / "hfbsz").iterdir() if path.is_dir() and path.name[0] != "_"):
-        assert f"{folder.name}/" in tree
+        files = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.iterdir() if path.is_dir()}
+        missing = {name for name in files if not name.startswith("__") and name != "recipes"} - said[f"{folder.name}/"]
+        assert not missing, (folder.name, missing)
 
 
 def test_a_small_comparison_runs_skips_and_draws(hfbsz, ragged, tmp_path):

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from hfbsz.loading import load
-from hfbsz.record import METRICS
-from hfbsz.resolve import check
+from hfbsz.plan.resolve import check
+from hfbsz.recipe.load import load
+from hfbsz.records.record import METRICS
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 

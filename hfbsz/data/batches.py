@@ -8,7 +8,7 @@ import numpy as np
 
 from hfbsz.data.order import LengthOrder, Order
 from hfbsz.data.rows import Rows
-from hfbsz.plan import Plan, PlannedStep
+from hfbsz.plan.plan import Plan, PlannedStep
 
 
 @dataclass(frozen=True)

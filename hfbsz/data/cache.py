@@ -12,8 +12,8 @@ from filelock import FileLock
 
 from hfbsz.data.contents import Absent, Damaged, identity, seal, verify
 from hfbsz.errors import UserError
-from hfbsz.interrupt import scratch
-from hfbsz.writes import FULL, settle, sync, system_errors
+from hfbsz.system.disk import FULL, settle, sync, system_errors
+from hfbsz.system.signals import scratch
 
 T = TypeVar("T")
 _ENTRY = re.compile(r"([a-z]+-)?[0-9a-f]{16}[\w.-]*")  # how an entry is called

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from hfbsz.display import command
 from hfbsz.errors import UserError
-from hfbsz.shown import command
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 

@@ -3,7 +3,7 @@ whose batches hold rows of like length."""
 
 import numpy as np
 
-from hfbsz.plan import BLOCK
+from hfbsz.plan.plan import BLOCK
 
 SMALL = 1024  # below this a true permutation is as cheap, and uniform
 _ROUNDS = 6

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hfbsz.data.build import TRAIN, Builder, Progress
 from hfbsz.data.cache import cache_folder, no_space, obtain
 from hfbsz.data.contents import Blocks, Damaged, mapped, mark, verify, write_blocks
-from hfbsz.data.examples import ExampleBuilder
-from hfbsz.data.needed import Needed, enough_of, surplus
-from hfbsz.data.sources import Opened, mixed, open_set, open_source, open_validation
-from hfbsz.data.tokenizer import tokenizer_files
+from hfbsz.data.prepare.budget import Needed, enough_of, surplus
+from hfbsz.data.prepare.corpus import TRAIN, Builder, Progress
+from hfbsz.data.prepare.examples import ExampleBuilder
+from hfbsz.data.sources.sources import Opened, mixed, open_set, open_source, open_validation
+from hfbsz.data.tokenizer.tokenizer import tokenizer_files
 from hfbsz.errors import RankError, UserError, number_of
-from hfbsz.plan import Facts
-from hfbsz.recipe import Data, EvalSet
+from hfbsz.plan.plan import Facts
+from hfbsz.recipe.fields import Data, EvalSet
 
 _VERSION = 6  # of the cache's form
 _AT_ONCE = 2**30  # bytes of an Arrow file that is verified when it is opened: 0.3 s

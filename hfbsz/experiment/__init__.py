@@ -1,0 +1,1 @@
+"""Many runs: comparisons of batch sizes, and what they bear out."""

@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from hfbsz.errors import UserError
-from hfbsz.folder import path_of
-from hfbsz.loading import Loaded, load
-from hfbsz.yaml_files import as_text
+from hfbsz.recipe.load import Loaded, load
+from hfbsz.records.folder import path_of
+from hfbsz.system.yaml import as_text
 
 _SPLIT = ("batch.micro_max=", "batch.micro_tokens=")
 
@@ -49,7 +49,7 @@ class Job:
 
     @property
     def script(self) -> str:
-        return "pretrain.py" if self.loaded.recipe.task == "language_modeling" else "finetune.py"
+        return "pretrain" if self.loaded.recipe.task == "language_modeling" else "finetune"
 
     def but(self, *words: str) -> "Job":
         """The same run with some words added or changed; its choices stay. Raises UserError."""

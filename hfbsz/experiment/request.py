@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfbsz.display import command, file_name
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.experiment.jobs import Job, split_values, words_of
-from hfbsz.files import refuse_others
-from hfbsz.loading import from_a_file
-from hfbsz.pairs import read_pairs
-from hfbsz.presets import ROOTS, find_preset, names_of
-from hfbsz.recipe import fields, is_script
-from hfbsz.shown import command, file_name
-from hfbsz.yaml_files import read_yaml
+from hfbsz.recipe.fields import fields, is_script
+from hfbsz.recipe.load import from_a_file
+from hfbsz.recipe.presets import ROOTS, find_preset, names_of
+from hfbsz.recipe.words import read_pairs
+from hfbsz.system.called import called
+from hfbsz.system.files import refuse_others
+from hfbsz.system.yaml import read_yaml
 
 OPTIONS = {
     "jobs": "runs at a time (1)",
@@ -102,7 +103,7 @@ def parse(words: Sequence[str]) -> Request:
     refuse_overwriting(options)
     return Request(
         _checked(options.get("name") or _name(named, own, rest, tune, equal)),
-        command("python", "scripts/compare.py", *words),
+        f"{called('compare')} {command(*words)}",
         rest,
         int(jobs),
         launch,

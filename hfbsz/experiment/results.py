@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfbsz.measure.evidence import Finding
-from hfbsz.measure.factorial import Effect
-from hfbsz.measure.trials import Arm, Comparison, Trial
-from hfbsz.report.evaluations import kept_of
-from hfbsz.report.runs import SECONDS, RunData, is_number
+from hfbsz.experiment.statistics.evidence import Finding
+from hfbsz.experiment.statistics.factorial import Effect
+from hfbsz.experiment.statistics.trials import Arm, Comparison, Trial
+from hfbsz.records.evaluations import kept_of
+from hfbsz.records.run_data import SECONDS, RunData, is_number
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""From records to people: console, page, model card, Weights & Biases."""

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hfbsz.explain import explain
-from hfbsz.plan import Plan
+from hfbsz.plan.explain import explain
+from hfbsz.plan.plan import Plan
 
 
 @dataclass(frozen=True)

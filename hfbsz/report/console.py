@@ -11,11 +11,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.rule import Rule
 from rich.text import Text
 
-from hfbsz.amounts import short
-from hfbsz.explain import explain
-from hfbsz.plan import Plan
-from hfbsz.record import Reading, Step
-from hfbsz.shown import one_line, visible
+from hfbsz.display import one_line, visible
+from hfbsz.plan.explain import explain
+from hfbsz.plan.plan import Plan
+from hfbsz.recipe.amounts import short
+from hfbsz.records.record import Reading, Step
 
 
 class Console:

@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from hfbsz.data.tokenizer import train_tokenizer
+from hfbsz.data.tokenizer.tokenizer import train_tokenizer
 
 TEXT = "how are you today? I am fine. the weather is 0 C, thank you. " * 40 + '<think>\n\n</think> {"name": "w"}\n' * 20
 SPECIAL = [

@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 
 from hfbsz.data.rows import Prepared, cache_folder, prepare
-from hfbsz.recipe import Data
+from hfbsz.recipe.fields import Data
 
 TEXTS = [f"document {number}: " + "the quick brown fox. " * (1 + number % 7) for number in range(60)]
 ROWS = [{"text": text, "label": number % 2} for number, text in enumerate(TEXTS)]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from hfbsz.data.records import Columns, Record, Tally
-from hfbsz.data.sources import open_source
+from hfbsz.data.sources.records import Columns, Record, Tally
+from hfbsz.data.sources.sources import open_source
 from hfbsz.errors import UserError
-from hfbsz.recipe import Data
+from hfbsz.recipe.fields import Data
 
 
 def read(*names: str, optional=(), **fields) -> tuple[list[Record], Tally]:

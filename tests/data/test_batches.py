@@ -12,9 +12,9 @@ import torch
 
 from hfbsz.data.batches import Batch, Windows, cut, deal
 from hfbsz.data.rows import prepare
-from hfbsz.loading import load
-from hfbsz.resolve import resolve
-from hfbsz.tasks.language_modeling import LanguageModeling
+from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.load import load
+from hfbsz.train.tasks.language_modeling import LanguageModeling
 
 
 def lengths_of(count, seed=0):

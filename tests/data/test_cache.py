@@ -13,7 +13,7 @@ from filelock import FileLock
 from hfbsz.data import cache
 from hfbsz.data.cache import obtain
 from hfbsz.data.contents import Absent, verify
-from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer
+from hfbsz.data.tokenizer.tokenizer import load_tokenizer, save_tokenizer
 from hfbsz.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_what_killed_preparations_left_is_cleared_and_what_is_at_work_is_not(cor
 def test_a_preparation_that_is_killed_leaves_nothing_for_long(corpus):
     script = (
         "import os, signal, sys; sys.path.insert(0, 'tests/data')\nfrom corpora import made\n"
-        "from hfbsz.data.build import Builder\n"
+        "from hfbsz.data.prepare.corpus import Builder\n"
         "Builder._meta = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"made(files={corpus!r})"
     )

@@ -14,7 +14,7 @@ from hfbsz.data import contents
 from hfbsz.data import rows as module
 from hfbsz.data.cache import cache_folder
 from hfbsz.data.contents import Damaged, verify
-from hfbsz.data.tokenizer import load_tokenizer, save_tokenizer
+from hfbsz.data.tokenizer.tokenizer import load_tokenizer, save_tokenizer
 from hfbsz.errors import RankError
 
 

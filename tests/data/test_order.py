@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hfbsz.data.order import SMALL, LengthOrder, Order
-from hfbsz.plan import BLOCK
+from hfbsz.plan.plan import BLOCK
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 40, SMALL, SMALL + 1, 4096, 5000, 25_923])

@@ -10,11 +10,11 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from hfbsz.data.columns import columns_of
-from hfbsz.data.reading import Reader
-from hfbsz.data.records import Columns, Tally
-from hfbsz.data.sources import Opened, open_source
-from hfbsz.recipe import Data
+from hfbsz.data.prepare.example_reader import Reader
+from hfbsz.data.sources.columns import columns_of
+from hfbsz.data.sources.records import Columns, Tally
+from hfbsz.data.sources.sources import Opened, open_source
+from hfbsz.recipe.fields import Data
 
 pytestmark = pytest.mark.index
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from hfbsz.data.batches import Windows, evaluation_batches
-from hfbsz.data.documents import Document, split_tail
+from hfbsz.data.prepare.documents import Document, split_tail
 from hfbsz.data.rows import cache_folder, prepare
-from hfbsz.data.sources import find_files
-from hfbsz.data.tokenizer import load_tokenizer
+from hfbsz.data.sources.sources import find_files
+from hfbsz.data.tokenizer.tokenizer import load_tokenizer
 from hfbsz.errors import UserError
-from hfbsz.loading import load
-from hfbsz.recipe import Data, EvalSet
-from hfbsz.resolve import resolve
-from hfbsz.tasks.language_modeling import IGNORED, LanguageModeling
+from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.fields import Data, EvalSet
+from hfbsz.recipe.load import load
+from hfbsz.train.tasks.language_modeling import IGNORED, LanguageModeling
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +161,7 @@ def test_no_disk_space_for_the_cache(tmp_path):
     pattern, small = write(tmp_path, 30, 20_000), tmp_path / "small"
     small.mkdir()
     script = (
-        "import hfbsz.data.rows as rows\nfrom hfbsz.recipe import Data\n"
+        "import hfbsz.data.rows as rows\nfrom hfbsz.recipe.fields import Data\n"
         "import sys\n"
         "if sys.argv[1] == 'unchecked': rows._check_space = lambda *_: None\n"
         f"try: rows.prepare(Data(files={pattern!r}, vocab_size=300), {{}}, lambda *_: None)\n"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome, Tried
-from hfbsz.measure.evidence import findings
-from hfbsz.measure.trials import Arm, Trial, compare
+from hfbsz.experiment.statistics.evidence import findings
+from hfbsz.experiment.statistics.trials import Arm, Trial, compare
 
 SMALL, LARGE = Arm(8, 2e-3, 8, rule="sqrt", tuned=True), Arm(64, 2e-3, 64, rule="sqrt", tuned=True)
 WAITING = ArmResult("batch.size=512", None, (Outcome(0, Path("waiting"), "waiting"),))

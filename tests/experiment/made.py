@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome, Tried
-from hfbsz.measure.evidence import findings
-from hfbsz.measure.trials import Arm, Trial, compare
-from hfbsz.report.runs import RunData
+from hfbsz.experiment.statistics.evidence import findings
+from hfbsz.experiment.statistics.trials import Arm, Trial, compare
+from hfbsz.records.run_data import RunData
 
 ROWS, REFERENCE, TOKENS_PER_ROW = 6000, 16, 128
 KINDS = {"none": ("none", False), "sqrt": ("sqrt", False), "tuned": ("sqrt", True)}

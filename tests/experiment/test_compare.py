@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from hfbsz.experiment import page
-from hfbsz.experiment.conduct import Conductor
+from hfbsz.experiment.compare import Conductor
+from hfbsz.experiment.page import page
 from hfbsz.experiment.request import parse
 from hfbsz.experiment.results import Experiment, Outcome
-from hfbsz.folder import read_status
+from hfbsz.records.folder import read_status
 from hfbsz.report.console import Console
 
 TINY = f"recipe={ROOT}/tests/tiny.yaml"
@@ -60,7 +60,7 @@ def timeless(experiment: Experiment) -> Experiment:
 
 def read(folder: Path, monkeypatch, *words: str) -> Experiment:
     monkeypatch.chdir(folder)
-    conductor = Conductor(parse(words), ROOT / "scripts", Console())
+    conductor = Conductor(parse(words), Console())
     return conductor.carry_out()  # nothing is left to run
 
 

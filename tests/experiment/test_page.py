@@ -22,13 +22,13 @@ from made import (
     words_of,
 )
 
-from hfbsz.experiment.page import render
+from hfbsz.experiment.page.page import render
+from hfbsz.experiment.page.verdict import arm_names, what_came_out
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
-from hfbsz.experiment.verdict import arm_names, what_came_out
-from hfbsz.measure.beliefs import BELIEFS
-from hfbsz.measure.factorial import effects
-from hfbsz.measure.planted import Design, world
-from hfbsz.measure.trials import Arm, Trial
+from hfbsz.experiment.statistics.beliefs import BELIEFS
+from hfbsz.experiment.statistics.factorial import effects
+from hfbsz.experiment.statistics.simulation import Design, world
+from hfbsz.experiment.statistics.trials import Arm, Trial
 
 
 def text_of(page: str) -> str:
@@ -95,7 +95,7 @@ def test_page_is_self_contained(full: str) -> None:
 
 
 def test_the_same_comparison_gives_the_same_bytes(full: str) -> None:
-    code = "from made import full_sample; from hfbsz.experiment.page import render; import hashlib; "
+    code = "from made import full_sample; from hfbsz.experiment.page.page import render; import hashlib; "
     code += "print(hashlib.sha256(render(full_sample()).encode()).hexdigest())"
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "experiment")))
     hashes = {

@@ -9,8 +9,8 @@ from conftest import ROOT
 
 from hfbsz.errors import UserError
 from hfbsz.experiment.jobs import by_arm, in_folders_of_their_own, product, seeds_first, split_values
+from hfbsz.experiment.page.picture import draw
 from hfbsz.experiment.request import Tune, parse
-from hfbsz.report.picture import draw
 
 TINY = ("recipe=tests/tiny.yaml", "data.files=x")
 

@@ -15,15 +15,15 @@ from comparison import LARGE, SMALL, experiment
 from fake_wandb import FakeServer, fake_server
 from wandb_reader import read_run
 
-from hfbsz.experiment import team
+from hfbsz.experiment.page import wandb as team
 
 SCENARIO = """
 import json, sys, time
 from pathlib import Path
 sys.path.append(sys.argv[1])
 from comparison import experiment
-from hfbsz.experiment.team import aggregate
-from hfbsz.report import wandb as report
+from hfbsz.experiment.page.wandb import aggregate
+from hfbsz.report.wandb import reporter as report
 
 report.INIT_SECONDS, report.FINISH_SECONDS, report.SLACK_SECONDS = 2.0, 3.0, 2.0
 told = []

@@ -13,11 +13,11 @@ import pytest
 from conftest import ROOT
 from fake_wandb import KEY, Answer, fake_server
 
-from hfbsz.loading import load
-from hfbsz.plan import Facts
-from hfbsz.record import METRICS
-from hfbsz.report.dashboard import TOPICS, Panel, Place, Topic, specification
-from hfbsz.resolve import resolve
+from hfbsz.plan.plan import Facts
+from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.load import load
+from hfbsz.records.record import METRICS
+from hfbsz.report.wandb.dashboard import TOPICS, Panel, Place, Topic, specification
 
 TOKENS = "train/num_input_tokens_seen"
 SCRIPT = str(ROOT / "scripts" / "dashboard.py")

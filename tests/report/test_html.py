@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from hfbsz.errors import UserError
-from hfbsz.loading import load
-from hfbsz.plan import Facts, Plan
-from hfbsz.report import figures, html, runs
-from hfbsz.resolve import resolve
-from hfbsz.yaml_files import write_yaml
+from hfbsz.plan.plan import Facts, Plan
+from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.load import load
+from hfbsz.records import run_data as runs
+from hfbsz.report.page import figures
+from hfbsz.report.page import page as html
+from hfbsz.system.yaml import write_yaml
 
 WORDS = [
     "batch.size=64seq",

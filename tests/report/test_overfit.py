@@ -10,12 +10,14 @@ import pytest
 import watched
 from rich.console import Console as RichConsole
 
-from hfbsz.record import Reading
-from hfbsz.report import figures, html, runs
+from hfbsz.records import run_data as runs
+from hfbsz.records.overfitting import overfitting_of
+from hfbsz.records.record import Reading
+from hfbsz.records.run_data import STEPS, TOKENS
 from hfbsz.report.console import Console
-from hfbsz.report.overfit import overfitting_of
-from hfbsz.report.panel import loss_limits
-from hfbsz.report.runs import STEPS, TOKENS
+from hfbsz.report.page import figures
+from hfbsz.report.page import page as html
+from hfbsz.report.page.overfitting import loss_limits
 
 
 def page_of(*folders: Path) -> str:

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from fake_wandb import KEY, FakeServer, fake_server
 
-from hfbsz.record import Reading
+from hfbsz.records.record import Reading
 
 SCENARIO = """
 import json, os, signal, sys, time
 from pathlib import Path
 import psutil
-from hfbsz.report import wandb as report
+from hfbsz.report.wandb import reporter as report
 
 report.FINISH_SECONDS, report.SLACK_SECONDS = 3.0, 2.0
 report.WAITING_ROWS = 2_000

@@ -11,11 +11,11 @@ from conftest import ROOT
 from fake_wandb import FakeServer, KeptRun, fake_server
 from filelock import FileLock
 
-from hfbsz.record import Reading
-from hfbsz.report.wandb import Identity
-from hfbsz.report.wandb_sync import lacking
+from hfbsz.records.record import Reading
+from hfbsz.report.wandb.reporter import Identity
+from hfbsz.report.wandb.sync import lacking
 
-PATIENT = "import sys; from hfbsz.report import wandb_sync; wandb_sync.FINISH_SECONDS = 2; import sync; "
+PATIENT = "import sys; from hfbsz.report.wandb import sync as sender; sender.FINISH_SECONDS = 2; import sync; "
 PATIENT += "sys.exit(sync.main(sys.argv[1:]))"
 
 

@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from hfbsz.loading import load
-from hfbsz.plan import Facts, Plan
-from hfbsz.report.runs import CLOCK, SECONDS, STEPS, TOKENS
-from hfbsz.resolve import resolve
-from hfbsz.yaml_files import write_yaml
+from hfbsz.plan.plan import Facts, Plan
+from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.load import load
+from hfbsz.records.run_data import CLOCK, SECONDS, STEPS, TOKENS
+from hfbsz.system.yaml import write_yaml
 
 ROWS = 512
 WORDS = ["data.pack=false", "batch.size=16seq", "batch.micro_max=16", "optim.lr=5e-5", "data.validation=20%"]

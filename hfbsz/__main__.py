@@ -1,0 +1,47 @@
+"""`hfbsz COMMAND …`, and `python -m hfbsz COMMAND …`."""
+
+import importlib
+import sys
+
+from hfbsz.commands import COMMANDS
+from hfbsz.errors import MISUSED, complain, did_you_mean
+from hfbsz.system.streams import script
+
+TRAINING = ("pretrain", "finetune")
+
+
+def run(name: str) -> None:
+    """Run a command with this process's arguments, and exit."""
+    if name in TRAINING:
+        from hfbsz.run.cli import entry
+
+        entry(name)
+    sys.exit(script(importlib.import_module(f"hfbsz.commands.{name}").main))
+
+
+def main() -> None:
+    """Run the command that the first argument names, and exit."""
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h", "--version"):
+        sys.exit(script(_about))
+    if name not in COMMANDS:
+        near = did_you_mean(name, COMMANDS)
+        sys.exit(complain([f"{name}: no such command{near}; there are {', '.join(COMMANDS)}"], MISUSED))
+    sys.argv = [sys.argv[0], *words]
+    run(name)
+
+
+def _about(words: list[str]) -> int:
+    if "--version" in words:
+        import hfbsz
+
+        print(hfbsz.__version__)
+        return 0
+    print("usage: hfbsz COMMAND [word …]\n\ncommands:")
+    print("\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items()))
+    print("\nhfbsz COMMAND --help says more")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Print the plan of a recipe for any number of processes, without torch, data or GPUs.
+
+    hfbsz plan recipe=large_batch [world_size=64] [rows=3] [train_rows=N] [parameters=N]
+        [format=text|json] [key=value …]
+
+rows: prepares the data, and shows so many training rows with what is learnt marked; the plan then knows the data.
+train_rows: the training rows (an epoch), where they are known. parameters: the model's weights outside its embeddings,
+which scaling laws ask for; counted from the recipe's model where it is not given (that takes some seconds).
+"""
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+from hfbsz.display import visible
+from hfbsz.errors import UserError, complain
+from hfbsz.plan.explain import explain
+from hfbsz.plan.plan import Facts
+from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.load import Loaded
+from hfbsz.run.cli import asks_for_help, read_words
+from hfbsz.system.called import called
+
+NUMBERS = ("world_size", "rows", "train_rows", "parameters")
+
+
+def main(words: list[str]) -> int:
+    options = {"world_size": "1", "rows": "", "train_rows": "", "parameters": "", "format": "text"}
+    options |= {key: value for key, _, value in (w.partition("=") for w in words) if key in options}
+    try:
+        loaded = read_words(called("plan"), [w for w in words if w.partition("=")[0] not in options])
+        if loaded is None:
+            return 0 if asks_for_help(words) else 2
+        for name in NUMBERS:
+            if options[name] and not (options[name].isdigit() and int(options[name]) > 0):
+                raise UserError(f"{name}: {options[name]!r} is not a whole number above 0")
+        if options["format"] not in ("text", "json"):
+            raise UserError(f"format: {options['format']!r} is neither text nor json")
+        world_size, shown, train_rows, parameters = (int(options[name] or 0) or None for name in NUMBERS)
+        if parameters is None and loaded.recipe.uses_law():
+            from hfbsz.train.model import count_parameters  # torch and transformers, only where a law asks for the size
+
+            parameters = count_parameters(loaded.recipe.model, loaded.recipe.data.vocab_size)
+        facts = Facts(rows=train_rows, parameters=parameters)
+        preview: dict[str, Any] = {}
+        if shown is not None:
+            facts, preview = look_at(loaded, shown, parameters)
+        plan = resolve(loaded.recipe, world_size or 1, facts)
+    except UserError as problem:
+        return complain(problem.lines)
+    lines = preview.pop("lines", [])
+    if options["format"] == "json":
+        print(json.dumps({**plan.to_dict(), **preview}, indent=1))
+    else:
+        print(visible("\n".join([explain(plan), *lines])))
+    return 0
+
+
+def look_at(loaded: Loaded, count: int, parameters: int | None) -> tuple[Facts, dict]:
+    """What is known of the prepared data, and `count` of its training rows: as `lines`, and as `preview`."""
+    from hfbsz.data.preview import preview  # transformers and datasets, only where rows are asked for
+    from hfbsz.data.tokenizer.tokenizer import load_tokenizer
+    from hfbsz.report.console import Console
+    from hfbsz.train.inputs import prepare_inputs
+
+    console = Console(sys.stderr)
+    prepared = prepare_inputs(loaded.recipe, console.work, parameters)
+    console.end_work()
+    tokenizer = load_tokenizer(prepared.tokenizer_path, needs_end=prepared.counts.get("labels") is None)
+    found = preview(prepared, tokenizer, count)
+    notes = [f"note      {note}" for note in (*loaded.notes, *prepared.notes)]
+    return replace(prepared.facts, parameters=parameters), {
+        "lines": [*notes, *found.lines()],
+        "preview": found.to_dict(),
+        "notes": [*loaded.notes, *prepared.notes],
+    }

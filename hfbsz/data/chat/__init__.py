@@ -1,0 +1,1 @@
+"""Conversations: their forms, their rendering by a chat template, and what of it is learnt."""

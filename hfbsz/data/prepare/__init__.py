@@ -1,0 +1,1 @@
+"""From documents and examples to rows on the disk."""

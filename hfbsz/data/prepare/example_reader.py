@@ -1,0 +1,145 @@
+"""Examples of fine-tuning tasks, read from a source's records."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hfbsz.data.chat.conversations import Message, conversation, from_pair, learns, said
+from hfbsz.data.chat.tool_calls import tools_of
+from hfbsz.data.prepare.corpus import Progress
+from hfbsz.data.prepare.labels import NoClass, class_of
+from hfbsz.data.sources.columns import columns_of, template_of
+from hfbsz.data.sources.records import Record, Tally
+from hfbsz.data.sources.sources import Opened
+from hfbsz.data.sources.texts import as_text, is_missing
+from hfbsz.errors import UserError
+from hfbsz.recipe.amounts import counted
+from hfbsz.recipe.fields import Data
+
+_TOOLS = "tools"  # the column of the tools where the recipe names none
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row before it is tokenised: a text with a label, or a conversation."""
+
+    name: str  # its record's, or its id
+    group: str  # what is held out together
+    text: str  # of a conversation, what its turns say: for duplicates
+    label: str | None = None
+    messages: tuple[Message, ...] = ()
+    tools: tuple[dict[str, Any], ...] | None = None
+
+
+class Reader:
+    """Reads the examples of one source, and notes what it leaves out; raises UserError for a column without a name."""
+
+    def __init__(self, task: str, opened: Opened) -> None:
+        self.task, self.source, self.data, self.part = task, opened.source, opened.data, opened.part
+        self.notes: list[str] = []
+        self.tally = Tally()
+        self.template = template_of(opened)
+        self.tools = (self.data.tools or _TOOLS) if task == "instruction" else None
+        fields = _needed(task, opened.data, opened.part)
+        optional = [self.tools] if self.tools is not None and self.data.tools is None else []
+        self.columns = columns_of(opened, (*fields, "tools", "group", "id"), self.template, optional)
+
+    def examples(self, progress: Progress) -> Iterator[Example]:
+        """The examples of the source; counts what is left out."""
+        left: Counter[str] = Counter()
+        names: set[str] = set()
+        where = self.source.where
+        self.tally = Tally()
+        for number, record in enumerate(self.source.records(self.columns, self.tally)):
+            if number % 4096 == 0:
+                progress("reading", number, 0)
+            reason = self._skipped(record)
+            example: Example | None = None
+            if reason is None:
+                try:
+                    example = self._example(record)
+                except NoClass as problem:
+                    reason = str(problem)
+            if example is None:
+                left[reason or "no answer to learn"] += 1
+                continue
+            if self.data.id is not None and example.name in names:
+                raise UserError(f"{where}: two rows have the id {example.name!r} ({self.part}.id={self.data.id})")
+            names.add(example.name)
+            yield example
+        left += self.tally.left_out
+        self.notes += self.tally.notes
+        self.notes += [f"{counted(count, 'row')} left out: {reason} ({where})" for reason, count in left.items()]
+        if not names:
+            raise UserError(f"{where} holds no row to use" + (f": {', '.join(left)}" if left else ""))
+
+    def _skipped(self, record: Record) -> str | None:
+        for column, values in self.data.skip.items():
+            value = record.columns.get(column)
+            text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+            if text in ([values] if isinstance(values, str) else values):
+                return f"{column} is {text!r}"
+        return None
+
+    def _example(self, record: Record) -> Example | None:
+        """None where there is nothing to learn; raises NoClass with the reason where that is a text or a label."""
+        data, columns = self.data, record.columns
+        name = str(columns[data.id]) if data.id is not None else record.name
+        group = self._group(columns.get(data.group)) if data.group is not None else None
+        group = name if group is None else group
+        try:
+            if self.task == "classification":
+                text, label = self._text(columns, data.text), class_of(columns.get(str(data.label)))
+                if text is None:
+                    raise NoClass("no text")
+                return Example(name, group, text, label)
+            messages = self._messages(columns)
+            if not learns(messages):
+                return None
+            tools = tools_of(columns.get(str(self.tools)))
+            return Example(
+                name, group, said(messages), messages=tuple(messages), tools=None if tools is None else tuple(tools)
+            )
+        except ValueError as problem:
+            raise UserError(f"{self.source.where}: {record.name}: {problem}") from None
+
+    def _group(self, value: Any) -> str | None:
+        """The group that a value names; null and empty text are none: such a row stands by itself."""
+        return None if is_missing(value) or not str(value).strip() else str(value)
+
+    def _text(self, columns: Any, column: str) -> str | None:
+        """The text of a row: of the template, else of the column; None where it is blank."""
+        try:
+            text = self.template.fill(columns) if self.template is not None else as_text(columns.get(column))
+        except ValueError as problem:
+            raise ValueError(f"{problem}, in column {column!r}" if self.template is None else str(problem)) from None
+        return text if text and text.strip() else None
+
+    def _messages(self, columns: Any) -> list[Message]:
+        data = self.data
+        if data.messages is not None:
+            return conversation(columns.get(data.messages))
+        prompt = self.template.fill(columns) if self.template is not None else columns.get(str(data.prompt))
+        system = columns.get(data.system) if data.system is not None else None
+        return from_pair(prompt, columns.get(str(data.response)), system)
+
+
+def _needed(task: str, data: Data, part: str) -> tuple[str, ...]:
+    """The fields whose columns hold an example of the task."""
+    if task == "classification":
+        if data.label is None:
+            raise UserError(f"{part}.label: name the column that holds the label")
+        return ("label",) if data.template is not None else ("text", "label")
+    if data.messages is not None:
+        if data.template is not None or data.system is not None:
+            raise UserError(
+                f"{part}.messages: a conversation holds its questions and system messages itself: leave out "
+                f"{part}.{'template' if data.template is not None else 'system'}, or {part}.messages=null"
+            )
+        return ("messages",)
+    if data.response is not None and (data.prompt is not None or data.template is not None):
+        return ("response", "system") if data.template is not None else ("prompt", "response", "system")
+    raise UserError(
+        f"{part}.messages: name the column of a conversation, or {part}.prompt (or {part}.template) and {part}.response"
+    )

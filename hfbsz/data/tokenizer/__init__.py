@@ -1,0 +1,1 @@
+"""The tokenizer of a run, and texts as token ids."""

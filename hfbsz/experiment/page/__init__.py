@@ -1,0 +1,1 @@
+"""What a comparison shows: its page, its pictures, the terminal, W&B."""

@@ -1,0 +1,233 @@
+"""What a team sees of a comparison in W&B: a run beside the comparison's runs, with tables, plots and its page."""
+
+import hashlib
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from hfbsz.errors import UserError
+from hfbsz.experiment.results import ArmResult, Experiment, Outcome
+from hfbsz.experiment.statistics.evidence import Finding
+from hfbsz.experiment.statistics.trials import MEASURES, Arm, Comparison
+from hfbsz.report.wandb.group import Cell, Plot, Table, send
+from hfbsz.report.wandb.reporter import Identity, Mode, id_of, in_a_line, read_identity
+
+BATCH, LOSS, MEAN_LOSS = "batch (sequences)", "final loss (nats/target)", "final loss, mean (nats/target)"
+PLOTS = {
+    "loss_over_batch": Plot("seeds", BATCH, LOSS, "Final validation loss over batch, every seed"),
+    "mean_loss_over_batch": Plot("arms", BATCH, MEAN_LOSS, "Final validation loss over batch, mean over seeds", "kind"),
+}
+REACHED = {
+    "final_loss": LOSS,
+    "best_loss": "best loss (nats/target)",
+    "gap": "gap (nats/target)",
+    "optimizer_steps": "optimizer steps",
+    "tokens_per_second": "tokens/s",
+    "peak_memory_bytes": "peak memory (B)",
+}
+Row = Mapping[str, Cell]
+
+
+def aggregate(
+    experiment: Experiment,
+    mode: Mode,
+    project: str,
+    entity: str | None,
+    group: str | None,
+    warn: Callable[[str], None],
+    page: str | None = None,
+) -> None:
+    """Make the comparison's run in W&B, or bring it up to date. `page`: the comparison's page, as HTML text.
+
+    W&B's copy lies in the comparison's folder. Nothing is raised: `warn` is told, in one line, what went wrong.
+    """
+    if mode == "off":
+        return
+    try:
+        name = f"comparison {experiment.name}"
+        identity = Identity(_id(experiment, group), project, entity, group, "comparison", name)
+        config, pictures = {"comparison": _config(experiment)}, {} if page is None else {"page": page}
+        send(experiment.folder, mode, identity, config, summary(experiment), tables(experiment), pictures, warn, PLOTS)
+    except Exception as fault:  # the runs are safe: a table must not fail their comparison
+        warn(f"W&B has nothing new of the comparison, {in_a_line(fault)}")
+
+
+def _id(experiment: Experiment, group: str | None) -> str:
+    """The same for a comparison that is said again, with further seeds or arms too."""
+    words = f"{group}\n{experiment.name}"
+    return id_of(group or experiment.name, hashlib.sha256(words.encode()).hexdigest()[:8])
+
+
+def _config(experiment: Experiment) -> dict[str, Any]:
+    return {
+        "name": experiment.name,
+        "command": experiment.command,
+        "task": experiment.task,
+        "tuned": experiment.tuned,
+        "baseline": next((result.words for result in experiment.arms if result.arm == experiment.baseline), None),
+        "target_loss": experiment.target,  # nats/target
+        "jobs": experiment.jobs,
+        "notes": list(experiment.notes),
+    }
+
+
+def summary(experiment: Experiment) -> dict[str, Cell]:
+    """The best arm by the mean of its final loss, nats/target, where no seed diverged; and how many there are of what.
+
+    A run of tuning counts as a run.
+    """
+    losses = {result.words: _mean(trial.final_loss for trial in result.trials) for result in experiment.arms}
+    known = {words: loss for words, loss in losses.items() if loss is not None}
+    best = min(known, key=known.__getitem__, default=None)
+    states = [outcome.state for outcome in experiment.outcomes]
+    return {
+        "comparison/best_arm": best,
+        "comparison/best_arm_final_loss": known.get(best) if best is not None else None,
+        "comparison/arms": len(experiment.arms),
+        "comparison/runs": len(states),
+        "comparison/finished": states.count("finished"),
+        "comparison/failed": states.count("failed"),
+        "comparison/diverged": states.count("diverged"),
+    }
+
+
+def tables(experiment: Experiment) -> dict[str, Table]:
+    """The tables that have rows, by name; their columns say their units."""
+    words = {result.arm: result.words for result in experiment.arms if result.arm is not None}
+    rows: dict[str, list[Row]] = {
+        "arms": [_arm(result) for result in experiment.arms],
+        "seeds": [_seed(result, outcome) for result in experiment.arms for outcome in result.outcomes],
+        "tests": [_test(found, words) for found in experiment.comparisons],
+        "beliefs": [_belief(finding) for finding in experiment.findings],
+        "tuning": _tuning(experiment),
+    }
+    return {name: (list(found[0]), [list(row.values()) for row in found]) for name, found in rows.items() if found}
+
+
+def _arm(result: ArmResult) -> Row:
+    """Means over the finished seeds; nothing where none was measured or one diverged."""
+    trials, ended = result.trials, [outcome for outcome in result.outcomes if outcome.trial is not None]
+    losses = [trial.final_loss for trial in trials if trial.final_loss is not None]
+    spread = statistics.stdev(losses) if len(losses) > 1 and all(map(math.isfinite, losses)) else None
+    onsets = [outcome.onset_epoch for outcome in ended if outcome.onset_epoch is not None]
+    memory = [trial.peak_memory_bytes for trial in trials if trial.peak_memory_bytes is not None]
+    return {
+        "arm": result.words,
+        **_setting(result),
+        "seeds": len(trials),
+        "runs": len(result.outcomes),
+        "failed": len(result.failed),
+        "diverged": len(result.diverged),
+        MEAN_LOSS: _mean(losses),
+        "final loss, sd (nats/target)": spread,
+        "gap, mean (nats/target)": _mean(trial.gap for trial in trials),
+        "best epoch, mean": _mean(outcome.best_epoch for outcome in ended),
+        "onset of overfitting, mean (epochs)": _mean(onsets),
+        "onset of overfitting (seeds)": len(onsets),
+        "time to best, mean (s)": _mean(outcome.seconds_to_best for outcome in ended),
+        "padding, mean (share)": _mean(outcome.padding for outcome in ended),
+        "optimizer steps, mean": _mean(trial.optimizer_steps for trial in trials),
+        "tokens/s, mean": _mean(trial.tokens_per_second for trial in trials),
+        "peak memory, highest (B)": max(memory, default=None),
+    }
+
+
+def _setting(result: ArmResult) -> Row:
+    """What is known of an arm before its runs end."""
+    arm = result.arm
+    return {
+        BATCH: arm.batch if arm else None,
+        "first batch (sequences)": (arm.start or arm.batch) if arm else None,
+        "kind": (f"{arm.rule}, growing" if arm.grows else arm.rule) if arm else None,
+        "learning rate": arm.learning_rate if arm else None,
+        "tuned": arm.tuned if arm else None,
+    }
+
+
+def _seed(result: ArmResult, outcome: Outcome) -> Row:
+    return {
+        "arm": result.words,
+        "seed": outcome.seed,
+        BATCH: result.arm.batch if result.arm else None,
+        **_found_at(outcome),
+        "done (share)": outcome.share,
+        "why it failed": outcome.why,
+        "diverged": _diverged(outcome.trial.final_loss) if outcome.trial else None,
+        **{title: getattr(outcome.trial, name, None) for name, title in REACHED.items()},
+        "best step": outcome.best_step,
+        "best epoch": outcome.best_epoch,
+        "onset of overfitting (epochs)": outcome.onset_epoch,
+        "time to best (s)": outcome.seconds_to_best,
+        "padding (share)": outcome.padding,
+    }
+
+
+def _found_at(outcome: Outcome | None) -> dict[str, str | None]:
+    """A run's state, its id in W&B and its folder's name."""
+    if outcome is None:
+        return dict.fromkeys(("state", "run in W&B", "folder"))
+    try:
+        run: str | None = read_identity(outcome.folder).id
+    except UserError:
+        run = None
+    return {"state": outcome.state, "run in W&B": run, "folder": outcome.folder.name}
+
+
+def _test(found: Comparison, words: Mapping[Arm, str]) -> Row:
+    """The difference left − right over the seeds that both arms have; of a relative measure in percent."""
+    measure, contrast = MEASURES[found.measure], found.contrast
+
+    def shown(difference: float) -> float:
+        return 100 * math.expm1(difference) if measure.relative else difference
+
+    return {
+        "left": words.get(found.left, found.left.name),
+        "right": words.get(found.right, found.right.name),
+        "measure": measure.words,
+        "unit": measure.unit_of_difference,
+        "n (seeds)": contrast.n,
+        "mean of left − right": shown(contrast.mean),
+        "95 % CI, low": shown(contrast.low),
+        "95 % CI, high": shown(contrast.high),
+        "effect (mean ÷ sd, Hedges)": contrast.effect,
+        "p after Holm": found.p_holm,
+        "sign-flip p": contrast.sign_flip_p,
+    }
+
+
+def _belief(finding: Finding) -> Row:
+    return {
+        "belief": finding.statement,
+        "verdict": finding.verdict.value,
+        "what the runs say": finding.sentence,
+        "source": finding.source,
+    }
+
+
+def _tuning(experiment: Experiment) -> list[Row]:
+    return [
+        {
+            "arm": result.words,
+            BATCH: result.arm.batch if result.arm else None,
+            "field": experiment.tuned,
+            "value": tried.value,
+            "best loss (nats/target)": tried.loss,
+            "diverged": _diverged(tried.loss),
+            "chosen": tried.chosen,
+            **_found_at(tried.outcome),
+        }
+        for result in experiment.arms
+        for tried in result.tried
+    ]
+
+
+def _diverged(loss: float | None) -> bool | None:
+    """None: it is not known."""
+    return None if loss is None else not math.isfinite(loss)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of what was measured; None where nothing was, or where one diverged."""
+    measured = [value for value in values if value is not None]
+    return statistics.fmean(measured) if measured and all(map(math.isfinite, measured)) else None

@@ -1,0 +1,171 @@
+"""The words of other tools (the Trainer, TRL, axolotl, litgpt, nanoGPT, torchtitan), and ours for them."""
+
+import json
+from collections.abc import Mapping
+
+from hfbsz.recipe.foreign import (
+    Answer,
+    Asked,
+    accumulation,
+    betas,
+    clip,
+    count,
+    dataset,
+    epochs,
+    floor,
+    has_none,
+    intervals,
+    leave,
+    of_hub,
+    optimizer,
+    per_device,
+    percent,
+    precision,
+    processes,
+    resume,
+    same,
+    shape,
+    sharded,
+    share,
+    split,
+    switch,
+    targets,
+    tracker,
+    weights,
+    write,
+)
+
+
+def answer(key: str, value: object, given: Mapping[str, object] | None = None) -> str | None:
+    """What to say to `key=value` where `key` is no field of ours: a line without its beginning; None where no other
+    tool that is known here has such a word. `given`: all words of the command."""
+    plain = key.strip("-").replace("-", "_").lower()
+    entry = TABLE.get(plain) or TABLE.get(plain.rpartition(".")[2])
+    if entry is None:
+        return None
+    words = {name.rpartition(".")[2].replace("-", "_"): _text(other) for name, other in (given or {}).items()}
+    return entry(Asked(_text(value), words))
+
+
+def is_foreign(key: str) -> bool:
+    """Whether a word is one of another tool that is known here."""
+    return answer(key, "") is not None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+_HUB = has_none("nothing is sent to the Hub: the run's folder is a model in its form, and can be uploaded")
+_QUANTISED = has_none("weights are not quantised: model.lora={} trains few of them")
+_BY_SIZE = has_none("activations are kept: a smaller batch.micro_max, such as batch.micro_max=1, takes less memory")
+_LOADING = has_none("rows are memory-mapped, no worker has to load them: leave it out")
+_ANSWERS = has_none("task=instruction learns the answers alone; data.answers=last the last one")
+_NOTHING = has_none("it is always so, or never asked for: leave it out")
+
+_ENTRIES: dict[str, Answer] = {
+    "lr learning_rate max_lr peak_lr base_lr": same("optim.lr", "1e-3"),
+    "epochs num_train_epochs num_epochs max_epochs n_epochs train_epochs": epochs,
+    "max_steps max_iters num_steps num_iterations n_steps total_steps train_steps training.steps "
+    "lr_decay_iters": count("duration", "steps", "1000steps"),
+    "max_tokens train_tokens": count("duration", "tok", "1Mtok"),
+    "per_device_train_batch_size per_gpu_train_batch_size train_batch_size batch_size micro_batch_size "
+    "device_batch_size local_batch_size": per_device,
+    "per_device_eval_batch_size eval_batch_size eval.batch_size": same("eval.micro_batch", "8"),
+    "gradient_accumulation_steps accumulation grad_accum_steps accumulate_grad_batches "
+    "gradient_accumulation": accumulation,
+    "total_batch_size global_batch_size effective_batch_size": count("batch.size", "seq", "64seq"),
+    "warmup_ratio": percent("schedule.warmup", "10%", 100),
+    "warmup_steps warmup_iters num_warmup_steps lr_warmup_steps "
+    "warmup": count("schedule.warmup", "steps", "5%", share=True),
+    "weight_decay wd": same("optim.weight_decay", "0.1"),
+    "max_grad_norm grad_clip gradient_clip_val max_norm clip_grad_norm gradient_clipping": clip,
+    "adam_beta1 adam_beta2 beta1 beta2 betas": betas,
+    "adam_epsilon adam_eps epsilon eps": same("optim.eps", "1e-8"),
+    "lr_scheduler_type lr_scheduler scheduler lr_schedule decay_type": shape,
+    "min_lr lr_min min_learning_rate": floor,
+    "optim optimizer optimizer_name optimizer_type": optimizer,
+    "out out_dir output output_directory save_dir checkpoint_dir outdir dump_folder logging_dir "
+    "run_dir": same("output_dir", "runs/NAME"),
+    "model_name_or_path model_name model_path base_model pretrained pretrained_model init_from model_id "
+    "model.name": weights,
+    "model_type": lambda asked: write(f"model.shape.model_type={asked.value or 'llama'}"),
+    "tokenizer_name tokenizer_name_or_path tokenizer tokenizer_path": same("data.tokenizer", "FOLDER"),
+    "dataset dataset_name datasets dataset_path data_path data_dir train_data data.path data.name": dataset,
+    "dataset_config dataset_config_name": of_hub("data.hub_config", "NAME"),
+    "dataset_split dataset_train_split train_split": of_hub("data.split", "train"),
+    "eval_split dataset_test_split": of_hub("data.validation_split", "test"),
+    "validation_split": split,
+    "dataset_text_field text_column text_field text_column_name text_key": same("data.text", "text"),
+    "label_column label_column_name label_field label_key": same("data.label", "label"),
+    "train_file train_files training_file": same("data.files", "train.jsonl"),
+    "validation_file eval_file val_file valid_file dev_file": same("data.validation_files", "validation.jsonl"),
+    "test_file": same("eval.sets.test", "test.jsonl"),
+    "validation_split_percentage": percent("data.validation", "5%", 1),
+    "val_set_size val_size test_size eval_size": share,
+    "max_length max_seq_length max_seq_len block_size context_length seq_len sequence_len seq_length max_source_length "
+    "cutoff_len context_window": same("data.sequence_length", "128"),
+    "packing pack sample_packing": switch("data.pack=true", "data.pack=false"),
+    "max_train_samples num_train_samples max_samples": same("data.rows", "1000"),
+    "max_eval_samples eval_iters": same("eval.rows", "128"),
+    "group_by_length length_grouped": switch("batch.by_length=true", "batch.by_length=false"),
+    "streaming": lambda asked: write("data.stream=false") if asked.is_no
+    else of_hub("data.stream", "true")(Asked("true", asked.given)),
+    "bf16 bf16_full_eval": switch("precision=bf16", "precision=fp32"),
+    "fp16 fp16_full_eval half": lambda asked: leave("precision=auto is the default") if asked.is_no
+    else precision(Asked("fp16", {})),
+    "fp32": switch("precision=fp32", "precision=auto"),
+    "mixed_precision torch_dtype dtype amp": precision,
+    "tf32 allow_tf32": has_none("matrices are multiplied in the recipe's precision: precision=bf16 is faster"),
+    "gradient_checkpointing activation_checkpointing activation_checkpoint": _BY_SIZE,
+    "eval_steps eval_interval val_check_interval evaluate_every": count("eval.every", "steps", "10%", share=True),
+    "save_steps save_interval checkpoint_interval save_every": count("checkpoint.every", "steps", "25%", share=True),
+    "logging_steps log_interval log_freq log_every "
+    "log_every_n_steps": count("log.every", "steps", "5steps", share=True),
+    "eval_strategy evaluation_strategy": intervals("eval.every"),
+    "save_strategy": intervals("checkpoint.every"),
+    "logging_strategy": intervals("log.every"),
+    "save_total_limit": same("checkpoint.keep", "2"),
+    "load_best_model_at_end": switch("checkpoint.save=best", "checkpoint.save=last"),
+    "early_stopping_patience patience early_stopping": same("eval.patience", "3"),
+    "metric_for_best_model greater_is_better": has_none("the best evaluation is that of the lowest validation loss"),
+    "report_to wandb_log use_wandb wandb log_with logger with_tracking": tracker,
+    "run_name wandb_run_name exp_name experiment_name": lambda asked: write(
+        f"output_dir=runs/{asked.value or 'NAME'}", why="W&B's name is made of model, data, batch and rate"
+    ),
+    "wandb_project project_name project": same("log.project", "NAME"),
+    "wandb_entity entity": same("log.entity", "TEAM"),
+    "wandb_group group": same("log.group", "NAME"),
+    "wandb_mode": tracker,
+    "resume_from_checkpoint resume_from": resume,
+    "overwrite_output_dir": switch("resume=never", "resume=auto"),
+    "random_seed random_state data_seed manual_seed rng_seed seed_everything": same("seed", "0"),
+    "lora_r lora_rank r": same("model.lora.rank", "16"),
+    "lora_alpha": same("model.lora.alpha", "32"),
+    "lora_dropout": same("model.lora.dropout", "0.05"),
+    "target_modules lora_target_modules lora_target": targets,
+    "lora_target_linear": lambda asked: write("model.lora.targets=all-linear"),
+    "lora use_lora peft use_peft adapter": switch("model.lora={}", "model.lora=null"),
+    "qlora load_in_4bit load_in_8bit quantization": _QUANTISED,
+    "torch_compile compile use_compile": switch("model.compile=true", "model.compile=false"),
+    "attn_implementation": lambda asked: write(f"model.attention={'eager' if asked.value == 'eager' else 'sdpa'}"),
+    "flash_attention flash_attention_2 flash_attn use_flash_attention_2": lambda asked: write("model.attention=sdpa"),
+    "dataloader_num_workers num_workers num_proc preprocessing_num_workers dataset_num_proc "
+    "dataloader_pin_memory": _LOADING,
+    "num_threads n_threads": same("threads", "4"),
+    "ddp devices num_gpus n_gpu n_gpus gpus nproc nproc_per_node num_processes num_nodes nnodes "
+    "strategy accelerator": processes,
+    "fsdp fsdp_config deepspeed zero_stage": sharded,
+    "local_rank": has_none("the launcher sets it: accelerate launch scripts/…"),
+    "device use_cpu no_cuda cuda": has_none(
+        "the launcher says that; a CPU alone: CUDA_VISIBLE_DEVICES= before the command"
+    ),
+    "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt": _ANSWERS,
+    "push_to_hub hub_model_id hub_token": _HUB,
+    "trust_remote_code": has_none("code from the Hub is never run"),
+    "do_train do_eval do_predict remove_unused_columns disable_tqdm log_level": _NOTHING,
+    "n_layer n_head n_embd n_positions hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size":
+    has_none("of a model's shape: model.shape.NAME=VALUE, by the name that its transformers config has"),
+    "config config_file yaml": lambda asked: write(f"recipe={asked.value or 'FILE.yaml'}"),
+}  # fmt: skip
+TABLE: Mapping[str, Answer] = {name: say for names, say in _ENTRIES.items() for name in names.split()}

@@ -1,0 +1,216 @@
+"""A run's folder: claimed by one process at a time, never shared by two recipes, with a status that scripts read."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hfbsz.errors import UserError
+from hfbsz.recipe.fields import Recipe, differences
+from hfbsz.recipe.load import Loaded, from_mapping
+from hfbsz.system.disk import clear_leftovers, sha256
+from hfbsz.system.files import read_object, write_text
+from hfbsz.system.yaml import read_yaml, write_yaml
+
+STATES = ("running", "finished", "preempted", "failed", "diverged")
+_TYPES: dict[str, type[Any] | UnionType] = {
+    **dict.fromkeys(("state", "host"), str),
+    "why": str | None,
+    **dict.fromkeys(("step", "clock", "of", "pid"), int),
+    **dict.fromkeys(("started", "updated"), int | float),
+    **dict.fromkeys(("reached", "saved"), dict),
+}
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def path_of(loaded: Loaded) -> Path:
+    """Where a recipe's run lies."""
+    return Path(loaded.recipe.output_dir or f"runs/{loaded.name}-{loaded.recipe.digest()}")
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What `status.json` says, without values of other types; empty where there is none that can be read."""
+    said = read_object(folder / "status.json") or {}
+    return {name: value for name, value in said.items() if isinstance(value, _TYPES.get(name, object))}
+
+
+def claim(folder: Path, if_busy: str, if_unwritable: str) -> FileLock:
+    """Make a run's folder, where it is missing, and hold it until the lock is released.
+
+    Raises UserError where a run is at work in it, and where it cannot be written; both say what to do then.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = read_status(folder)
+        who = f" (process {holder['pid']} on {holder['host']})" if {"pid", "host"} <= holder.keys() else ""
+        raise UserError(f"{folder}: another run is at work in this folder{who}: {if_busy}") from None
+    except OSError as problem:
+        raise UserError(f"{folder}: cannot be written: {problem.strerror}: {if_unwritable}") from None
+    return lock
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run is at work in a folder."""
+    if not (folder / ".lock").is_file():
+        return False
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
+
+
+def has_finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder holds this very run, at its end; one of another duration goes on, or starts over."""
+    return _ended_as("finished", folder, recipe)
+
+
+def has_diverged(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder holds this very run, and it diverged."""
+    return _ended_as("diverged", folder, recipe)
+
+
+def _ended_as(state: str, folder: Path, recipe: Recipe) -> bool:
+    if read_status(folder).get("state") != state:
+        return False
+    there = _recipe_of(folder)
+    return there is not None and there.digest() == recipe.digest() and there.duration == recipe.duration
+
+
+def _recipe_of(folder: Path) -> Recipe | None:
+    """The recipe of the run in a folder; None where there is none that can be read."""
+    try:
+        return from_mapping(data) if (data := read_yaml(folder / "recipe.yaml")) else None
+    except UserError:
+        return None
+
+
+class RunFolder:
+    """The folder of a run while rank 0 holds it: `finished`, or to be begun."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.path = path_of(loaded)
+        self._lock = claim(self.path, "wait, or choose output_dir=…", "choose output_dir=…")
+        self._started = time.time()
+        self.notes: list[str] = []
+        self._before = read_status(self.path)  # what an earlier start had come to
+        try:
+            self.finished = self._inspect(loaded)
+        except UserError:
+            self.release()
+            raise
+
+    def _inspect(self, loaded: Loaded) -> bool:
+        """Whether the folder holds this very run, finished, with its model whole; raises UserError where it holds
+        something else."""
+        clear_leftovers(self.path)
+        if not self._there():
+            return False
+        earlier = _recipe_of(self.path)
+        if earlier is None and not (self._trained() or self._checkpoints() or (self.path / "recipe.yaml").exists()):
+            raise UserError(f"{self.path}: not empty, and not the folder of a run: choose another output_dir")
+        if earlier is not None and self._trained() and earlier.digest() != loaded.recipe.digest():
+            changed = "; ".join(differences(earlier, loaded.recipe)[:4])
+            raise UserError(f"{self.path}: holds a run of another recipe ({changed}): choose another output_dir")
+        return has_finished(self.path, loaded.recipe) and self._holds_its_model(loaded.recipe)
+
+    def _holds_its_model(self, recipe: Recipe) -> bool:
+        """Whether the files that a finished run has saved are as they were saved; else a checkpoint gives them again.
+        Raises UserError where there is none."""
+        lost = next((name for name, known in self._before.get("saved", {}).items() if not self._is(name, known)), None)
+        if lost is None:
+            return True
+        if not self._checkpoints() and recipe.resume != "never":
+            raise UserError(
+                f"{self.path}: {lost} of the finished run is damaged or gone, and no checkpoint is left to restore it "
+                "from: delete the folder to train it again"
+            )
+        self.notes.append(f"{lost} of the finished run is damaged or gone: restored from the newest checkpoint")
+        self._before = {}
+        return False
+
+    def _is(self, name: str, known: object) -> bool:
+        """Whether a saved file is as it was; `known` is its SHA-256."""
+        try:
+            return sha256(self.path / name) == known
+        except OSError:
+            return False
+
+    def _there(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.name != ".lock" and not path.name.startswith("attempt-")]
+
+    def _checkpoints(self) -> list[Path]:
+        return list(self.path.glob("checkpoint-*"))
+
+    def _trained(self) -> bool:
+        return (self.path / "records.jsonl").is_file()  # a start that failed before that holds nothing to lose
+
+    def begin(self, loaded: Loaded, anew: bool) -> None:
+        """Write the recipe; where the run begins `anew`, what an earlier attempt trained moves to `attempt-N/`."""
+        if anew and self._trained():
+            taken = [path.name.removeprefix("attempt-") for path in self.path.glob("attempt-*")]
+            numbers = [int(number) for number in taken if number.isdecimal()]
+            attempt = self.path / f"attempt-{max(numbers, default=0) + 1}"
+            attempt.mkdir()
+            for path in self._there():
+                if path != attempt:
+                    path.rename(attempt / path.name)
+            self._before = {}
+        write_yaml(loaded.recipe.to_dict(), self.path / "recipe.yaml")
+
+    def status(self, state: str, why: str | None = None, **values: Any) -> None:
+        """Write `status.json`; `why` says how a run ended that did not finish."""
+        self.write(self.body(state, why, **values))
+
+    def body(self, state: str, why: str | None = None, **values: Any) -> dict[str, Any]:
+        """What `status.json` is to say."""
+        if state not in STATES:
+            raise ValueError(state)
+        return {
+            "state": state,
+            "why": why,
+            **values,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": self._started,
+            "updated": time.time(),
+        }
+
+    def write(self, body: Mapping[str, Any]) -> None:
+        write_text(self.path / "status.json", json.dumps(body, indent=1))
+
+    def saved(self, names: Iterable[str]) -> dict[str, str]:
+        """The SHA-256 of files of the saved model, by name."""
+        return {name: sha256(self.path / name) for name in sorted(names)}
+
+    def fail(self, why: str, trained: bool, state: str = "failed") -> None:
+        """Write how the run failed; a start that was refused before it trained leaves what there was."""
+        if not trained and self._before.get("state") in ("finished", "preempted"):
+            self.write(self._before)
+        else:
+            self.status(state, why=why)
+
+    def interrupt(self, why: str) -> None:
+        """Write that a signal ended the run before it trained; how far an earlier start had come stays."""
+        kept = {name: self._before[name] for name in ("step", "clock", "of", "reached") if name in self._before}
+        self.status("preempted", why=why, **kept)
+
+    def release(self) -> None:
+        self._lock.release()

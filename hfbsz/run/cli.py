@@ -1,0 +1,89 @@
+"""The command line of the training scripts: words in, exit code out, one line for every mistake.
+
+Exit codes: 0 finished, 1 failed, 2 input that cannot be used, 130 ended by a signal after
+a step, with a checkpoint.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from hfbsz.display import one_line, visible
+from hfbsz.errors import (
+    INTERRUPTED,
+    MISUSED,
+    LaunchError,
+    UserError,
+    complain,
+    described,
+    number_of,
+    one_process,
+    rank,
+)
+from hfbsz.plan.resolve import check
+from hfbsz.recipe.load import Loaded, load
+from hfbsz.recipe.presets import list_recipes
+from hfbsz.recipe.schema import help_text
+from hfbsz.system.called import called
+from hfbsz.system.launcher import check_launch
+from hfbsz.system.signals import Interrupt
+from hfbsz.system.streams import make_lasting
+
+
+def _die_with_the_launcher() -> None:
+    """Ask Linux for a SIGTERM when the launcher dies: accelerate's leaves its one child behind."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def entry(job: str) -> None:
+    """Run the script `job` with this process's arguments, and exit."""
+    make_lasting()
+    code = _entry(job, sys.argv[1:])
+    if rank() > 0:  # its work is done and told by rank 0; gloo's threads sometimes abort a process that takes leave
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _entry(job: str, words: Sequence[str]) -> int:
+    interrupt = Interrupt()
+    _die_with_the_launcher()
+    try:
+        check_launch(os.environ)
+        loaded = read_words(called(job), words)
+        if loaded is None:
+            return 0 if asks_for_help(words) else MISUSED
+        check(loaded.recipe, number_of("WORLD_SIZE", 1))
+        from hfbsz.run.session import run  # torch and all that hangs on it, only once the recipe is right
+
+        return run(loaded, job, interrupt)
+    except LaunchError as problem:
+        one_process()
+        return complain(problem.lines)
+    except UserError as problem:
+        return complain(problem.lines)
+    except KeyboardInterrupt as problem:
+        return complain([described(problem)], INTERRUPTED)
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    return bool({"--help", "-h"} & set(words))
+
+
+def read_words(command: str, words: Sequence[str]) -> Loaded | None:
+    """The recipe that the words ask for; None where they ask for help, or for nothing, and were answered."""
+    asked = asks_for_help(words)
+    loaded = load([word for word in words if word not in ("--help", "-h")])
+    if not asked and any(word.lstrip("-").startswith("recipe=") for word in words):
+        return loaded
+    if rank() == 0:
+        print(f"usage: {command} recipe=NAME [model=PRESET] [data=PRESET] [key.path=value …]\n\nrecipes:")
+        print("\n".join(f"  {one_line(name):<24} {one_line(line)}" for name, line in list_recipes()))
+        print(f"\nfields:\n{visible(help_text(loaded))}" if asked else "\n--help lists every field")
+    return None

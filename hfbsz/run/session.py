@@ -1,0 +1,385 @@
+"""One run, put together: recipe, plan, data, model, loop, evaluation, records, reports, and the saved model."""
+
+import errno
+import json
+import os
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from accelerate import Accelerator
+
+from hfbsz.data.preview import preview
+from hfbsz.data.tokenizer.tokenizer import save_tokenizer
+from hfbsz.errors import FAILED, INTERRUPTED, Diverged, RankError, TrainingError, UserError, complain, described
+from hfbsz.measure.overfit import Watch
+from hfbsz.measure.quality import Quality
+from hfbsz.recipe.load import Loaded
+from hfbsz.records.folder import RunFolder, read_status
+from hfbsz.records.jsonl import trim
+from hfbsz.records.record import Reading, Step
+from hfbsz.report.card import model_card
+from hfbsz.report.console import Console
+from hfbsz.report.sinks import Reports
+from hfbsz.run.checkpoints import Keeping, final_of, state_of
+from hfbsz.run.evaluations import Evaluator
+from hfbsz.run.outcome import hints, label, reached, show_finished, why_stopped
+from hfbsz.system import launcher
+from hfbsz.system.disk import FULL, writing_into
+from hfbsz.system.files import write_text
+from hfbsz.system.signals import Interrupt, Interrupted
+from hfbsz.train.checkpoint import newest
+from hfbsz.train.distributed import (
+    make_accelerator,
+    on_main,
+    precision_of,
+    set_threads,
+    shared,
+)
+from hfbsz.train.fsdp import Sharding, take_wish, weight_not_finite, whole_weights
+from hfbsz.train.loop import Progress
+from hfbsz.train.lora import merged
+from hfbsz.train.machine import machine_of
+from hfbsz.train.model import set_generation_ends
+from hfbsz.train.pretrained import notes_of
+from hfbsz.train.setup import assemble, check_sharding, plan_and_data, tokenizer_of
+
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
+    """Train what a recipe asks for; returns the exit code. Raises UserError for what does not fit."""
+    transformers.utils.logging.disable_progress_bar()
+    set_threads(loaded.recipe)
+    sharding = take_wish(os.environ)
+    check_sharding(loaded.recipe, sharding)
+    launcher.check_precision(precision_of(loaded.recipe))
+    accelerator = make_accelerator(loaded.recipe)
+    console = Console() if accelerator.is_main_process else None
+    folder, session = None, None
+    try:
+        folder = on_main(accelerator, lambda: RunFolder(loaded))
+        if shared(accelerator, folder is not None and folder.finished):
+            if console is not None:
+                show_finished(console, loaded)
+            return 0
+        if folder is not None and console is not None:
+            stop.leaving = folder.interrupt
+            for note in folder.notes:
+                console.warn(note)
+        session = _Run(loaded, job, accelerator, sharding, console, folder)
+        return session.train(stop)
+    except TrainingError as problem:  # raised on every rank alike: the others wait until rank 0 has told and saved all
+        if console is not None:
+            complain(problem.lines)
+        _fail(folder, session, problem)
+        accelerator.wait_for_everyone()
+        return FAILED
+    except RankError as problem:
+        _fail(folder, session, problem)
+        return complain(problem.lines, FAILED, everywhere=True)
+    except (OSError, RuntimeError) as problem:
+        line = _outage(problem, folder)
+        _fail(folder, session, UserError(line) if line else problem)
+        if line is None:
+            raise
+        return complain([line], FAILED, everywhere=True)
+    except Interrupted as problem:
+        _preempt(folder, session, problem)
+        raise
+    except BaseException as problem:
+        _fail(folder, session, problem)
+        raise
+    finally:
+        if console is not None:
+            console.end_work()
+        if folder is not None:
+            folder.release()
+        accelerator.end_training()
+
+
+def _outage(problem: Exception, folder: RunFolder | None) -> str | None:
+    """What a fault of the machine means for a run, in a line; None for any other fault."""
+    again = "the same command goes on from the newest checkpoint"
+    if isinstance(problem, OSError) and problem.strerror and folder is not None:
+        where = os.fsdecode(problem.filename) if problem.filename else str(folder.path)
+        remedy = "make room; " if problem.errno in FULL else ""
+        remedy = "see to its permissions; " if problem.errno in _DENIED else remedy
+        return f"{where}: {problem.strerror}; {remedy}{again}"
+    if isinstance(problem, dist.DistError) or any(word in str(problem) for word in ("gloo", "NCCL", "Connection")):
+        return f"another rank has ended: it, or its launcher, says why; {again} ({str(problem).splitlines()[0][:120]})"
+    return None
+
+
+def _fail(folder: RunFolder | None, session: "_Run | None", problem: BaseException) -> None:
+    """Mark a run as failed or diverged, unless it had ended before; where the disk is full, as far as that can be
+    done."""
+    state = "diverged" if isinstance(problem, Diverged) else "failed"
+    if folder is not None and read_status(folder.path).get("state") not in ("finished", "preempted"):
+        with suppress(OSError):
+            folder.fail(described(problem), session is not None, state)
+        if session is not None:
+            with suppress(OSError):
+                session.close(state)
+
+
+def _preempt(folder: RunFolder | None, session: "_Run | None", problem: Interrupted) -> None:
+    """Mark a run that a signal ended before its first step."""
+    if folder is not None:
+        with suppress(OSError):
+            folder.interrupt(str(problem))
+        if session is not None:
+            session.close("preempted")
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Run:
+    """A run on one rank. Rank 0 has a console and the folder; the others have neither."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        job: str,
+        accelerator: Accelerator,
+        sharding: Sharding | None,
+        console: Console | None,
+        folder: RunFolder | None,
+    ) -> None:
+        self.loaded, self.recipe, self.job = loaded, loaded.recipe, job
+        self.accelerator, self.console, self.folder = accelerator, console, folder
+        self.keeping = Keeping(loaded, accelerator, folder, console)
+        if folder is not None:
+            folder.status("running")
+        shown = console.end_work if console is not None else _nothing
+        self.plan, self.data = plan_and_data(self.recipe, accelerator, self._show, shown)
+        self.keeping.fit(self.plan, self.data.facts.data_hash)
+        if console is not None:
+            console.plan(loaded.name, self.plan, (*loaded.notes, *self.data.notes, *notes_of(self.recipe.model)))
+        self.tokenizer = tokenizer_of(self.data)
+        if console is not None and folder is not None:
+            rows = preview(self.data, self.tokenizer)
+            console.preview(rows.lines())
+            write_text(folder.path / "rows.json", json.dumps(rows.to_dict(), indent=1))
+        self.setup = assemble(self.plan, self.data, self.tokenizer, accelerator, sharding)
+        if console is not None:
+            console.notes(self.setup.notes)
+        self.model, self.optimizer = self.setup.model, self.setup.optimizer
+        self.keeping.restore(self.model, self.optimizer)
+        saved = self.keeping.saved
+        so_far = saved["progress"] if saved is not None else None
+        self.progress = Progress(accelerator.device, so_far, accelerator.process_index)
+        self.final = final_of(saved)  # the newest evaluation; in the end, that of the weights that are saved
+        self.whole: dict[str, float] = {}  # measured on whole sets, in the end
+        at = self.progress
+        self.last = Step(at.step, at.clock, at.tokens, at.seconds, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
+        self.skipped = int(at.skipped)
+        seen = saved["watch"] if saved is not None and self.keeping.evaluates_alike() else None
+        self.watch = Watch(self.recipe.eval.patience, seen)
+        quality = Quality(self.recipe.task, self.recipe.eval.metrics)
+        self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
+        self.evaluator = Evaluator(self.setup, self.watch, quality, self._show)
+        if console is not None:
+            console.notes(self.evaluator.notes())
+
+    def _open_reports(self, path: Path, console: Console) -> Reports:
+        """The reports; what was recorded after the checkpoint is cut off, for it is trained again."""
+        records = path / "records.jsonl"
+        sent = trim(records, self.last.step) if records.is_file() else frozenset()
+        saved = self.keeping.saved if self.keeping.own else None
+        if saved is not None:
+            self.keeping.forget_after(self.last.step)
+        names = (label(self.loaded, "model"), label(self.loaded, "data"))
+        name = f"{names[0]}-{names[1]}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
+        return Reports(
+            path,
+            console,
+            self.plan,
+            machine_of(self.accelerator, self.model),
+            job=self.job,
+            name=f"{name}-s{self.recipe.seed}",
+            step=self.last.step,
+            wandb_id=saved["wandb_id"] if saved is not None else None,
+            sent=sent,
+        )
+
+    def _show(self, label: str, done: float, of: float) -> None:
+        """Progress of some long work."""
+        if self.console is not None:
+            self.console.work(label, done, of)
+
+    def train(self, stop: Interrupt) -> int:
+        """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
+        self.lifecycle("resumed" if self.last.step else "running")
+        if self.final is None:
+            self.final = self.evaluate(self.last)
+        stop.train()
+        for step in self.steps(stop):
+            if self.console is not None:
+                self.console.step(step, self.plan)
+            if step.logged:
+                self.skipped = step.skipped or 0
+                self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
+            before, self.last = self.last, step
+            if self.look_and_keep(before, step):
+                self.save_checkpoint()
+        if self.ended:
+            self.choose()
+        else:
+            self.save_checkpoint()
+        why = None if self.last.clock >= self.plan.total else stop.reason or "a signal to another rank"
+        if self.watch.stopped:
+            why = why_stopped(self.watch)
+        self.save(self.last, self.final, "finished" if self.ended else "preempted", why)
+        return 0 if self.ended else INTERRUPTED
+
+    @property
+    def ended(self) -> bool:
+        return self.last.clock >= self.plan.total or self.watch.stopped
+
+    def steps(self, stop: Interrupt) -> Iterator[Step]:
+        """The steps from here to the end of the budget, or until validation no longer gets better."""
+        steps = self.setup.steps(progress=self.progress, stop=stop)
+        while not self.watch.stopped and (step := next(steps, None)) is not None:
+            yield step
+
+    def look_and_keep(self, before: Step, step: Step) -> bool:
+        """Evaluate where that is due; returns whether a checkpoint of this step is wished for."""
+        checkpoint, kept = self.recipe.checkpoint, self.keeping.kept
+        keep = self.plan.due(checkpoint.every, step.step, before.clock, step.clock)
+        if self.plan.due(self.recipe.eval.every, step.step, before.clock, step.clock):
+            self.final = self.evaluate(step)
+            if self.watch.best_step == step.step and (checkpoint.best or checkpoint.save == "best"):
+                kept["best"], keep = step.step, True
+        if self.plan.last_before_decay(before.clock):
+            kept["before the decay"], keep = step.step, True
+        return keep or self.watch.stopped
+
+    def choose(self) -> None:
+        """Put the weights in place that the saved model is to hold, and evaluate them on whole sets."""
+        self.check_finite()
+        evaluator, last, whole = self.evaluator, self.last, self.recipe.eval.full is not False
+        best = self.watch.best_step if self.recipe.checkpoint.save == "best" else None
+        kept = last.step if best is None else best
+        if kept != last.step:
+            if whole:
+                self.whole |= evaluator.whole("last", [""])
+            kept = self.return_to(kept)
+        if whole:
+            self.whole |= evaluator.whole("full", self.data.sets)
+        if self.console is not None:
+            self.console.end_work()
+        values = {"model/step": kept, **self.whole}
+        self.emit(Reading("final", last.step, last.clock, last.tokens, last.seconds, values))
+        self.check_finite()
+
+    def return_to(self, step: int) -> int:
+        """Put the weights of an earlier step in place; returns the step whose weights are there then: the last one's,
+        where the checkpoint cannot be read any more."""
+        try:
+            self.final = self.keeping.return_to(step, self.model, self.optimizer) or self.final
+        except UserError as problem:
+            if self.console is not None:
+                self.console.warn(f"{problem.lines[0]}: the last weights are saved, not the best ones")
+            return self.last.step
+        self.evaluator.newest.clear()
+        return step
+
+    def check_finite(self) -> None:
+        """Raise Diverged, on all ranks alike, where the weights are not finite, or the newest evaluation of the run's
+        end is not."""
+        name = weight_not_finite(self.model)
+        if name is None and not (self.ended and self.evaluator.lost):
+            return
+        what = f"weights are not finite ({name})" if name else "the validation loss is not finite"
+        raise Diverged(f"step {self.last.step:,}: {what}: the run has diverged; {self._after_divergence()}")
+
+    def _after_divergence(self) -> str:
+        """What is left of a diverged run, and what to change."""
+        finite = on_main(self.accelerator, lambda: self.folder and newest(self.folder.path, lambda told: None))
+        kept = f"{finite.path} is its newest checkpoint, and finite" if finite else "it has no checkpoint"
+        return f"{kept}; lower optim.lr, or lengthen schedule.warmup"
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of this moment, and tell what it cost."""
+        assert self.final is not None
+        self.check_finite()
+        if self.reports is not None:
+            self.reports.records.sync()  # before the checkpoint: it does not count without its records
+        wandb_id = self.reports.wandb_id if self.reports is not None else None
+        state = state_of(self.data.facts.data_hash, self.final, wandb_id) | {"watch": self.watch.to_dict()}
+        self.keeping.save(self.model, self.optimizer, self.progress, self.plan, state)
+        self.emit(self.keeping.reading(self.last))
+
+    def emit(self, reading: Reading) -> None:
+        if self.reports is not None:
+            self.reports.emit(reading)
+
+    def lifecycle(self, state: str) -> None:
+        last = self.last
+        self.emit(Reading("lifecycle", last.step, last.clock, last.tokens, last.seconds, {"state": state}))
+
+    def close(self, state: str, status: Mapping[str, Any] | None = None) -> None:
+        """The last record, the end of the W&B run, and the page: also of a run that failed. `status`: what status.json
+        is about to say."""
+        self.lifecycle(state)
+        if self.reports is not None:
+            self.reports.close(state, status)
+
+    def evaluate(self, step: Step) -> Reading:
+        reading = self.evaluator.evaluate(step)
+        self.emit(reading)
+        if self.evaluator.lost:
+            self.check_finite()
+        return reading
+
+    def peak_memory_bytes(self) -> int:
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def save(self, last: Step, final: Reading, state: str, reason: str | None) -> None:
+        """The model in Hugging Face form, its card, the page; then the status, so that it never promises too much."""
+        weights = whole_weights(self.model)  # on every rank: they gather them together
+        if self.folder is not None and self.console is not None:
+            self._save(self.folder, self.console, weights, last, final, state, reason)
+        self.accelerator.wait_for_everyone()  # a launcher ends all ranks once one has left
+
+    def _save(
+        self,
+        folder: RunFolder,
+        console: Console,
+        weights: dict[str, torch.Tensor] | None,
+        last: Step,
+        final: Reading,
+        state: str,
+        reason: str | None,
+    ) -> None:
+        path = folder.path
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        with self.optimizer.averaged(), writing_into(path) as partial:
+            saved = merged(model)
+            if ends := self.data.counts.get("end_ids"):
+                set_generation_ends(saved, ends)
+            saved.save_pretrained(partial, state_dict=weights)
+            save_tokenizer(self.tokenizer, partial)
+            names_of_files = [file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()]
+        parts = (self.plan, self.data.counts["sets"][""], self.watch, last, final, self.whole)
+        told = reached(*parts, self.skipped)
+        names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
+        ended = f"Stopped before the end of its budget: {reason}." if reason else "Trained to the end of its budget."
+        write_text(path / "README.md", model_card(*names, str(path), ended, told, self.plan))
+        self.keeping.prune()
+        at = {"step": last.step, "clock": last.clock, "of": self.plan.total}
+        body = folder.body(state, reason, **at, reached=told, saved=folder.saved(names_of_files))
+        self.close(state, body)
+        folder.write(body)  # last: until then the same command does again what is missing
+        console.last_page(f"{self.loaded.name} {state}", told, path, hints(path, self.loaded))

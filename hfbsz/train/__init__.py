@@ -1,0 +1,1 @@
+"""The work on the device: model, optimizer, task, loop, checkpoints; one process or many."""

@@ -1,0 +1,91 @@
+"""What the state.json of a checkpoint looks like, for whoever wrote it: what looks otherwise is no checkpoint's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hfbsz.errors import UserError
+from hfbsz.plan.resolve import from_dict
+
+_LARGEST = 2**63
+Number = Annotated[int, Field(gt=-_LARGEST, lt=_LARGEST)] | float
+Count = Annotated[int, Field(ge=0, lt=_LARGEST)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Progress(_Part):
+    step: Count = 0
+    clock: Count = 0
+    tokens: Count = 0
+    seconds: Number = 0
+    since_log: list[Number] = []
+    decisions: list[Annotated[list[Count], Field(min_length=2, max_length=2)]] = []
+    skipped: Number = 0
+    streak: Number = 0
+    worst: Number = 0
+    worst_clock: Count = 0
+    losses: list[Number] = []
+
+
+class _Watch(_Part):
+    best_step: Count | None = None
+    train_loss: Number | None = None
+    onset: Number | None = None
+    worse: Count = 0
+    moved: bool = False
+    best_nll: list[Number] = []
+    targets: list[Number] = []
+    start_nll: list[Number] = []
+
+
+class _Final(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    event: str
+    step: Count
+    clock: Count
+    tokens: Number
+    seconds: Number
+    values: dict[str, Number]
+
+
+class _State(_Part):
+    digest: str = ""
+    plan: dict[str, Any] = {}
+    progress: _Progress = _Progress()
+    kept: dict[str, Count] = {}
+    data_hash: str | None = None
+    optimizer: list[dict[str, Any]] = []
+    frozen: str | None = None
+    final: _Final | None = None
+    wandb_id: str | None = None
+    watch: _Watch | None = None
+
+
+def check_whole(state: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError for a state that lacks what a run goes on from."""
+    wanted = {"digest", "plan", "progress", "kept", "data_hash", "final", "watch", "wandb_id"}
+    lacking = wanted - state.keys() or {"step", "clock", "tokens"} - state["progress"].keys()
+    if lacking:
+        raise UserError(f"{path}: not the checkpoint of a run: its state.json lacks {', '.join(sorted(lacking))}")
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Raise ValueError, in a line, for a state with values of other types."""
+    try:
+        _State.model_validate(state)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise ValueError(f"state.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    try:
+        if "plan" in state:
+            from_dict(state["plan"])
+    except UserError:
+        return  # a plan that no longer fits is told of where it is needed
+    except Exception as problem:  # whatever numbers and texts that are no plan's come to
+        raise ValueError(f"state.json: plan: {type(problem).__name__}: {problem}") from None

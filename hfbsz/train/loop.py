@@ -1,0 +1,325 @@
+"""The loop: it does what the plan says, step by step, and yields a frozen `Step` for each.
+
+One window of micro-batches is one optimizer step. Each micro-batch backpropagates loss_sum × world_size ÷ N, where N
+counts the targets of the whole window over all ranks, so that the gradient is that of the mean over all targets however
+the window is split (DDP and FSDP2 average over ranks).
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from hfbsz.data.batches import Batch, Windows, evaluation_batches
+from hfbsz.data.rows import Rows
+from hfbsz.errors import Diverged, TrainingError
+from hfbsz.plan.plan import Plan, PlannedStep
+from hfbsz.records.record import Step
+from hfbsz.system.signals import AGREEMENT_SECONDS, waiting
+from hfbsz.train.fsdp import exchange, release, weight_not_finite, whole
+from hfbsz.train.optimizers import Optimizers
+from hfbsz.train.tasks import Task
+
+
+class Collector(Protocol):
+    """Measures gradients inside a logged step; what `after_window` returns goes into the Step."""
+
+    def before_window(self, model: Any, planned: PlannedStep) -> None: ...
+
+    def after_micro(self, index: int, batch: Batch) -> None: ...
+
+    def after_window(self) -> Mapping[str, float]: ...
+
+
+class Agreement:
+    """Sums whole numbers over all ranks on the host, so that no device has to wait."""
+
+    def __init__(self) -> None:
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        own = self.world_size > 1 and dist.get_backend() != "gloo"
+        self._group = dist.new_group(backend="gloo") if own else None
+
+    def sum(self, *values: int) -> list[int]:
+        if self.world_size == 1:
+            return list(values)
+        message = torch.tensor(values, dtype=torch.int64)
+        with waiting(AGREEMENT_SECONDS):
+            dist.all_reduce(message, group=self._group)
+        return message.tolist()
+
+
+def seed_of(seed: int, clock: int, rank: int, micro: int) -> int:
+    """The generator's seed of one micro-batch: so no state of a generator has to be kept."""
+    text = f"{seed}/{clock}/{rank}/{micro}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+_NOTHING = (0, 0, 0, 0, 0.0)  # targets, tokens, positions, steps, seconds
+
+
+class Progress:
+    """How far a run has come, and what it carries from step to step; on the device where reading it would cost a
+    synchronisation. Changes with every step; a checkpoint holds what `to_dict` gives."""
+
+    def __init__(self, device: torch.device, saved: Mapping[str, Any] | None = None, rank: int = 0) -> None:
+        """`saved`: what `to_dict` gave, on any number of ranks."""
+        saved = saved or {}
+        self.step, self.clock = saved.get("step", 0), saved.get("clock", 0)
+        self.tokens, self.seconds = saved.get("tokens", 0), saved.get("seconds", 0.0)
+        self.since_log = list(saved.get("since_log", _NOTHING))
+        # (clock, batch) of an adaptive ramp; grows between two steps, on all ranks alike
+        self.decisions = [(clock, batch) for clock, batch in saved.get("decisions", [])]
+        losses = saved.get("losses", [0.0])
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        mine = losses[rank] if len(losses) == ranks else sum(losses) * (rank == 0)
+
+        def on_device(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.tensor(value, dtype=dtype, device=device)
+
+        self.loss = on_device(mine, torch.float64)  # this rank's sum since the last log
+        self.skipped = on_device(saved.get("skipped", 0))
+        self.streak = on_device(saved.get("streak", 0))  # non-finite steps in a row
+        self.worst = on_device(saved.get("worst", 0))  # the longest streak, and the clock that ended it
+        self.worst_clock = on_device(saved.get("worst_clock", 0), torch.int64)
+        self.norm = on_device(0)
+
+    def to_dict(self, losses: Sequence[float]) -> dict[str, Any]:
+        """Plain data; `losses` is `loss` of every rank."""
+        device = {name: float(getattr(self, name)) for name in ("skipped", "streak", "worst")}
+        host = {name: getattr(self, name) for name in ("step", "clock", "tokens", "seconds", "since_log", "decisions")}
+        return {**host, **device, "worst_clock": int(self.worst_clock), "losses": list(losses)}
+
+
+def train(
+    plan: Plan,
+    model: Any,
+    optimizer: Optimizers,
+    task: Task,
+    windows: Windows,
+    accelerator: Any,
+    *,
+    progress: Progress | None = None,
+    collectors: Sequence[Collector] = (),
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Step]:
+    """Train to the end of the plan's budget, or until `stop()` is true on any rank; yields every optimizer step.
+
+    `model` is prepared by `accelerator`, or sharded. `progress` is where it goes on from, and is kept up to date.
+    Raises TrainingError for a window without targets, and Diverged for non-finite gradients in `optim.nonfinite_limit`
+    steps in a row (at the next logged step). The clock advances on a skipped step.
+    """
+    progress = progress or Progress(accelerator.device)
+    state = _State(plan, model, optimizer, task, windows, accelerator, Agreement(), progress)
+    alone, slowest = state.agreement.world_size == 1, math.inf
+    while progress.clock < plan.total:
+        started = time.perf_counter()
+        planned = plan.step(progress.clock, progress.decisions)
+        batches = windows.window(planned)
+        counts = [sum(getattr(batch, name) for batch in batches) for name in ("targets", "tokens", "positions")]
+        *counts, stopping = state.agreement.sum(*counts, int(stop()))
+        if stopping:
+            return
+        if counts[0] == 0:
+            raise TrainingError(
+                f"the step at clock {planned.clock} holds no targets: "
+                f"{state.rows_of(planned.clock, planned.next_clock)}"
+            )
+        progress.step, progress.clock = progress.step + 1, planned.next_clock
+        logged = plan.due(plan.recipe.log.every, progress.step, planned.clock, planned.next_clock)
+        with waiting(math.inf if alone else AGREEMENT_SECONDS + 2 * slowest):
+            collected = state.update(planned, batches, counts[0], collectors if logged else ())
+            done = state.finish(planned, batches, counts, logged, collected, started)
+        seconds = time.perf_counter() - started
+        slowest = seconds if math.isinf(slowest) else max(slowest, seconds)
+        yield done
+
+
+class _State:
+    """What the loop works with."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: Any,
+        optimizer: Any,
+        task: Task,
+        windows: Windows,
+        accelerator: Any,
+        agreement: Agreement,
+        progress: Progress,
+    ) -> None:
+        self.plan, self.model, self.optimizer, self.task = plan, model, optimizer, task
+        self.windows, self.accelerator, self.agreement, self.progress = windows, accelerator, agreement, progress
+        self.device = accelerator.device
+        self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
+
+    def update(
+        self, planned: PlannedStep, batches: Sequence[Batch], targets: int, collectors: Sequence[Collector]
+    ) -> Mapping[str, float]:
+        """One optimizer step over this rank's micro-batches of a window."""
+        self.model.train()
+        self.optimizer.set(planned)
+        for collector in collectors:
+            collector.before_window(self.model, planned)
+        for index, batch in enumerate(batches):
+            torch.manual_seed(seed_of(self.plan.recipe.seed, planned.clock, self.windows.rank, index))
+            with exchange(self.model, last=index == len(batches) - 1):
+                loss = self.task.loss_sum(self.model, to_device(batch, self.device))
+                (loss * (self.agreement.world_size / targets)).backward()
+            self.progress.loss += loss.detach()
+            for collector in collectors:
+                collector.after_micro(index, batch)
+        collected = {name: value for collector in collectors for name, value in collector.after_window().items()}
+        self._apply(planned)
+        return collected
+
+    def _apply(self, planned: PlannedStep) -> None:
+        """Clip, and step unless the gradient is not finite."""
+        so_far, clip = self.progress, self.plan.recipe.optim.clip
+        so_far.norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip))
+        found = (~torch.isfinite(so_far.norm)).float()
+        self.optimizer.step(found)
+        so_far.skipped += found
+        so_far.streak = (so_far.streak + found) * found
+        so_far.worst_clock = torch.where(so_far.streak > so_far.worst, planned.next_clock, so_far.worst_clock)
+        so_far.worst = torch.maximum(so_far.worst, so_far.streak)
+
+    def finish(
+        self,
+        planned: PlannedStep,
+        batches: Sequence[Batch],
+        counts: Sequence[int],
+        logged: bool,
+        collected: Mapping,
+        started: float,
+    ) -> Step:
+        """The Step of what was done; only a logged one waits for the device. `counts` are targets, tokens and positions
+        of the window over all ranks."""
+        so_far, (targets, tokens, _) = self.progress, counts
+        so_far.tokens += tokens
+        measured = self._read(targets) if logged else {}
+        elapsed = time.perf_counter() - started
+        so_far.seconds += elapsed
+        totals = [total + more for total, more in zip(so_far.since_log, (*counts, 1, elapsed), strict=True)]
+        if logged:
+            measured |= {
+                "loss": measured["loss"] / totals[0],
+                "tokens_per_second": totals[1] / totals[4],
+                "step_seconds": totals[4] / totals[3],
+                "padding": None if self.plan.recipe.data.pack else 1 - totals[1] / totals[2],
+            }
+        so_far.since_log = list(_NOTHING) if logged else totals
+        return Step(
+            step=so_far.step,
+            clock=planned.next_clock,
+            tokens=so_far.tokens,
+            seconds=so_far.seconds,
+            global_batch=planned.global_batch,
+            micro_batch=planned.micro_batch or max(len(batch.labels) for batch in batches),
+            accumulation=planned.accumulation or len(batches),
+            ratio=planned.ratio,
+            learning_rate=planned.learning_rate,
+            weight_decay=planned.weight_decay,
+            step_tokens=tokens,
+            targets=targets,
+            logged=logged,
+            collected=collected,
+            **measured,
+        )
+
+    def _read(self, targets: int) -> dict[str, Any]:
+        """Bring the device's sums to the host, and end the run where steps failed in a row."""
+        so_far = self.progress
+        total = self.accelerator.reduce(so_far.loss, reduction="sum") if self.agreement.world_size > 1 else so_far.loss
+        loss, norm, skipped, worst = (float(value) for value in (total, so_far.norm, so_far.skipped, so_far.worst))
+        so_far.loss = torch.zeros_like(so_far.loss)
+        limit = self.plan.recipe.optim.nonfinite_limit
+        if worst >= limit:
+            end = int(so_far.worst_clock)
+            start = max(0, end - int(worst) * self.plan.batch_at(end - 1))
+            where = f"weights ({broken})" if (broken := weight_not_finite(self.model)) else "gradients"
+            raise Diverged(
+                f"{int(worst)} steps in a row had {where} that are not finite (loss sum {loss:g}): "
+                f"{self.rows_of(start, end)}: lower optim.lr, lengthen schedule.warmup, or look at these rows"
+            )
+        return {"loss": loss, "grad_norm": norm, "skipped": int(skipped)}
+
+    def rows_of(self, start: int, end: int) -> str:
+        """The rows between two clocks, for a person to look at."""
+        numbers = self.windows.row_numbers(start, end).tolist()
+        shown = ", ".join(map(str, numbers[:16])) + (", …" if len(numbers) > 16 else "")
+        return f"clock {start} to {end}, training rows {shown}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found of each row, in the order in which they were asked for; the same on every rank."""
+
+    nll: np.ndarray  # [rows], nats: the sum over a row's targets
+    targets: np.ndarray  # [rows]
+    outputs: np.ndarray  # [rows, k], the task's own
+    text_bytes: float  # bytes of the text that the targets stand for
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Nats per target."""
+        return float(self.nll.sum() / self.targets.sum())
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        """Of the rows of both."""
+        nll, targets, outputs = (
+            np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("nll", "targets", "outputs")
+        )
+        return Evaluation(nll, targets, outputs, self.text_bytes + other.text_bytes, self.seconds + other.seconds)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any,
+    task: Task,
+    rows: Rows,
+    numbers: Sequence[int],
+    micro_batch: int,
+    accelerator: Any,
+    show: Callable[[int, int], None] = lambda done, of: None,
+) -> Evaluation:
+    """The loss of the rows `numbers`, the same for every micro-batch and world size up to rounding. Rows of like length
+    share a pass, so that little of it is padding. `show` is told of rows done, and of how many."""
+    started = time.perf_counter()
+    model = accelerator.unwrap_model(model, keep_torch_compile=True)
+    model.eval()
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    wanted = np.asarray(numbers)
+    order = np.argsort(rows.lengths[wanted], kind="stable")
+    parts = []
+    for batch in evaluation_batches(rows, wanted[order].tolist(), micro_batch, task.collate, rank, world_size):
+        nll, targets, outputs = task.judge(model, to_device(batch, accelerator.device))
+        parts.append(torch.cat([nll[:, None].double(), targets[:, None].double(), outputs.double()], dim=1))
+        show(min(len(wanted), len(parts) * micro_batch * world_size), len(wanted))
+    release(model)
+    found = torch.stack(parts)  # [passes, micro-batch, 2 + k]
+    if world_size > 1:
+        with waiting(AGREEMENT_SECONDS + 2 * (time.perf_counter() - started)):
+            found = accelerator.gather(found[None])
+        found = found.transpose(0, 1)  # passes deal rows out rank by rank
+    table = found.reshape(-1, found.shape[-1])[: len(wanted)].cpu().numpy()[np.argsort(order)]
+    model.train()
+    seconds = time.perf_counter() - started
+    text_bytes = float(rows.text_bytes[wanted].sum())
+    return Evaluation(table[:, 0], table[:, 1].astype(np.int64), table[:, 2:], text_bytes, seconds)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, copied without waiting where that is a GPU."""
+    if device.type == "cpu":
+        return batch
+    inputs = {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.inputs.items()}
+    labels = batch.labels.pin_memory().to(device, non_blocking=True)
+    return Batch(inputs, labels, batch.targets, batch.tokens)

@@ -1,0 +1,29 @@
+"""On what machine a run trains."""
+
+import platform
+import subprocess
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+import hfbsz
+from hfbsz.train.fsdp import is_sharded
+
+
+def machine_of(accelerator: Accelerator, model: Any) -> dict[str, Any]:
+    """Versions, device and commit: what a number may depend on."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    device = accelerator.device
+    return {
+        "hfbsz": hfbsz.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "parallel": "FSDP2" if is_sharded(model) else "DDP" if accelerator.num_processes > 1 else None,
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or None,
+    }

@@ -1,0 +1,155 @@
+"""The optimizer of a run: from torch, or from a kept library, behind one small face for the loop."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfbsz.plan.plan import Plan, PlannedStep
+from hfbsz.train.fsdp import share_like
+
+Group = dict[str, Any]
+
+
+class Optimizers:
+    """One torch optimizer or several that step together.
+
+    A group of parameters carries `decays`: whether weight decay is applied to it.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = tuple(parts)
+        self._waits = not all(isinstance(part, torch.optim.AdamW) and part.defaults["fused"] for part in self.parts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.param_groups[0]["params"][0].device
+
+    @property
+    def param_groups(self) -> list[Group]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def set(self, planned: PlannedStep) -> None:
+        """Take the plan's rate and weight decay of one step."""
+        for group in self.param_groups:
+            group["lr"] = planned.learning_rate
+            group["weight_decay"] = planned.weight_decay if group["decays"] else 0.0
+
+    def step(self, found_inf: torch.Tensor) -> None:
+        """Update the weights, and empty the gradients; where `found_inf` (a scalar, on the device) is not 0, no weight
+        and no moment changes. Fused AdamW reads it on the device, the others make the host wait for it."""
+        skipped = self._waits and bool(found_inf)
+        for part in self.parts:
+            if not self._waits:
+                part.found_inf = found_inf  # type: ignore[attr-defined]  # where fused AdamW looks for it
+            if not skipped:
+                part.step()
+            part.zero_grad(set_to_none=True)
+
+    def tensors(self, names: Mapping[int, str]) -> dict[str, torch.Tensor]:
+        """The state's tensors by `part/weight/key`; `names` gives a weight's name for its id()."""
+        return {
+            f"{number}/{names[id(weight)]}/{key}": value
+            for number, part in enumerate(self.parts)
+            for weight, state in part.state.items()
+            for key, value in state.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def scalars(self) -> list[Group]:
+        """Numbers that groups carry from step to step (LAMB's step, schedule-free's sums), a dictionary a group."""
+        kept = [group.keys() - {"lr", "weight_decay", "decays"} for group in self.param_groups]
+        return [
+            {key: group[key] for key in sorted(keys) if isinstance(group[key], bool | int | float)}
+            for group, keys in zip(self.param_groups, kept, strict=True)
+        ]
+
+    def load(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        tensors: Iterable[tuple[str, torch.Tensor]],
+        scalars: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Take back what `tensors` and `scalars` gave; all ranks call it. Raises LookupError for other weights."""
+        for group, kept in zip(self.param_groups, scalars, strict=True):
+            group.update(kept)
+        for name, tensor in tensors:
+            number, _, rest = name.partition("/")
+            weight_name, _, key = rest.rpartition("/")
+            weight = weights[weight_name]
+            shared = share_like(tensor, weight) if tensor.shape == weight.shape else tensor
+            self.parts[int(number)].state[weight][key] = shared
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model holds the weights to evaluate and to save: schedule-free's average, else the trained."""
+        switched = [part for part in self.parts if hasattr(part, "eval")]
+        for part in switched:
+            part.eval()
+        try:
+            yield
+        finally:
+            for part in switched:
+                part.train()  # type: ignore[attr-defined]
+
+
+def build_optimizer(model: Any, plan: Plan) -> Optimizers:
+    """The recipe's optimizer at the plan's numbers. Matrices decay, biases and norms do not (as transformers' Trainer
+    groups them)."""
+    optim = plan.recipe.optim
+    common: dict[str, Any] = {"lr": plan.rate}
+    adam = common | {"betas": plan.betas, "eps": plan.eps}
+    groups = _groups(model)
+    match optim.name:
+        case "adamw":
+            return Optimizers([torch.optim.AdamW(groups, **adam, fused=True)])
+        case "sgd":
+            return Optimizers([torch.optim.SGD(groups, **common, momentum=optim.momentum)])
+        case "adafactor":
+            return Optimizers([torch.optim.Adafactor(groups, **common)])
+        case "muon":
+            hidden, rest = _split_hidden(model, groups)
+            muon = torch.optim.Muon(hidden, **common, momentum=optim.momentum, adjust_lr_fn="match_rms_adamw")
+            return Optimizers([muon, torch.optim.AdamW(rest, **adam, fused=True)])
+        case "lamb":
+            from pytorch_optimizer import Lamb
+
+            # as its authors have it, what does not decay has no trust ratio either
+            return Optimizers([Lamb([group | {"adam": not group["decays"]} for group in groups], **adam)])
+        case "schedule_free":
+            from pytorch_optimizer import ScheduleFreeAdamW
+
+            return Optimizers([ScheduleFreeAdamW(groups, **adam)])
+
+
+def _groups(model: Any) -> list[Group]:
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    undecayed = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+    names = set(get_parameter_names(model, [nn.LayerNorm], undecayed))
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    return [
+        {"params": [weight for name, weight in trained if (name in names) is decays], "decays": decays}
+        for decays in (True, False)
+    ]
+
+
+def _split_hidden(model: Any, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+    """Muon's part, the matrices between embeddings and head, and the rest."""
+    outer = {id(weight) for weight in embeddings(model)}
+    hidden = [weight for weight in groups[0]["params"] if weight.ndim == 2 and id(weight) not in outer]
+    mine = {id(weight) for weight in hidden}
+    rest = [group | {"params": [weight for weight in group["params"] if id(weight) not in mine]} for group in groups]
+    return [{"params": hidden, "decays": True}], rest
+
+
+def embeddings(model: Any) -> list[torch.Tensor]:
+    """The weights of input and position embeddings and of the output head; a tied one comes once."""
+    found = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+        if head is not None:
+            found.setdefault(id(head.weight), head.weight)
+    return list(found.values())

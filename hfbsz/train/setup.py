@@ -1,0 +1,135 @@
+"""From a recipe and an accelerator to all that trains: data, plan, model, optimizer and task, in one bundle."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate import Accelerator
+
+from hfbsz.data.batches import Windows
+from hfbsz.data.prepare.corpus import Progress as Show
+from hfbsz.data.rows import Prepared, Rows
+from hfbsz.data.tokenizer.tokenizer import load_tokenizer
+from hfbsz.errors import UserError
+from hfbsz.plan.plan import Facts, Plan
+from hfbsz.plan.resolve import check_environment, resolve
+from hfbsz.recipe.fields import Recipe
+from hfbsz.records.record import Step
+from hfbsz.system import launcher
+from hfbsz.train.distributed import make_accelerator, on_all, on_main, precision_of, refuse_other_rows
+from hfbsz.train.fsdp import Sharding, is_sharded, shard
+from hfbsz.train.inputs import prepare_inputs
+from hfbsz.train.loop import Evaluation, evaluate, train
+from hfbsz.train.model import build_model, count_parameters
+from hfbsz.train.optimizers import Optimizers, build_optimizer
+from hfbsz.train.tasks import Task
+from hfbsz.train.tasks.classification import Classification
+from hfbsz.train.tasks.language_modeling import LanguageModeling, check_attends_within
+
+Shown = Callable[[int, int], None]  # rows done, of all
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What `train` and `evaluate` of train/loop.py take. The model and its optimizer are on the device, and change as
+    they train."""
+
+    plan: Plan
+    data: Prepared
+    tokenizer: Any
+    model: Any  # prepared for its accelerator, or sharded
+    optimizer: Optimizers
+    task: Task
+    accelerator: Accelerator
+    notes: tuple[str, ...]  # what a person should know of the model
+
+    def windows(self) -> Windows:
+        """The micro-batches of every step of the plan, for this rank."""
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        return Windows(self.data.train, self.plan, self.task.collate, rank, world_size, is_sharded(self.model))
+
+    def steps(self, **given: Any) -> Iterator[Step]:
+        """Train to the end of the plan's budget, and yield every optimizer step; `given` and errors as `train` has."""
+        return train(self.plan, self.model, self.optimizer, self.task, self.windows(), self.accelerator, **given)
+
+    def evaluate(
+        self, rows: Rows, numbers: Sequence[int], micro_batch: int, show: Shown = lambda *_: None
+    ) -> Evaluation:
+        """The losses of some rows of a set, by the weights as they stand (with an averaging optimizer: their average).
+        Every rank calls it."""
+        with self.optimizer.averaged():
+            return evaluate(self.model, self.task, rows, numbers, micro_batch, self.accelerator, show)
+
+
+def setup(recipe: Recipe, accelerator: Accelerator | None = None, show: Show = lambda *_: None) -> Setup:
+    """All that a recipe trains with, on this rank; every rank calls it. `show` is told of progress in preparing data.
+
+    Raises UserError for what does not fit, on every rank alike.
+    """
+    accelerator = accelerator or make_accelerator(recipe)
+    plan, data = plan_and_data(recipe, accelerator, show)
+    return assemble(plan, data, tokenizer_of(data), accelerator, None)
+
+
+def plan_and_data(
+    recipe: Recipe, accelerator: Accelerator, show: Show, shown: Callable[[], None] = lambda: None
+) -> tuple[Plan, Prepared]:
+    """The plan, and the rows that rank 0 prepares; the model is counted only where a scaling law asks for its size.
+    `shown` is called when rank 0 has prepared them. Raises UserError."""
+    size = count_parameters(recipe.model, recipe.data.vocab_size) if recipe.uses_law() else None
+
+    def rows() -> Prepared:
+        return prepare_inputs(recipe, show, size)
+
+    prepared = on_main(accelerator, rows)
+    shown()
+    prepared = on_all(accelerator, lambda: prepared or rows())
+    refuse_other_rows(accelerator, prepared.counts)
+    facts: Facts = replace(prepared.facts, parameters=size)
+    plan = resolve(recipe, accelerator.num_processes, facts)
+    check_environment(plan, launcher.environment())
+    return plan, prepared
+
+
+def tokenizer_of(data: Prepared) -> Any:
+    """The tokenizer that the rows were made with."""
+    return load_tokenizer(data.tokenizer_path, needs_end=data.counts.get("labels") is None)
+
+
+def assemble(plan: Plan, data: Prepared, tokenizer: Any, accelerator: Accelerator, sharding: Sharding | None) -> Setup:
+    """The model of a plan, its optimizer and its task. `sharding`: how ranks share the weights (FSDP2); None: each has
+    all. Raises UserError for a model that does not fit."""
+    recipe, notes = plan.recipe, list[str]()
+    classes = data.counts.get("labels")  # of a classifier
+    model = build_model(recipe.model, tokenizer, recipe.seed, recipe.data.sequence_length, classes, notes)
+    model = model.double() if recipe.precision == "fp64" else model
+    task = _task(recipe, model, tokenizer, classes is not None)
+    if sharding is not None and accelerator.num_processes > 1:
+        model = shard(model, sharding, accelerator.device, precision_of(recipe))
+    else:
+        model = accelerator.prepare_model(model)
+    return Setup(plan, data, tokenizer, model, build_optimizer(model, plan), task, accelerator, tuple(notes))
+
+
+def _task(recipe: Recipe, model: Any, tokenizer: Any, is_classifier: bool) -> Task:
+    within = recipe.data.pack and recipe.data.attend == "within"
+    if within:
+        check_attends_within(model)
+    if is_classifier:
+        return Classification.of(model)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return LanguageModeling(end if pad is None else pad, end if within else None)
+
+
+def check_sharding(recipe: Recipe, sharding: Sharding | None) -> None:
+    """Raise UserError for what has not been tried on weights that ranks share."""
+    if sharding is not None and recipe.optim.name != "adamw":
+        raise UserError(
+            f"optim.name: {recipe.optim.name} has not been tried on weights that ranks share (FSDP2): "
+            "take adamw, or launch with DDP (accelerate_configs/ddp.yaml)"
+        )
+    if sharding is not None and recipe.model.lora is not None:
+        raise UserError(
+            "model.lora: it has not been tried on weights that ranks share (FSDP2): launch with DDP "
+            "(accelerate_configs/ddp.yaml)"
+        )

@@ -1,0 +1,83 @@
+"""Classification: every row has one label, its only target."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hfbsz.data import IGNORED
+from hfbsz.data.batches import Batch
+from hfbsz.errors import UserError
+from hfbsz.train.tasks import Judged
+
+
+class Classification:
+    """Rows hold tokens and one label. Shorter rows are padded on the right, or on the left, and masked."""
+
+    def __init__(self, pad_token: int, left: bool = False) -> None:
+        self.pad_token, self.left = pad_token, left
+
+    @classmethod
+    def of(cls, model: Any) -> "Classification":
+        """With the token that `build_model` pads by, on the side where padding does not move a model's answers.
+
+        Shown by behaviour; a model such as XLNet looks at the last place of a row, whatever is there. Raises UserError
+        where padding moves them on either side.
+        """
+        task = cls(model.config.pad_token_id)
+        for left in (False, True):
+            if _ignores_padding(model, task.pad_token, left):
+                return cls(task.pad_token, left)
+        raise UserError(
+            f"model: {model.config.model_type} mixes padding into its answers, which then depend on the rows beside "
+            "a row: take another model"
+        )
+
+    def collate(self, rows: Sequence[Any]) -> Batch:
+        """Inputs of shape [rows, longest], labels [rows]; a None row counts nothing."""
+        lengths = [0 if row is None else len(row.tokens) for row in rows]
+        inputs = np.full((len(rows), max(1, *lengths, 1)), self.pad_token, np.int64)
+        mask, labels = np.zeros_like(inputs), np.full(len(rows), IGNORED, np.int64)
+        for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            if row is not None:
+                own = slice(inputs.shape[1] - length, None) if self.left else slice(length)
+                inputs[place, own], mask[place, own], labels[place] = row.tokens, 1, row.labels[0]
+            else:
+                mask[place, -1 if self.left else 0] = 1  # attention over nothing is no number
+        tensors = {"input_ids": torch.from_numpy(inputs), "attention_mask": torch.from_numpy(mask)}
+        return Batch(tensors, torch.from_numpy(labels), int((labels != IGNORED).sum()), sum(lengths))
+
+    def loss_sum(self, model: Any, batch: Batch) -> torch.Tensor:
+        """ΣNLL of the labels, in nats."""
+        return F.cross_entropy(_logits(model, batch), batch.labels, ignore_index=IGNORED, reduction="sum")
+
+    def judge(self, model: Any, batch: Batch) -> Judged:
+        """Outputs: the logits, then the label's number."""
+        logits = _logits(model, batch).double()
+        losses = F.cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="none")
+        outputs = torch.cat([logits, batch.labels[:, None].double()], dim=1)
+        return Judged(losses, (batch.labels != IGNORED).long(), outputs)
+
+
+@torch.no_grad()
+def _ignores_padding(model: Any, pad_token: int, left: bool) -> bool:
+    device, training = next(model.parameters()).device, model.training
+    rows = 1 + torch.arange(8, device=device).reshape(2, 4)
+    rows = rows + (rows >= pad_token).long()  # no row holds the token that pads
+    around = (3, 0) if left else (0, 3)
+    padded = F.pad(rows, around, value=pad_token), F.pad(torch.ones_like(rows), around)
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):  # two passes are not worth compiling
+            plain = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits.double()
+            other = model(input_ids=padded[0], attention_mask=padded[1]).logits.double()
+    finally:
+        model.train(training)
+    return torch.allclose(plain, other, rtol=0, atol=1e-4 * float(plain.abs().max()))
+
+
+def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    logits = model(**batch.inputs).logits
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -1,0 +1,159 @@
+"""Tokenizers from folders."""
+
+import json
+import shutil
+
+import pytest
+from corpora import TEXTS, json_lines, kept_entries, made
+
+from hfbsz.data.rows import prepare
+from hfbsz.data.tokenizer.tokenizer import ends_of, load_tokenizer, save_tokenizer, tokenizer_files, train_tokenizer
+from hfbsz.errors import UserError
+from hfbsz.recipe.fields import Data
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """vocab.json and merges.txt of a tokenizer trained here, and that tokenizer."""
+    monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path / "cache"))
+    trained = train_tokenizer(TEXTS, 300)
+    path = tmp_path / "tokenizer"
+    path.mkdir()
+    trained.backend_tokenizer.model.save(str(path))
+    return path, trained
+
+
+def test_vocab_and_merges_alone_give_the_whole_tokenizer(folder, tmp_path):
+    path, trained = folder
+    assert sorted(file.name for file in path.iterdir()) == ["merges.txt", "vocab.json"]
+    loaded = load_tokenizer(path)
+    text = "the quick brown fox. Ünïcode <|endoftext|> x"
+    assert loaded(text)["input_ids"] == trained(text)["input_ids"] and len(loaded) == len(trained)
+    assert loaded.eos_token_id == trained.eos_token_id == loaded("<|endoftext|>")["input_ids"][0]
+    data = made(files=str(json_lines(tmp_path / "x.jsonl")), tokenizer=str(path))
+    assert data.counts["vocab_size"] == len(trained) and len(data.train) > 10
+    loaded.save_pretrained(tmp_path / "saved")  # as a run does at its end
+    assert load_tokenizer(tmp_path / "saved")(text)["input_ids"] == trained(text)["input_ids"]
+
+
+def test_a_changed_merge_makes_other_rows(folder, tmp_path):
+    path, _ = folder
+    fields = {"files": str(json_lines(tmp_path / "x.jsonl")), "tokenizer": str(path)}
+    made(**fields)
+    merges = path / "merges.txt"
+    merges.write_text("\n".join(merges.read_text().splitlines()[:-5]) + "\n")
+    made(**fields)
+    assert len(kept_entries()) == 2
+
+
+def test_folders_that_hold_no_tokenizer(folder, tmp_path):
+    path, _ = folder
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no tokenizer.json, nor vocab.json and merges.txt"):
+        load_tokenizer(tmp_path / "empty")
+    shutil.copy(path / "vocab.json", tmp_path / "empty")
+    with pytest.raises(UserError, match=r"lacks merges.txt"):
+        load_tokenizer(tmp_path / "empty")
+    known = json.loads((path / "vocab.json").read_text())
+    del known["<|endoftext|>"]
+    (path / "vocab.json").write_text(json.dumps(known))
+    with pytest.raises(UserError, match="has no end-of-text token"):
+        load_tokenizer(path)
+    (path / "vocab.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_tokenizer(path)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_case_16_damaged_files_are_named(folder, tmp_path, file):
+    folder[1].save_pretrained(tmp_path / "whole")
+    path = tmp_path / "whole" / file
+    whole = path.read_text()
+    for content, reason in (
+        (POINTER, f" is a git-lfs pointer, not the file itself: git -C {path.parent} lfs pull"),
+        (whole[: len(whole) // 2], " is cut or damaged ("),
+        ("", " is empty: fetch it again"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError) as caught:
+            load_tokenizer(path.parent)
+        (line,) = caught.value.lines
+        assert line.startswith(f"data.tokenizer: '{path.parent}': {file}{reason}"), line
+
+
+def test_case_16_a_vocabulary_that_is_not_there(folder, tmp_path):
+    folder[1].save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "tokenizer.json").unlink()
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(tmp_path / "whole")
+    (line,) = caught.value.lines
+    assert "data.tokenizer: " in line and "github" not in line
+
+
+def test_a_vocabulary_in_place_of_which_there_is_a_pointer(tmp_path):
+    (tmp_path / "vocab.txt").write_text(POINTER)  # transformers would build a tokenizer of its three lines
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(UserError, match=r"vocab\.txt is a git-lfs pointer"):
+        load_tokenizer(tmp_path, needs_end=False)
+
+
+def test_another_chat_template_is_another_tokenizer(folder, tmp_path):
+    folder[1].chat_template = "{{ messages }}"
+    folder[1].save_pretrained(tmp_path / "whole")
+    assert "chat_template.jinja" in {path.name for path in tokenizer_files(str(tmp_path / "whole"))}
+
+
+def split_by(regex):
+    """What a tokenizer.json holds whose pre-tokenizer splits by a regular expression."""
+    written = json.loads(train_tokenizer(TEXTS, 300).backend_tokenizer.to_str())
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    written["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, written["pre_tokenizer"]]}
+    return json.dumps(written)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer.json", split_by("(((("), "unmatched parenthesis"),
+        ("tokenizer.json", "[" * 200_000, "tokenizer.json is cut or damaged (maximum recursion depth"),
+        ("tokenizer.json", '{"a":' * 200_000, "tokenizer.json is cut or damaged (maximum recursion depth"),
+        ("tokenizer.json", "[]", "cannot be loaded"),
+        ("tokenizer.json", "3", "cannot be loaded"),
+        ("tokenizer_config.json", "[" * 200_000, "tokenizer_config.json is cut or damaged"),
+        ("tokenizer_config.json", "[]", "cannot be loaded"),
+        ("tokenizer_config.json", '{"eos_token": 5}', "cannot be loaded"),
+        ("config.json", "[]", "cannot be loaded"),
+        ("config.json", "{" * 10**5, "config.json is cut or damaged"),
+    ],
+)
+def test_case_s09_a_tokenizer_that_cannot_be_used_is_one_line(tmp_path, name, text, said):
+    save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as told:
+        load_tokenizer(tmp_path)
+    (line,) = told.value.lines
+    assert said in line and line.startswith("data.tokenizer: ")
+
+
+def test_case_s09_a_pattern_that_fails_on_a_text_names_its_row(tmp_path, monkeypatch):
+    monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path / "cache"))
+    save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(split_by("(a+)+$"))
+    rows = [{"text": f"some words {number}", "label": "xy"[number % 2]} for number in range(40)]
+    rows[23]["text"] = "a" * 40 + "b "
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"files": str(tmp_path / "x.jsonl"), "tokenizer": str(tmp_path / "tokenizer")}
+    for task, more in (("language_modeling", {}), ("classification", {"label": "label", "pack": False})):
+        with pytest.raises(UserError) as told:
+            prepare(Data(**fields, **more), {}, lambda *told: None, task=task)
+        (line,) = told.value.lines
+        assert "x.jsonl:24: data.tokenizer: it cannot tokenise this text: " in line and "retry-limit-in-match" in line
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "[]", '{"eos_token_id": "x"}', '{"eos_token_id": [1, null, "x"]}'])
+def test_a_generation_config_of_other_types_names_no_end(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    assert ends_of(str(tmp_path)) <= {1}

@@ -1,0 +1,139 @@
+"""A run's folder may be of another version, or another's: what looks otherwise counts as missing; the rest is shown."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from test_html import make_run, plan_of, records_of
+
+from hfbsz.errors import UserError
+from hfbsz.experiment.gather import gather, outcome_of
+from hfbsz.experiment.page import page
+from hfbsz.experiment.page.terminal import lines_of
+from hfbsz.experiment.results import ArmResult, Experiment, rows
+from hfbsz.records.run_data import read_run
+from hfbsz.records.shapes import plan_in, record_in
+from hfbsz.report.page import page as html
+from hfbsz.report.wandb.reporter import config_of, read_identity
+from hfbsz.report.wandb.sync import _read
+
+OTHERS: list[Any] = [
+    *("x", "", [], {}, None, True, -1, 0, 1e308, 10**400, math.nan, math.inf, [1], {"a": 1}, [None], "NaN", [[[]]]),
+]
+AXES = {"train/global_step": 3, "train/sequences": 6, "train/num_input_tokens_seen": 9, "train/seconds": 1.5}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    plan = plan_of("duration=60ktok")
+    folder = make_run(tmp_path_factory.mktemp("runs") / "run", plan, records_of(plan))
+    identity = {"id": "a", "project": "p", "entity": None, "group": None, "job_type": "pretrain", "name": "n"}
+    (folder / "wandb.json").write_text(json.dumps(identity))
+    (folder / "machine.json").write_text(json.dumps({"device": "cpu", "processes": 1, "threads": 2}))
+    row = {"number": 0, "parts": [["a", False], ["b", True]], "tokens": 2, "learnt": 1, "label": None}
+    (folder / "rows.json").write_text(json.dumps({"rows": [row], "of": 9, "read": ["text"], "unused": [], "end": "x"}))
+    return folder
+
+
+def copied(run: Path, folder: Path, **texts: str) -> Path:
+    folder.mkdir()
+    for path in run.iterdir():
+        (folder / path.name).write_text(texts.get(path.stem, path.read_text()))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"steps": "x"}', '{"phases": "abc"}', '{"phases": [1]}', '{"phases": [{}]}', '{"facts": "x"}'),
+        *('{"recipe": [1]}', '{"recipe": {"task": 5}}', '{"recipe": {"batch": []}}', '{"accumulation": 3}', "[]", "3"),
+        *('"x"', "null", "{", '{"steps": 1e999}', '{"steps": 1' + "0" * 400 + "}", "[" * 10**5, '{"a":' * 10**5),
+    ],
+)
+def test_case_s16_a_plan_of_other_types_counts_as_missing_and_is_told_of(run, tmp_path, text):
+    folder = copied(run, tmp_path / "other", plan=text)
+    told: list[str] = []
+    drawn = html.write([folder, run], tmp_path / "page.html", told.append).read_text()
+    assert told == [f"{folder / 'plan.json'}: not a run's plan: read without it"]
+    assert "other" in drawn and "no evaluation yet" not in drawn
+    with suppress(UserError):
+        config_of(folder)
+
+
+def test_case_s16_the_script_says_so_in_a_line(run, tmp_path):
+    folder = copied(run, tmp_path / "other", plan='{"steps": "x"}')
+    command = [sys.executable, str(ROOT / "scripts" / "report.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{folder}/report.html\n")
+    assert done.stderr == f"note: {folder}/plan.json: not a run's plan: read without it\n"
+
+
+def test_a_plan_of_fewer_or_further_fields_is_one():
+    assert plan_in('{"steps": 7, "new": {"a": [1]}}') == {"steps": 7, "new": {"a": [1]}} and plan_in("{}") == {}
+
+
+def test_records_hold_numbers_that_stand_somewhere():
+    found = record_in(json.dumps({"event": "eval", **AXES, "eval/loss": "NaN", "eval/rows": [1], "note": "x"}))
+    assert found is not None and found.keys() == {"event", "eval/loss", *AXES}
+    for name in AXES:
+        for value in ("x", None, [1], -1, 10**400, math.inf, math.nan):
+            assert record_in(json.dumps({"event": "step", **AXES, name: value})) is None
+    for line in ("[]", "x", "", "{}", "[" * 10**5, json.dumps({**AXES, "event": [1]})):
+        assert record_in(line) is None
+
+
+@pytest.mark.parametrize("text", ["[]", '[["id", "x"]]', '{"id": 5}', "{}", "[" * 10**5, "x"])
+def test_an_identity_of_other_types_is_one_line(run, tmp_path, text):
+    folder = copied(run, tmp_path / "other", wandb=text)
+    with pytest.raises(UserError, match=r"wandb\.json cannot be read") as told:
+        read_identity(folder)
+    assert len(told.value.lines) == 1
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(deeper for key, part in inside for deeper in paths(part, (*path, key)))]
+
+
+def changed(value: Any, chance: random.Random) -> Any:
+    """With one part of it left out, or of another type."""
+    path = chance.choice(paths(value))
+    if not path:
+        return chance.choice(OTHERS)
+    part = value
+    for key in path[:-1]:
+        part = part[key]
+    if chance.random() < 0.25:
+        del part[path[-1]]
+    else:
+        part[path[-1]] = chance.choice(OTHERS)
+    return value
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_changed_in_a_folder_the_pages_are_drawn(run, tmp_path, seed):
+    chance = random.Random(seed)
+    texts = {}
+    for name in chance.sample(["plan", "status", "machine", "wandb", "rows", "records"], 2):
+        lines = (run / f"{name}.json{'l' * (name == 'records')}").read_text()
+        parts = [json.loads(line) for line in (lines.splitlines() if name == "records" else [lines])]
+        for _ in range(3 if name == "records" else 1):
+            place = chance.randrange(len(parts))
+            parts[place] = changed(parts[place], chance)
+        texts[name] = "\n".join(map(json.dumps, parts))
+    folder = copied(run, tmp_path / "other", **texts)
+    assert read_run(folder).folder == folder
+    html.write([folder, run], tmp_path / "page.html")
+    outcomes = (outcome_of(folder, 0), outcome_of(run, 1))
+    stands = Experiment(name="n", command="c", task="language_modeling", folder=tmp_path, arms=())
+    whole = gather(stands, [(ArmResult("a", None, outcomes), ("a",), False)])
+    assert rows(whole) and lines_of(whole) and page.render(whole)
+    with suppress(UserError), ExitStack() as held:
+        _read(folder, held)

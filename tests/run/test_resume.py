@@ -1,0 +1,173 @@
+"""A run that is killed goes on as if nothing had been: through the real command line."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, records
+from safetensors.numpy import load_file
+
+from hfbsz.records.folder import read_status
+
+# dropout, a ramp that grows inside an epoch, a second epoch, a warmup; records of every third step
+WORDS = [
+    TINY, "model=tiny_gpt2", "model.shape.resid_pdrop=0.1", "batch.size=null", "batch.ramp=0:4 30%:8 60%:16",
+    "duration=90steps", "schedule.warmup=20%", "log.every=3steps", "checkpoint.every=7steps", "eval.every=20%",
+    "threads=1",
+]  # fmt: skip
+
+
+class Started:
+    """The real command, to be watched by its records and ended by a signal."""
+
+    def __init__(self, folder, environment, *words, processes=1, config=None, script="pretrain.py"):
+        path = f"accelerate_configs/{config or 'cpu_2proc.yaml'}"
+        launch = ["-m", "accelerate.commands.launch", "--config_file", path] if processes > 1 or config else []
+        command = [sys.executable, *launch, f"scripts/{script}", *words, f"output_dir={folder}"]
+        self.folder = folder
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def step(self) -> int:
+        try:
+            return max((record["train/global_step"] for record in records(self.folder, "step")), default=0)
+        except (OSError, ValueError):  # not there yet, or a line half written
+            return 0
+
+    def wait_for(self, reached, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not reached() and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        assert self.process.poll() is None, self.process.stderr.read()
+
+    def end(self, number, pid=None) -> str:
+        os.kill(pid or self.process.pid, number)
+        _, err = self.process.communicate(timeout=90)
+        return err
+
+
+def told(folder):
+    """All that the records say of training and evaluation, but for times."""
+    timed = {"record", "time", "train/seconds", "perf/tokens_per_second", "perf/step_seconds", "perf/peak_memory_bytes"}
+    return [
+        {key: value for key, value in record.items() if key not in timed and not key.endswith("/seconds")}
+        for event in ("step", "eval", "final")
+        for record in records(folder, event)
+    ]
+
+
+def same_weights(one, other):
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def unbroken(hfbsz, ragged, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    ended = hfbsz("pretrain.py", *WORDS, f"data.files={ragged}", f"output_dir={folder}")
+    assert ended.code == 0, ended.err
+    return folder
+
+
+def kill_and_go_on(folder, environment, words, times, seed):
+    """Kill the run at points drawn over its training, a quarter of them inside checkpoint writing; then let it end."""
+    draw = random.Random(seed)
+    for number in range(times):
+        run = Started(folder, environment, *words)
+        if number % 4 == 3:
+            run.wait_for(lambda: list(folder.glob(".checkpoint-*.tmp")))
+        else:
+            begun = run.step()
+            target = begun + draw.randint(1, 30)
+            run.wait_for(lambda run=run, target=target: run.step() >= min(target, 84))
+        run.end(signal.SIGKILL)
+        assert read_status(folder)["state"] == "running"
+    last = Started(folder, environment, *words)
+    _, err = last.process.communicate(timeout=120)
+    assert last.process.returncode == 0, err
+
+
+def test_a_run_killed_five_times_is_the_unbroken_run(unbroken, ragged, environment, tmp_path):
+    """SIGKILL: records without gap or double, final weights bit-identical."""
+    folder = tmp_path / "run"
+    kill_and_go_on(folder, environment, [*WORDS, f"data.files={ragged}"], times=5, seed=0)
+    assert told(folder) == told(unbroken) and same_weights(folder, unbroken)
+    assert not list(folder.glob("attempt-*")) and read_status(folder)["state"] == "finished"
+    assert [record["state"] for record in records(folder, "lifecycle")][-1] == "finished"
+
+
+@pytest.mark.slow
+def test_two_hundred_kills(unbroken, ragged, environment, tmp_path):
+    for number in range(40):
+        folder = tmp_path / f"run-{number}"
+        kill_and_go_on(folder, environment, [*WORDS, f"data.files={ragged}"], times=5, seed=number)
+        assert told(folder) == told(unbroken) and same_weights(folder, unbroken), number
+
+
+def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environment, tmp_path):
+    """Mid-ramp, by SIGTERM to one rank: dropout 0, in float64 losses to 1e-9 relative of those of an unbroken run."""
+    words = [
+        TINY,
+        "precision=fp64",
+        "batch.size=null",
+        "batch.ramp=0:4 30%:8 60%:16",
+        "duration=90steps",
+        f"data.files={ragged}",
+    ]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert hfbsz("pretrain.py", *words, f"output_dir={whole}").code == 0
+    for processes, target in ((1, 30), (2, 60)):
+        run = Started(folder, environment, *words, processes=processes)
+        run.wait_for(lambda run=run, target=target: run.step() >= target)
+        run.end(signal.SIGTERM, read_status(folder)["pid"])
+        status = read_status(folder)
+        assert (status["state"], status["why"]) == ("preempted", "SIGTERM")
+        assert (folder / f"checkpoint-{status['step']}" / "complete.json").is_file()
+    ended = hfbsz("pretrain.py", *words, f"output_dir={folder}")
+    assert ended.code == 0 and "going on from" in ended.out
+    ours, theirs = records(folder, "step"), records(whole, "step")
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("train/global_step", "train/sequences", "train/num_input_tokens_seen", "batch/global"):
+            assert one[name] == other[name]
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-9)
+
+
+def test_what_a_resume_takes_and_what_it_refuses(hfbsz, ragged, environment, tmp_path):
+    folder = tmp_path / "run"
+    words = [TINY, f"data.files={ragged}", "checkpoint.every=5steps"]
+    run = Started(folder, environment, *words)
+    run.wait_for(lambda: run.step() >= 12)
+    run.end(signal.SIGKILL)
+    place = f"output_dir={folder}"
+    other = hfbsz("pretrain.py", *words, place, "optim.lr=1e-3")
+    assert other.code == 2 and "optim.lr: 0.003 there, 0.001 here" in other.err
+    elsewhere = hfbsz("pretrain.py", *words, f"output_dir={tmp_path}/new", f"resume={folder}/checkpoint-99")
+    assert elsewhere.code == 2 and "not a complete checkpoint" in elsewhere.err
+    checkpoint = max(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    for path in checkpoint.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    ended = hfbsz("pretrain.py", *words, place, "batch.micro_max=4", "log.every=2steps")
+    assert ended.code == 0 and "skipped" in ended.out and "going on from" in ended.out
+
+
+@pytest.mark.slow
+def test_shared_weights_go_on_too(hfbsz, ragged, environment, tmp_path):
+    """FSDP2 on two processes, then on one process without it: the unbroken run, to 1e-5 of its losses."""
+    words = [TINY, f"data.files={ragged}", "batch.micro_max=2", "duration=90steps"]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert hfbsz("pretrain.py", *words, f"output_dir={whole}").code == 0
+    for target in (20, 45):
+        run = Started(folder, environment, *words, processes=2, config="fsdp2_cpu_2proc.yaml")
+        run.wait_for(lambda run=run, target=target: run.step() >= target)
+        run.end(signal.SIGTERM, read_status(folder)["pid"])
+        assert read_status(folder)["state"] == "preempted"
+    ended = hfbsz("pretrain.py", *words, f"output_dir={folder}")
+    assert ended.code == 0 and "going on from" in ended.out
+    losses = [[record["train/loss"] for record in records(path, "step")] for path in (folder, whole)]
+    assert len(losses[0]) == len(losses[1]) == 90 and losses[0] == pytest.approx(losses[1], rel=1e-5)

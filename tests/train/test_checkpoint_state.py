@@ -1,0 +1,82 @@
+"""A state.json whose sums are right may still be another's: values of other types are one line, and no traceback."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hfbsz.errors import UserError
+from hfbsz.plan.plan import Facts
+from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.load import load
+from hfbsz.train.checkpoint import Collected, newest, read, save
+from hfbsz.train.checkpoint_state import check_whole
+
+PLAN = resolve(load(["recipe=tests/tiny.yaml", "data.files=x", "duration=8seq"]).recipe, 1, Facts(rows=100)).to_dict()
+STATE = {
+    "digest": "0a", "plan": PLAN, "progress": {"step": 7, "clock": 28, "tokens": 9, "seconds": 1.0, "losses": [0.5]},
+    "kept": {"best": 7}, "data_hash": "1b", "wandb_id": None, "watch": {"best_step": 7, "best_nll": [1.0]},
+    "final": {"event": "eval", "step": 7, "clock": 28, "tokens": 9, "seconds": 1.0, "values": {"eval/loss": 2.0}},
+}  # fmt: skip
+
+
+def put(path: Path, text: str) -> None:
+    (path / "state.json").write_text(text)
+    sums = json.loads((path / "complete.json").read_text())
+    sums["state.json"] = hashlib.sha256(text.encode()).hexdigest()
+    (path / "complete.json").write_text(json.dumps(sums))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return save(tmp_path, 7, Collected({"a": torch.ones(2)}, {}, [], None), STATE)
+
+
+def test_what_is_written_is_read_back(path):
+    found = read(path)
+    check_whole(found.state, path)
+    assert found.state["progress"] == STATE["progress"] and found.state["plan"] == PLAN
+
+
+@pytest.mark.parametrize(
+    ("changed", "place"),
+    [
+        ({"progress": []}, "progress"),
+        ({"progress": {"step": "7"}}, "progress.step"),
+        ({"progress": {"step": -1}}, "progress.step"),
+        ({"progress": {"clock": 10**400}}, "progress.clock"),
+        ({"progress": {"decisions": [[1]]}}, "progress.decisions.0"),
+        ({"kept": {"best": "../x"}}, "kept.best"),
+        ({"plan": {}}, "plan"),
+        ({"plan": {**PLAN, "facts": "x"}}, "plan"),
+        ({"plan": {**PLAN, "world_size": "x"}}, "plan"),
+        ({"plan": {**PLAN, "recipe": [1]}}, "plan"),
+        ({"final": {"event": "eval"}}, "final.step"),
+        ({"watch": 3}, "watch"),
+        ({"digest": None}, "digest"),
+        ({"optimizer": "x"}, "optimizer"),
+    ],
+)
+def test_case_s16_values_of_other_types_are_one_line(path, changed, place):
+    put(path, json.dumps({**json.loads((path / "state.json").read_text()), **changed}))
+    with pytest.raises(UserError, match="not a complete checkpoint") as told:
+        read(path)
+    (line,) = told.value.lines
+    assert f"(state.json: {place}: " in line and "\n" not in line
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "3", "null", "[" * 10**5, '{"format": [1]}'])
+def test_case_s16_what_is_no_state_is_one_line_and_passed_over(path, text):
+    put(path, text)
+    told: list[str] = []
+    assert newest(path.parent, told.append) is None
+    assert len(told) == 1 and told[0].endswith(": skipped")
+
+
+@pytest.mark.parametrize("name", ["digest", "plan", "progress", "kept", "data_hash", "final", "watch"])
+def test_a_run_goes_on_from_a_whole_state_alone(path, name):
+    state = {key: value for key, value in STATE.items() if key != name}
+    with pytest.raises(UserError, match=f"not the checkpoint of a run: its state.json lacks {name}"):
+        check_whole(state, path)

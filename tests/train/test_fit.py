@@ -1,0 +1,131 @@
+"""Models and tokenizers that do not fit at once: rows that embeddings lack, and tokens that pad."""
+
+import pytest
+import torch
+from small_models import SHAPES, SIZE, logits, small_model, small_tokenizer
+from transformers import AutoModel, AutoModelForCausalLM, ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from hfbsz.data.tokenizer.tokenizer import load_tokenizer
+from hfbsz.errors import UserError
+from hfbsz.recipe.fields import Model
+from hfbsz.train.model import build_model, set_generation_ends
+from hfbsz.train.tasks.classification import Classification
+
+LABELS = ["rotten", "fresh"]
+
+
+def with_tokens(*added):
+    tokenizer = small_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": list(added)})
+    return tokenizer
+
+
+def bare(**special):
+    """Without special tokens, but those given."""
+    return PreTrainedTokenizerFast(tokenizer_object=small_tokenizer().backend_tokenizer, **special)
+
+
+def refused(tokenizer, labels=None, **wanted) -> str:
+    with pytest.raises(UserError) as caught:
+        build_model(Model(**wanted), tokenizer, 0, 16, labels)
+    (line,) = caught.value.lines
+    return line
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "mixtral", "bert", "distilbert", "xlnet"])
+def test_case_39_embeddings_grow_for_added_tokens(tmp_path, kind):
+    labels, tokenizer = LABELS if kind in ("bert", "distilbert", "xlnet") else None, with_tokens("<|a|>", "<|b|>")
+    path = small_model(tmp_path / "base", kind, tokenizer=tokenizer, auto=AutoModel if labels else None)
+    line = refused(tokenizer, labels, path=str(path))
+    assert line == (
+        f"model.path: '{path}' has embeddings for 300 tokens, the tokenizer has 302: add rows to them with "
+        "model.grow_embeddings=true, or name the model's own tokenizer (data.tokenizer=…)"
+    )
+    notes, wanted = [], Model(path=str(path), grow_embeddings=True)
+    model, again = (build_model(wanted, tokenizer, 0, 16, labels, notes) for _ in range(2))
+    assert "model.grow_embeddings: 2 rows were added to the embeddings, now of 302 tokens" in notes
+    words, before = model.get_input_embeddings().weight, AutoModel.from_pretrained(path).get_input_embeddings().weight
+    assert words.shape[0] == model.config.vocab_size == 302 and torch.equal(words[:SIZE], before)
+    assert torch.equal(words, again.get_input_embeddings().weight) and bool(words[SIZE:].any())
+    head = model.get_output_embeddings()
+    assert head is None or labels is not None or head.weight.shape[0] == 302
+    ids = torch.tensor([[5, 300, 301, 7]])
+    model(input_ids=ids).logits.sum().backward()
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    back, own = Model(path=str(tmp_path / "saved")), load_tokenizer(tmp_path / "saved")
+    assert torch.equal(logits(build_model(back, own, 1, 16, labels)), logits(model))
+    assert model.config.tie_word_embeddings is build_model(back, own, 1, 16, labels).config.tie_word_embeddings
+
+
+def test_case_39_tied_embeddings_stay_tied(tmp_path):
+    tokenizer = with_tokens("<|a|>")
+    wanted = Model(path=str(small_model(tmp_path, tokenizer=tokenizer)), grow_embeddings=True)
+    model = build_model(wanted, tokenizer, 0, 16)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_case_39_lora_would_not_train_new_rows(tmp_path):
+    tokenizer = with_tokens("<|a|>")
+    path = str(small_model(tmp_path, tokenizer=tokenizer))
+    line = refused(tokenizer, path=path, lora={}, grow_embeddings=True)
+    assert line.endswith("or train the whole model: model.lora=null model.grow_embeddings=true")
+
+
+def test_case_39_a_shape_that_is_too_small(tmp_path):
+    line = refused(small_tokenizer(), shape={"model_type": "llama", **SHAPES["llama"], "vocab_size": 99})
+    assert line.startswith("model.shape.vocab_size: 99 is smaller than the tokenizer's 300: leave it out")
+
+
+def test_rows_that_the_tokenizer_does_not_use_are_kept(tmp_path):
+    notes, path = [], str(small_model(tmp_path, vocab_size=320))
+    model = build_model(Model(path=path, grow_embeddings=True), small_tokenizer(), 0, 16, notes=notes)
+    assert model.config.vocab_size == 320 and notes == []
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral", "qwen3"])
+@pytest.mark.parametrize(
+    ("special", "rows", "token"),
+    [
+        ({"eos_token": "<|endoftext|>", "pad_token": "!"}, 300, 1),
+        ({"eos_token": "<|endoftext|>"}, 300, 0),
+        ({"bos_token": "<|endoftext|>"}, 300, 0),
+        ({}, 304, 300),  # a row of the model that no text can have
+    ],
+)
+def test_a_classifier_that_looks_for_the_last_token_pads_by_one_that_no_text_ends_with(
+    tmp_path, kind, special, rows, token
+):
+    tokenizer = bare(**special)
+    path = small_model(tmp_path, kind, tokenizer=tokenizer, vocab_size=rows, pad_token_id=None, auto=AutoModel)
+    model = build_model(Model(path=str(path)), tokenizer, 0, 16, LABELS)
+    assert model.config.pad_token_id == token and Classification.of(model).pad_token == token
+
+
+def test_no_token_to_pad_by(tmp_path):
+    path = small_model(tmp_path / "gpt2", "gpt2", tokenizer=bare(), pad_token_id=None, auto=AutoModel)
+    line = refused(bare(), LABELS, path=str(path))
+    assert line.startswith("data.tokenizer: it has no token that pads, by which gpt2 finds the end of a text: add one")
+    path = small_model(tmp_path / "bert", "bert", tokenizer=bare(), auto=AutoModel)  # where padding is masked
+    assert build_model(Model(path=str(path)), bare(), 0, 16, LABELS).config.pad_token_id == 0
+
+
+def test_a_slow_tokenizer_fits(tmp_path):
+    slow = ByT5Tokenizer(extra_ids=0)
+    path = small_model(tmp_path, tokenizer=slow, vocab_size=400)
+    found = load_tokenizer(path)
+    assert not found.is_fast and build_model(Model(path=str(path)), found, 0, 16).config.vocab_size == 400
+
+
+@pytest.mark.parametrize(
+    ("own", "added", "ends"),
+    [(None, [5], 5), (0, [5], [0, 5]), (0, [0], 0), ([0, 5], [7, 5], [0, 5, 7]), ([3], [3], [3])],
+)
+def test_generation_ends_at_the_learnt_tokens_too(tmp_path, own, added, ends):
+    path = small_model(tmp_path)
+    GenerationConfig(eos_token_id=own, temperature=0.6, do_sample=True).save_pretrained(path)
+    model = build_model(Model(path=str(path)), small_tokenizer(), 0, 16)
+    set_generation_ends(model, added)
+    model.save_pretrained(tmp_path / "saved")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").generation_config
+    assert saved.eos_token_id == ends and saved.temperature == 0.6

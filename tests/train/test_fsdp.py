@@ -1,0 +1,187 @@
+"""FSDP2 trains as DDP and as one process do: on two gloo processes, through the launcher."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, records
+from safetensors.numpy import load_file
+
+from hfbsz.errors import UserError
+from hfbsz.train.fsdp import Sharding, take_wish
+
+ASKED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+MODELS = ("tiny-fp32", "tiny_gpt2-fp32", "loaded-fp32")  # two families, tied embeddings, and weights from a folder
+
+
+def test_an_optimizer_that_was_not_tried_on_shared_weights_is_refused(monkeypatch, tmp_path):
+    from hfbsz.recipe.load import load
+    from hfbsz.run.session import run
+
+    for name, value in ASKED.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="muon has not been tried on weights that ranks share"):
+        run(load([TINY, "optim.name=muon", f"output_dir={tmp_path}/run"]), "pretrain", lambda: False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """A preset that names a folder of saved weights, without a tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(5)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=256, **shape))
+    model.save_pretrained(folder)
+    preset = folder / "loaded.yaml"
+    preset.write_text(f"path: {folder}\n")
+    return preset
+
+
+@pytest.fixture(scope="module")
+def first_steps(hfbsz, ragged, loaded, tmp_path_factory):
+    """Folders of what tests/first_steps.py saw under each launcher."""
+
+    every = ("tiny", "tiny_gpt2", loaded)
+
+    def run(config, *models, split="batch.micro_max=2", **given):
+        out = tmp_path_factory.mktemp("steps")
+        words = [out, *models, "--", TINY, f"data.files={ragged}", split]
+        ended = hfbsz(str(ROOT / "tests" / "first_steps.py"), *words, config=config, **given)
+        assert ended.code == 0, ended.err
+        return out
+
+    return {
+        "one process": run(None, *every),
+        "DDP": run("cpu_2proc.yaml", *every),
+        "FSDP2": run("fsdp2_cpu_2proc.yaml", *every, "tiny:bf16"),
+        "DDP by tokens": run("cpu_2proc.yaml", "tiny", split="batch.micro_tokens=100"),
+        "FSDP2 by tokens": run("fsdp2_cpu_2proc.yaml", "tiny", split="batch.micro_tokens=100"),
+    }
+
+
+def gradient(folder, model):
+    """The whole gradient, in an order that does not depend on the launcher; its number of entries."""
+    weights = np.load(folder / f"{model}.npz")
+    assert {weight.dtype for weight in weights.values()} == {np.dtype(np.float32)}
+    return np.concatenate([weights[name].ravel().astype(np.float64) for name in sorted(weights)])
+
+
+def apart(one, other) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_gradient_is_that_of_ddp_and_of_one_process(first_steps, model):
+    """float32, ragged rows, two micro-batches (four on one process): 1e-6 relative L2."""
+    sharded, ddp, single = (gradient(first_steps[name], model) for name in ("FSDP2", "DDP", "one process"))
+    assert apart(sharded, single) < 1e-6 and apart(sharded, ddp) < 1e-6 and apart(ddp, single) < 1e-6
+
+
+def test_micro_batches_of_tokens_have_the_same_gradient(first_steps):
+    """float32: 1e-6 relative L2. DDP's ranks make as many passes as each needs; FSDP2's, whose passes are collective,
+    as many as the one that needs most."""
+    model = MODELS[0]
+    single, whole = (gradient(first_steps[name], model) for name in ("one process", "DDP"))
+    passes = {}
+    for name in ("DDP by tokens", "FSDP2 by tokens"):
+        found = [json.loads((first_steps[name] / f"{model}-{rank}.json").read_text()) for rank in (0, 1)]
+        passes[name] = [rank["passes"] for rank in found]
+        assert found[0]["third"] == found[1]["third"]
+        assert apart(gradient(first_steps[name], model), single) < 1e-6
+        assert apart(gradient(first_steps[name], model), whole) < 1e-6
+    assert min(passes["DDP by tokens"]) > 1 and passes["FSDP2 by tokens"] == [max(passes["DDP by tokens"])] * 2
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_gradients(first_steps):
+    """Computed in bfloat16 (8 bits of mantissa): near the float32 gradient, and not on it."""
+    rough, exact = gradient(first_steps["FSDP2"], "tiny-bf16"), gradient(first_steps["FSDP2"], "tiny-fp32")
+    assert 1e-4 < apart(rough, exact) < 3e-2
+
+
+@pytest.mark.parametrize("model", [*MODELS, "tiny-bf16"])
+def test_each_rank_holds_half_and_a_non_finite_step_moves_no_weight_on_any(first_steps, model):
+    ranks = [json.loads((first_steps["FSDP2"] / f"{model}-{rank}.json").read_text()) for rank in (0, 1)]
+    layers = 2 if "loaded" in model else 4
+    for found in ranks:
+        assert found["sharded"] and found["units"] == layers + 1 and found["share"] == pytest.approx(0.5, abs=0.01)
+        assert found["skipped"] == 1 and found["unchanged"]
+        assert found["third"][0] == 1 and found["moved"] and found["finite"]
+    assert ranks[0]["third"] == ranks[1]["third"]
+    if model != "tiny-bf16":
+        ddp = json.loads((first_steps["DDP"] / f"{model}-0.json").read_text())
+        assert not ddp["sharded"] and ddp["unchanged"]
+        assert ranks[0]["third"] == pytest.approx(ddp["third"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trained(hfbsz, ragged, tmp_path_factory):
+    """The same run in float64 under both, through the command line."""
+
+    def run(config):
+        folder = tmp_path_factory.mktemp("run") / "run"
+        words = [f"data.files={ragged}", "batch.micro_max=2", "precision=fp64", f"output_dir={folder}"]
+        ended = hfbsz("pretrain.py", TINY, *words, config=config)
+        assert ended.code == 0, ended.err
+        return folder
+
+    return run("fsdp2_cpu_2proc.yaml"), run("cpu_2proc.yaml")
+
+
+def test_a_run_is_that_of_ddp(trained):
+    """float64: losses and norms of 50 steps, and both evaluations, to 1e-9."""
+    assert [json.loads((folder / "machine.json").read_text())["parallel"] for folder in trained] == ["FSDP2", "DDP"]
+    for event, names in (("step", ("train/loss", "train/grad_norm")), ("eval", ("eval/loss",))):
+        sharded, ddp = (records(folder, event) for folder in trained)
+        assert len(sharded) == len(ddp) == (50 if event == "step" else 3)
+        for one, other in zip(sharded, ddp, strict=True):
+            assert [one[name] for name in names] == pytest.approx([other[name] for name in names], rel=1e-9)
+
+
+def test_the_saved_model_is_that_of_ddp_and_loads(trained):
+    """Whole, in Hugging Face form, tied weights once."""
+    from transformers import AutoModelForCausalLM
+
+    sharded, ddp = (load_file(folder / "model.safetensors") for folder in trained)
+    assert sharded.keys() == ddp.keys()
+    for name, weight in ddp.items():
+        assert sharded[name].dtype == weight.dtype and apart(sharded[name], weight) <= 1e-9
+    configs = [(folder / "config.json").read_text() for folder in trained]
+    assert configs[0] == configs[1]
+    model = AutoModelForCausalLM.from_pretrained(trained[0])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_the_wish_is_taken_out_of_the_environment():
+    """Accelerate would make DDP of it on a CPU, transformers would give weights that a folder lacks to rank 0 alone."""
+    environment = dict(ASKED)
+    assert take_wish(environment) == Sharding() and "ACCELERATE_USE_FSDP" not in environment
+    assert take_wish(ASKED | {"FSDP_RESHARD_AFTER_FORWARD": "false"}) == Sharding(reshard_after_forward=False)
+    assert take_wish({}) is None and take_wish({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OFFLOAD_PARAMS", "true"),
+        ("ACTIVATION_CHECKPOINTING", "true"),
+        ("AUTO_WRAP_POLICY", "SIZE_BASED_WRAP"),
+        ("TRANSFORMER_CLS_TO_WRAP", "LlamaDecoderLayer"),
+        ("SHARDING_STRATEGY", "HYBRID_SHARD"),
+        ("RESHARD_AFTER_FORWARD", "NO_SHARD"),
+        ("IGNORED_MODULES", "lm_head"),
+    ],
+)
+def test_what_would_be_ignored_is_refused_in_a_line(name, value):
+    with pytest.raises(UserError) as caught:
+        take_wish(ASKED | {f"FSDP_{name}": value})
+    assert len(caught.value.lines) == 1 and f"fsdp_{name.lower()}: {value.lower()}" in str(caught.value)
+
+
+def test_version_1_is_refused_with_what_would_be_right():
+    for version in ({"FSDP_VERSION": "1"}, {}):
+        with pytest.raises(UserError, match="set fsdp_version: 2"):
+            take_wish({"ACCELERATE_USE_FSDP": "true", **version})

@@ -1,0 +1,112 @@
+"""Classifiers that were trained before: which head is kept, which is new, and what is said of it."""
+
+import json
+
+import pytest
+import torch
+from small_models import logits, small_model, small_tokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from hfbsz.errors import UserError
+from hfbsz.recipe.fields import Model
+from hfbsz.train.model import build_model
+from hfbsz.train.pretrained import labels_of
+
+ORDER = ["pos", "neg"]  # not that of the alphabet
+OUTPUT = {"bert": "classifier", "roberta": "classifier.out_proj", "distilbert": "classifier", "gpt2": "score"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return small_tokenizer()
+
+
+def classifier(folder, labels=ORDER, kind="bert", **changed):
+    numbered = dict(enumerate(labels))
+    return small_model(folder, kind, labels=len(labels), id2label=numbered, **changed)
+
+
+def built(path, tokenizer, labels, **wanted):
+    notes = []
+    return build_model(Model(path=str(path), **wanted), tokenizer, 0, 16, labels, notes), notes
+
+
+@pytest.mark.parametrize("kind", OUTPUT)
+def test_case_02_a_head_of_the_same_labels_is_kept(tmp_path, tokenizer, kind):
+    path = classifier(tmp_path, kind=kind)
+    saved = AutoModelForSequenceClassification.from_pretrained(path)
+    assert labels_of(Model(path=str(path))) == ORDER
+    model, notes = built(path, tokenizer, ORDER)
+    assert torch.equal(logits(model), logits(saved)) and notes == [] and model.config.id2label == {0: "pos", 1: "neg"}
+
+
+def test_case_02_another_order_of_the_same_labels_is_refused(tmp_path, tokenizer):
+    path = classifier(tmp_path)
+    with pytest.raises(UserError) as caught:
+        built(path, tokenizer, ["neg", "pos"])
+    assert caught.value.lines == (
+        f"data.labels: the trained head of model.path: '{path}' has the order pos, neg, not neg, pos: write "
+        "data.labels=[pos,neg], or leave it out",
+    )
+
+
+@pytest.mark.parametrize("kind", OUTPUT)
+@pytest.mark.parametrize("labels", [["ham", "spam"], ["neg", "pos", "neutral"]])
+def test_case_02_a_head_of_other_labels_is_new_and_told(tmp_path, tokenizer, kind, labels):
+    path = classifier(tmp_path, kind=kind)
+    saved = AutoModelForSequenceClassification.from_pretrained(path)
+    (model, notes), (again, _) = (built(path, tokenizer, labels) for _ in range(2))
+    told = f"model.path: '{path}' tells pos, neg apart, the data {', '.join(labels)}: the head's output layer is new"
+    assert notes == [told]
+    before, after = (dict(one.named_parameters()) for one in (saved, model))
+    other = {name for name in after if not torch.equal(before[name], after[name])}
+    assert other == {name for name in after if name.startswith(OUTPUT[kind])}
+    assert torch.equal(logits(model), logits(again)) and logits(model).abs().max() > 0
+
+
+def test_case_02_labels_without_names_are_told(tmp_path, tokenizer):
+    path = small_model(tmp_path, "bert", labels=2)
+    saved = AutoModelForSequenceClassification.from_pretrained(path)
+    assert labels_of(Model(path=str(path))) == []
+    model, notes = built(path, tokenizer, ["ham", "spam"])
+    kept = "does not name its labels: its trained head is kept, LABEL_0 is ham, LABEL_1 is spam"
+    assert notes == [f"model.path: '{path}' {kept}"] and torch.equal(logits(model), logits(saved))
+    _, notes = built(path, tokenizer, ["a", "b", "c"])
+    assert notes == [
+        f"model.path: '{path}' tells 2 unnamed labels apart, the data a, b, c: the head's output layer is new"
+    ]
+
+
+def test_a_head_of_another_kind_of_loss_is_told(tmp_path, tokenizer):
+    path = classifier(tmp_path, problem_type="multi_label_classification")
+    model, notes = built(path, tokenizer, ORDER)
+    assert notes == [
+        f"model.path: '{path}': its head was trained for multi_label_classification; here a row has one label"
+    ]
+    assert model.config.problem_type == "single_label_classification"
+
+
+def test_labels_that_are_numbers_or_have_gaps(tmp_path):
+    path = classifier(tmp_path, ["1", "0"])
+    assert labels_of(Model(path=str(path))) == ["1", "0"]
+    config = json.loads((path / "config.json").read_text())
+    config["id2label"] = {"0": "a", "2": "b"}
+    (path / "config.json").write_text(json.dumps(config))
+    assert labels_of(Model(path=str(path))) == []
+
+
+def test_no_head_says_nothing(tmp_path, tokenizer):
+    path = small_model(tmp_path, "bert", auto=AutoModel)
+    assert labels_of(Model(path=str(path))) is None and labels_of(Model(shape={})) is None
+    assert built(path, tokenizer, ORDER)[1] == []
+    config = json.loads((path / "config.json").read_text())  # it speaks of a head that is not there
+    config |= {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "pos", "1": "neg"}}
+    (path / "config.json").write_text(json.dumps(config))
+    assert built(path, tokenizer, ORDER)[1] == []
+
+
+def test_case_02_a_saved_head_comes_back_with_lora(tmp_path, tokenizer):
+    path = classifier(tmp_path)
+    saved = AutoModelForSequenceClassification.from_pretrained(path)
+    model, notes = built(path, tokenizer, ORDER, lora={"rank": 2})
+    assert torch.equal(logits(model), logits(saved)) and notes == []
