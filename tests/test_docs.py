@@ -23,7 +23,7 @@ def test_the_examples_in_python_run_in_the_order_of_the_page(hfbsz, environment,
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "debug-4seq 4 sequences" in done.stdout and "debug-8seq 8 sequences" in done.stdout
-    assert (tmp_path / "my_model" / "model.safetensors").is_file() and "micro 8" in done.stdout
+    assert (tmp_path / "my_model" / "model.safetensors").is_file() and "processes 8 = 64 sequences" in done.stdout
 
 
 def test_importing_the_package_imports_nothing():
