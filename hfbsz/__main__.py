@@ -5,9 +5,8 @@ import sys
 
 from hfbsz.commands import COMMANDS
 from hfbsz.errors import MISUSED, complain, did_you_mean
+from hfbsz.system.called import TRAINING
 from hfbsz.system.streams import script
-
-TRAINING = ("pretrain", "finetune")
 
 
 def run(name: str) -> None:

@@ -26,6 +26,10 @@ from hfbsz.recipe.amounts import PATTERN, Amount
 from hfbsz.recipe.law_name import NAMES, Named
 from hfbsz.recipe.ramp import Ramp
 
+SMALL_CORPUS = 32_000_000  # bytes of text that are prepared whatever the budget: half a minute
+MUCH_MORE = 8  # times what the budget takes: a corpus that holds more is not prepared whole
+FINAL_SHARE = 0.5  # of the sequences of a run, that its last evaluation takes: a sixth of the time of training
+
 PRESETS = ("model", "data")  # fields that may name a YAML file in a folder of their own
 
 AmountField = Annotated[
@@ -208,7 +212,7 @@ class Data(Origin):
     stream: bool | None = Field(
         None,
         description="prepare the data only as far as the budget needs, and download no more of a Hub data set; null: "
-        "of files of more than 32 MB that hold 8 times as much (language modeling)",
+        f"of files of more than {SMALL_CORPUS / 1e6:.0f} MB that hold {MUCH_MORE} times as much (language modeling)",
     )
     labels: list[str] | None = Field(None, description="the labels, in the order of their numbers; null: as found")
     group: str | None = Field(
@@ -367,7 +371,7 @@ class Eval(_Part):
     full: bool | None = Field(
         None,
         description="evaluate all rows at the end; false: none beyond the fixed part; null: as many, evenly spread, as "
-        "50% of the sequences of the run (a sixth of its time), all where that is more",
+        f"{FINAL_SHARE:.0%} of the sequences of the run (a sixth of its time), all where that is more",
     )
     micro_batch: int | None = Field(
         None,

@@ -9,13 +9,13 @@ from hfbsz.data.prepare.corpus import Progress
 from hfbsz.data.rows import Rows, sample
 from hfbsz.measure.overfit import Watch
 from hfbsz.measure.quality import Quality, extractable
+from hfbsz.recipe.fields import FINAL_SHARE
 from hfbsz.records.record import Reading, Step
 from hfbsz.train.loop import Evaluation
 from hfbsz.train.setup import Setup
 
-_BYTES_PER_LOGIT = 8  # float32, twice
-_MUCH_MEMORY = 2**30
-_FINAL_SHARE = 0.5  # of the sequences of the run, that the evaluation at its end takes: a sixth of the time of training
+_BYTES_PER_LOGIT = 8  # logit and log-softmax, float32
+_MUCH_MEMORY = 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Evaluator:
         """The rows of the evaluation at the end."""
         if self.setup.plan.recipe.eval.full:
             return range(len(rows))
-        most = math.ceil(_FINAL_SHARE * self.setup.plan.total / len(self.setup.data.sets))
+        most = math.ceil(FINAL_SHARE * self.setup.plan.total / len(self.setup.data.sets))
         return sample(len(rows), most)
 
     def _of(

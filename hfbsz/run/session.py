@@ -37,18 +37,19 @@ from hfbsz.system.signals import Interrupt, Interrupted
 from hfbsz.train.checkpoint import newest
 from hfbsz.train.distributed import (
     make_accelerator,
+    on_all,
     on_main,
     precision_of,
     set_threads,
     shared,
 )
-from hfbsz.train.fsdp import Sharding, take_wish, weight_not_finite, whole_weights
+from hfbsz.train.fsdp import Sharding, weight_not_finite, whole_weights
 from hfbsz.train.loop import Progress
 from hfbsz.train.lora import merged
 from hfbsz.train.machine import machine_of
 from hfbsz.train.model import set_generation_ends
 from hfbsz.train.pretrained import notes_of
-from hfbsz.train.setup import assemble, check_sharding, plan_and_data, tokenizer_of
+from hfbsz.train.setup import assemble, plan_and_data, sharding_of, tokenizer_of
 
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -57,8 +58,7 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
     """Train what a recipe asks for; returns the exit code. Raises UserError for what does not fit."""
     transformers.utils.logging.disable_progress_bar()
     set_threads(loaded.recipe)
-    sharding = take_wish(os.environ)
-    check_sharding(loaded.recipe, sharding)
+    sharding = sharding_of(loaded.recipe)
     launcher.check_precision(precision_of(loaded.recipe))
     accelerator = make_accelerator(loaded.recipe)
     console = Console() if accelerator.is_main_process else None
@@ -138,10 +138,6 @@ def _preempt(folder: RunFolder | None, session: "_Run | None", problem: Interrup
             session.close("preempted")
 
 
-def _nothing() -> None:
-    pass
-
-
 class _Run:
     """A run on one rank. Rank 0 has a console and the folder; the others have neither."""
 
@@ -159,8 +155,9 @@ class _Run:
         self.keeping = Keeping(loaded, accelerator, folder, console)
         if folder is not None:
             folder.status("running")
-        shown = console.end_work if console is not None else _nothing
-        self.plan, self.data = plan_and_data(self.recipe, accelerator, self._show, shown)
+        self.plan, self.data = plan_and_data(self.recipe, accelerator, self._show)
+        if console is not None:
+            console.end_work()
         self.keeping.fit(self.plan, self.data.facts.data_hash)
         if console is not None:
             console.plan(loaded.name, self.plan, (*loaded.notes, *self.data.notes, *notes_of(self.recipe.model)))
@@ -184,7 +181,7 @@ class _Run:
         self.skipped = int(at.skipped)
         seen = saved["watch"] if saved is not None and self.keeping.evaluates_alike() else None
         self.watch = Watch(self.recipe.eval.patience, seen)
-        quality = Quality(self.recipe.task, self.recipe.eval.metrics)
+        quality = on_all(accelerator, lambda: Quality(self.recipe.task, self.recipe.eval.metrics))
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
         self.evaluator = Evaluator(self.setup, self.watch, quality, self._show)
         if console is not None:

@@ -1,5 +1,6 @@
 """From a recipe and an accelerator to all that trains: data, plan, model, optimizer and task, in one bundle."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from hfbsz.recipe.fields import Recipe
 from hfbsz.records.record import Step
 from hfbsz.system import launcher
 from hfbsz.train.distributed import make_accelerator, on_all, on_main, precision_of, refuse_other_rows
-from hfbsz.train.fsdp import Sharding, is_sharded, shard
+from hfbsz.train.fsdp import Sharding, is_sharded, shard, take_wish
 from hfbsz.train.inputs import prepare_inputs
 from hfbsz.train.loop import Evaluation, evaluate, train
 from hfbsz.train.model import build_model, count_parameters
@@ -25,8 +26,6 @@ from hfbsz.train.optimizers import Optimizers, build_optimizer
 from hfbsz.train.tasks import Task
 from hfbsz.train.tasks.classification import Classification
 from hfbsz.train.tasks.language_modeling import LanguageModeling, check_attends_within
-
-Shown = Callable[[int, int], None]  # rows done, of all
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,11 @@ class Setup:
         return train(self.plan, self.model, self.optimizer, self.task, self.windows(), self.accelerator, **given)
 
     def evaluate(
-        self, rows: Rows, numbers: Sequence[int], micro_batch: int, show: Shown = lambda *_: None
+        self,
+        rows: Rows,
+        numbers: Sequence[int],
+        micro_batch: int,
+        show: Callable[[int, int], None] = lambda done, of: None,
     ) -> Evaluation:
         """The losses of some rows of a set, by the weights as they stand (with an averaging optimizer: their average).
         Every rank calls it."""
@@ -66,23 +69,21 @@ def setup(recipe: Recipe, accelerator: Accelerator | None = None, show: Show = l
 
     Raises UserError for what does not fit, on every rank alike.
     """
+    sharding = sharding_of(recipe)
     accelerator = accelerator or make_accelerator(recipe)
     plan, data = plan_and_data(recipe, accelerator, show)
-    return assemble(plan, data, tokenizer_of(data), accelerator, None)
+    return assemble(plan, data, tokenizer_of(data), accelerator, sharding)
 
 
-def plan_and_data(
-    recipe: Recipe, accelerator: Accelerator, show: Show, shown: Callable[[], None] = lambda: None
-) -> tuple[Plan, Prepared]:
+def plan_and_data(recipe: Recipe, accelerator: Accelerator, show: Show) -> tuple[Plan, Prepared]:
     """The plan, and the rows that rank 0 prepares; the model is counted only where a scaling law asks for its size.
-    `shown` is called when rank 0 has prepared them. Raises UserError."""
+    Raises UserError."""
     size = count_parameters(recipe.model, recipe.data.vocab_size) if recipe.uses_law() else None
 
     def rows() -> Prepared:
         return prepare_inputs(recipe, show, size)
 
     prepared = on_main(accelerator, rows)
-    shown()
     prepared = on_all(accelerator, lambda: prepared or rows())
     refuse_other_rows(accelerator, prepared.counts)
     facts: Facts = replace(prepared.facts, parameters=size)
@@ -121,8 +122,10 @@ def _task(recipe: Recipe, model: Any, tokenizer: Any, is_classifier: bool) -> Ta
     return LanguageModeling(end if pad is None else pad, end if within else None)
 
 
-def check_sharding(recipe: Recipe, sharding: Sharding | None) -> None:
-    """Raise UserError for what has not been tried on weights that ranks share."""
+def sharding_of(recipe: Recipe) -> Sharding | None:
+    """How ranks share the weights, as the launcher says (FSDP2); asked before the accelerator is made. Raises UserError
+    for what has not been tried so."""
+    sharding = take_wish(os.environ)
     if sharding is not None and recipe.optim.name != "adamw":
         raise UserError(
             f"optim.name: {recipe.optim.name} has not been tried on weights that ranks share (FSDP2): "
@@ -133,3 +136,4 @@ def check_sharding(recipe: Recipe, sharding: Sharding | None) -> None:
             "model.lora: it has not been tried on weights that ranks share (FSDP2): launch with DDP "
             "(accelerate_configs/ddp.yaml)"
         )
+    return sharding

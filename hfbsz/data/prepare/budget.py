@@ -7,12 +7,10 @@ from hfbsz.errors import UserError
 from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.amounts import Amount
-from hfbsz.recipe.fields import Recipe, Schedule
+from hfbsz.recipe.fields import MUCH_MORE, SMALL_CORPUS, Recipe, Schedule
 
 BYTES_PER_TOKEN = 4  # of text, about
-SMALL = 32 * 2**20  # bytes of text that are prepared whatever the budget: half a minute
 _RESERVE = 16 * 2**20  # bytes of text that are prepared of a larger corpus at least
-_MUCH = 8  # times what the budget takes: a corpus that is larger is not prepared whole
 _MANY = 20_000  # rows of a task whose preparation takes long
 
 
@@ -62,7 +60,7 @@ def enough_of(needed: Needed | None, text_bytes: int, length: int, streamed: boo
     if needed is None or streamed:
         return needed
     per_row = BYTES_PER_TOKEN * length
-    if text_bytes <= max(SMALL, _MUCH * needed.sequences * per_row):
+    if text_bytes <= max(SMALL_CORPUS, MUCH_MORE * needed.sequences * per_row):
         return None
     rows = max(needed.sequences, math.ceil(_RESERVE / per_row))
     rows = 2 ** math.ceil(math.log2(rows))
@@ -71,7 +69,7 @@ def enough_of(needed: Needed | None, text_bytes: int, length: int, streamed: boo
 
 def surplus(needed: Needed | None, rows: int) -> list[str]:
     """What is to be told of training rows of a fine-tuning task, of which the run takes few."""
-    if needed is None or rows <= max(_MANY, _MUCH * needed.sequences):
+    if needed is None or rows <= max(_MANY, MUCH_MORE * needed.sequences):
         return []
     return [
         f"all {rows:,} training rows were prepared, of which the run takes {needed.sequences:,} at most, for labels, "

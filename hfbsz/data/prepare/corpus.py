@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hfbsz.data.prepare.budget import BYTES_PER_TOKEN, SMALL, Needed
+from hfbsz.data.prepare.budget import BYTES_PER_TOKEN, Needed
 from hfbsz.data.prepare.documents import Document, Documents, deal
 from hfbsz.data.prepare.pieces import PIECE
 from hfbsz.data.prepare.row_writer import RowWriter
@@ -19,7 +19,7 @@ from hfbsz.data.tokenizer.fast_encoding import PlainEncoder
 from hfbsz.data.tokenizer.tokenizer import load_tokenizer, save_tokenizer, token_count, train_tokenizer
 from hfbsz.errors import UserError
 from hfbsz.recipe.amounts import counted
-from hfbsz.recipe.fields import Data
+from hfbsz.recipe.fields import SMALL_CORPUS, Data
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, of all)
 Dealt = Iterable[tuple[Document, bool]]  # a document, and whether it is held out
@@ -143,7 +143,7 @@ class Builder:
 
     def _evaluation(self, documents: Documents, writer: RowWriter) -> None:
         """Rows of a set that has a source of its own; of a stream, or a large one, no more than training takes."""
-        is_large = isinstance(documents.source, Hub) or documents.source.size() > SMALL
+        is_large = isinstance(documents.source, Hub) or documents.source.size() > SMALL_CORPUS
         self._pass(documents, deal(documents, 0.0), writer, writer, self.needed if is_large else None)
         self.notes += documents.notes()
 

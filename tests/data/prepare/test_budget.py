@@ -22,8 +22,8 @@ def _cache(tmp_path, monkeypatch):
 @pytest.fixture
 def small_limits(monkeypatch):
     """A corpus of 40 kB is large."""
-    monkeypatch.setattr(module, "SMALL", 40_000)
-    monkeypatch.setattr("hfbsz.data.prepare.corpus.SMALL", 40_000)
+    monkeypatch.setattr(module, "SMALL_CORPUS", 40_000)
+    monkeypatch.setattr("hfbsz.data.prepare.corpus.SMALL_CORPUS", 40_000)
     monkeypatch.setattr(module, "_RESERVE", 8_000)
 
 
@@ -40,7 +40,7 @@ def write(folder, documents, length=2000):
 
 
 def test_small_corpora_and_those_that_the_budget_takes_are_prepared_whole():
-    assert enough_of(Needed(64), 32 * 2**20, 128, None) is None
+    assert enough_of(Needed(64), 32_000_000, 128, None) is None
     assert enough_of(Needed(2**20), LARGE, 128, None) is None  # an eighth of it
     assert enough_of(None, LARGE, 128, None) is None  # epochs
 
