@@ -15,8 +15,8 @@ from hfbsz.records.record import Reading
 from hfbsz.report.wandb.reporter import Identity
 from hfbsz.report.wandb.sync import lacking
 
-PATIENT = "import sys; from hfbsz.report.wandb import sync as sender; sender.FINISH_SECONDS = 2; import sync; "
-PATIENT += "sys.exit(sync.main(sys.argv[1:]))"
+PATIENT = "import sys; from hfbsz.commands import sync; from hfbsz.report.wandb import sync as sender; "
+PATIENT += "sender.FINISH_SECONDS = 2; sys.exit(sync.main(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_it_goes_on_where_the_server_failed(sync, environment, run, rows):
     with fake_server() as server:
         server.rows_left = 20
         env = environment | server.environment() | {"WANDB_ERROR_REPORTING": "false"}
-        env |= {"PYTHONPATH": f"{ROOT}:{ROOT}/scripts"}
+        env |= {"PYTHONPATH": str(ROOT)}
         ended = subprocess.run([sys.executable, "-c", PATIENT, run], env=env, capture_output=True, text=True)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "goes on from there" in ended.stderr
         assert len(server.run.history) == 20
