@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from hfbsz.recipe.load import load
 from hfbsz.train.distributed import make_accelerator
-from hfbsz.train.fsdp import is_sharded, take_wish, whole
+from hfbsz.train.fsdp import fsdp_from_env, is_sharded, whole
 from hfbsz.train.loop import train
 from hfbsz.train.setup import assemble, plan_and_data, tokenizer_of
 
@@ -81,7 +81,7 @@ def first_steps(out, preset, precision, accelerator, sharding, words):
 
 def main(out, *rest):
     presets, words = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
-    sharding = take_wish(os.environ)
+    sharding = fsdp_from_env(os.environ)
     accelerator = make_accelerator(load(words).recipe)
     for preset in presets:
         name, _, precision = preset.partition(":")

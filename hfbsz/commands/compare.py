@@ -24,11 +24,11 @@ def main(words: list[str]) -> int:
         return 0 if words else MISUSED
     try:
         request = parse(words)
-        from hfbsz.experiment.compare import Conductor  # matplotlib, only once the words are right
+        from hfbsz.experiment.compare import ComparisonRunner  # matplotlib, only once the words are right
         from hfbsz.report.console import Console
 
         console = Console()
-        conductor = Conductor(request, console)
+        conductor = ComparisonRunner(request, console)
     except UserError as problem:
         return complain(problem.lines)
 

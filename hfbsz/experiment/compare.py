@@ -27,7 +27,7 @@ _PAGE_SECONDS = 30.0  # between two pages while runs are at work, at least
 _PAGE_SHARE = 20  # and so many times what a page takes to draw
 
 
-class Conductor:
+class ComparisonRunner:
     """Runs a comparison from where it stands. Raises UserError for what cannot be asked for, before anything is run."""
 
     def __init__(self, request: Request, console: Console) -> None:

@@ -1,6 +1,6 @@
 """Overfitting: validation and training loss on fixed rows at the same moments, the best of them, and when it turned.
 
-Judged by loss, not by accuracy: a classifier's validation loss can triple while its accuracy stays.
+BatchEvaluation by loss, not by accuracy: a classifier's validation loss can triple while its accuracy stays.
 """
 
 import math

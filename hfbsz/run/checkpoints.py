@@ -24,7 +24,7 @@ from hfbsz.train.loop import Progress
 from hfbsz.train.optimizers import Optimizers
 
 
-class Keeping:
+class Checkpoints:
     """Rank 0 holds the folder and the checkpoint that was found; the others take part where tensors are gathered.
 
     Made before data and model, so that a checkpoint that cannot be used is told of at once; raises UserError then.
@@ -60,7 +60,7 @@ class Keeping:
             raise UserError(
                 f"resume: {found.path} is a checkpoint of another recipe ({changed}): resume=never starts over"
             )
-        self.folder.begin(self.loaded, anew=found is None or not self._lies_here(found))
+        self.folder.begin(self.loaded, anew=found is None or not self._is_own(found))
         return found
 
     def _with_its_best(self, found: Checkpoint | None) -> Checkpoint | None:
@@ -90,7 +90,7 @@ class Keeping:
         if self.found is not None and self.console is not None:
             self.console.line(f"going on from {self.found.path}, step {self.found.state['progress']['step']:,}")
         self.saved = shared(self.accelerator, self.found and dict(self.found.state))
-        self.own = shared(self.accelerator, self.found is not None and self._lies_here(self.found))
+        self.own = shared(self.accelerator, self.found is not None and self._is_own(self.found))
         if self.saved is not None and self.own:
             self.kept = dict(self.saved["kept"])
 
@@ -136,8 +136,8 @@ class Keeping:
             )
         return earlier
 
-    def _lies_here(self, checkpoint: Checkpoint) -> bool:
-        return self.folder is not None and checkpoint.lies_in(self.folder.path)
+    def _is_own(self, checkpoint: Checkpoint) -> bool:
+        return self.folder is not None and checkpoint.is_in(self.folder.path)
 
     def restore(self, model: Any, optimizer: Optimizers) -> None:
         if self.saved is not None:
@@ -148,7 +148,7 @@ class Keeping:
         if self.folder is not None:
             forget_after(self.folder.path, step)
 
-    def return_to(self, step: int, model: Any, optimizer: Optimizers) -> Reading | None:
+    def load_step(self, step: int, model: Any, optimizer: Optimizers) -> Reading | None:
         """Put the weights and moments of an earlier step of this run back; all ranks call it. Rank 0 gets their
         evaluation. Raises UserError where the checkpoint is gone."""
         folder = self.folder

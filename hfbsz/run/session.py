@@ -27,7 +27,7 @@ from hfbsz.records.record import Reading, Step
 from hfbsz.report.card import model_card
 from hfbsz.report.console import Console
 from hfbsz.report.sinks import Reports
-from hfbsz.run.checkpoints import Keeping, final_of, state_of
+from hfbsz.run.checkpoints import Checkpoints, final_of, state_of
 from hfbsz.run.evaluations import Evaluator
 from hfbsz.run.outcome import hints, label, reached, show_finished, why_stopped
 from hfbsz.system import launcher
@@ -43,7 +43,7 @@ from hfbsz.train.distributed import (
     set_threads,
     shared,
 )
-from hfbsz.train.fsdp import Sharding, weight_not_finite, whole_weights
+from hfbsz.train.fsdp import Sharding, full_weights, weight_not_finite
 from hfbsz.train.loop import Progress
 from hfbsz.train.lora import merged
 from hfbsz.train.machine import machine_of
@@ -152,13 +152,13 @@ class _Run:
     ) -> None:
         self.loaded, self.recipe, self.job = loaded, loaded.recipe, job
         self.accelerator, self.console, self.folder = accelerator, console, folder
-        self.keeping = Keeping(loaded, accelerator, folder, console)
+        self.checkpoints = Checkpoints(loaded, accelerator, folder, console)
         if folder is not None:
             folder.status("running")
         self.plan, self.data = plan_and_data(self.recipe, accelerator, self._show)
         if console is not None:
             console.end_work()
-        self.keeping.fit(self.plan, self.data.facts.data_hash)
+        self.checkpoints.fit(self.plan, self.data.facts.data_hash)
         if console is not None:
             console.plan(loaded.name, self.plan, (*loaded.notes, *self.data.notes, *notes_of(self.recipe.model)))
         self.tokenizer = tokenizer_of(self.data)
@@ -170,8 +170,8 @@ class _Run:
         if console is not None:
             console.notes(self.setup.notes)
         self.model, self.optimizer = self.setup.model, self.setup.optimizer
-        self.keeping.restore(self.model, self.optimizer)
-        saved = self.keeping.saved
+        self.checkpoints.restore(self.model, self.optimizer)
+        saved = self.checkpoints.saved
         so_far = saved["progress"] if saved is not None else None
         self.progress = Progress(accelerator.device, so_far, accelerator.process_index)
         self.final = final_of(saved)  # the newest evaluation; in the end, that of the weights that are saved
@@ -179,7 +179,7 @@ class _Run:
         at = self.progress
         self.last = Step(at.step, at.clock, at.tokens, at.seconds, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
         self.skipped = int(at.skipped)
-        seen = saved["watch"] if saved is not None and self.keeping.evaluates_alike() else None
+        seen = saved["watch"] if saved is not None and self.checkpoints.evaluates_alike() else None
         self.watch = Watch(self.recipe.eval.patience, seen)
         quality = on_all(accelerator, lambda: Quality(self.recipe.task, self.recipe.eval.metrics))
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
@@ -191,9 +191,9 @@ class _Run:
         """The reports; what was recorded after the checkpoint is cut off, for it is trained again."""
         records = path / "records.jsonl"
         sent = trim(records, self.last.step) if records.is_file() else frozenset()
-        saved = self.keeping.saved if self.keeping.own else None
+        saved = self.checkpoints.saved if self.checkpoints.own else None
         if saved is not None:
-            self.keeping.forget_after(self.last.step)
+            self.checkpoints.forget_after(self.last.step)
         names = (label(self.loaded, "model"), label(self.loaded, "data"))
         name = f"{names[0]}-{names[1]}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
         return Reports(
@@ -226,7 +226,7 @@ class _Run:
                 self.skipped = step.skipped or 0
                 self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
             before, self.last = self.last, step
-            if self.look_and_keep(before, step):
+            if self.evaluate_if_due(before, step):
                 self.save_checkpoint()
         if self.ended:
             self.choose()
@@ -248,9 +248,9 @@ class _Run:
         while not self.watch.stopped and (step := next(steps, None)) is not None:
             yield step
 
-    def look_and_keep(self, before: Step, step: Step) -> bool:
+    def evaluate_if_due(self, before: Step, step: Step) -> bool:
         """Evaluate where that is due; returns whether a checkpoint of this step is wished for."""
-        checkpoint, kept = self.recipe.checkpoint, self.keeping.kept
+        checkpoint, kept = self.recipe.checkpoint, self.checkpoints.kept
         keep = self.plan.due(checkpoint.every, step.step, before.clock, step.clock)
         if self.plan.due(self.recipe.eval.every, step.step, before.clock, step.clock):
             self.final = self.evaluate(step)
@@ -269,7 +269,7 @@ class _Run:
         if kept != last.step:
             if whole:
                 self.whole |= evaluator.whole("last", [""])
-            kept = self.return_to(kept)
+            kept = self.load_step(kept)
         if whole:
             self.whole |= evaluator.whole("full", self.data.sets)
         if self.console is not None:
@@ -278,11 +278,11 @@ class _Run:
         self.emit(Reading("final", last.step, last.clock, last.tokens, last.seconds, values))
         self.check_finite()
 
-    def return_to(self, step: int) -> int:
+    def load_step(self, step: int) -> int:
         """Put the weights of an earlier step in place; returns the step whose weights are there then: the last one's,
         where the checkpoint cannot be read any more."""
         try:
-            self.final = self.keeping.return_to(step, self.model, self.optimizer) or self.final
+            self.final = self.checkpoints.load_step(step, self.model, self.optimizer) or self.final
         except UserError as problem:
             if self.console is not None:
                 self.console.warn(f"{problem.lines[0]}: the last weights are saved, not the best ones")
@@ -313,8 +313,8 @@ class _Run:
             self.reports.records.sync()  # before the checkpoint: it does not count without its records
         wandb_id = self.reports.wandb_id if self.reports is not None else None
         state = state_of(self.data.facts.data_hash, self.final, wandb_id) | {"watch": self.watch.to_dict()}
-        self.keeping.save(self.model, self.optimizer, self.progress, self.plan, state)
-        self.emit(self.keeping.reading(self.last))
+        self.checkpoints.save(self.model, self.optimizer, self.progress, self.plan, state)
+        self.emit(self.checkpoints.reading(self.last))
 
     def emit(self, reading: Reading) -> None:
         if self.reports is not None:
@@ -345,7 +345,7 @@ class _Run:
 
     def save(self, last: Step, final: Reading, state: str, reason: str | None) -> None:
         """The model in Hugging Face form, its card, the page; then the status, so that it never promises too much."""
-        weights = whole_weights(self.model)  # on every rank: they gather them together
+        weights = full_weights(self.model)  # on every rank: they gather them together
         if self.folder is not None and self.console is not None:
             self._save(self.folder, self.console, weights, last, final, state, reason)
         self.accelerator.wait_for_everyone()  # a launcher ends all ranks once one has left
@@ -374,7 +374,7 @@ class _Run:
         names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
         ended = f"Stopped before the end of its budget: {reason}." if reason else "Trained to the end of its budget."
         write_text(path / "README.md", model_card(*names, str(path), ended, told, self.plan))
-        self.keeping.prune()
+        self.checkpoints.prune()
         at = {"step": last.step, "clock": last.clock, "of": self.plan.total}
         body = folder.body(state, reason, **at, reached=told, saved=folder.saved(names_of_files))
         self.close(state, body)

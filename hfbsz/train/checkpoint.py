@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from hfbsz.errors import UserError
 from hfbsz.system.disk import settle, sha256, sync, system_errors
 from hfbsz.train.checkpoint_state import check_state
-from hfbsz.train.fsdp import share_like, whole
+from hfbsz.train.fsdp import shard_like, whole
 from hfbsz.train.optimizers import Optimizers
 
 Tensors = dict[str, torch.Tensor]
@@ -39,7 +39,7 @@ class Checkpoint:
     path: Path
     state: Mapping[str, Any]
 
-    def lies_in(self, folder: Path) -> bool:
+    def is_in(self, folder: Path) -> bool:
         return self.path.resolve().parent == folder.resolve()
 
 
@@ -214,7 +214,7 @@ def _where(checkpoint: Checkpoint | None) -> str:
 def _fill(targets: Tensors, checkpoint: Checkpoint | None, file: str) -> None:
     for name, target in targets.items():
         received = _received(checkpoint, file, name, tuple(target.shape), str(target.dtype), target.device)
-        target.copy_(share_like(received, target))
+        target.copy_(shard_like(received, target))
 
 
 def _layout(checkpoint: Checkpoint | None) -> dict[str, tuple[tuple[int, ...], str]] | None:

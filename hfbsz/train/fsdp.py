@@ -43,7 +43,7 @@ class Sharding:
     reshard_after_forward: bool = True  # false: a layer's weights stay whole until its backward: faster, more memory
 
 
-def take_wish(environment: MutableMapping[str, str]) -> Sharding | None:
+def fsdp_from_env(environment: MutableMapping[str, str]) -> Sharding | None:
     """What the launcher's environment asks for, taken out of it; None where it does not ask for FSDP.
 
     Raises UserError for version 1 and for options that would be ignored.
@@ -96,7 +96,7 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return [layer for layer in found if all(uses[weight] == 1 for weight in layer.parameters())]
 
 
-def exchange(model: Any, last: bool) -> AbstractContextManager:
+def gradient_sync(model: Any, last: bool) -> AbstractContextManager:
     """Around forward and backward of a micro-batch: ranks average gradients in the `last` one of a window alone."""
     if is_sharded(model):
         model.set_requires_gradient_sync(last)
@@ -111,7 +111,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def share_like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """This rank's share of a tensor that every rank holds whole, as `target` is shared out; all ranks call it."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -125,7 +125,7 @@ def release(model: Any) -> None:
             module.reshard()
 
 
-def whole_weights(model: Any) -> dict[str, torch.Tensor] | None:
+def full_weights(model: Any) -> dict[str, torch.Tensor] | None:
     """A sharded model's weights on rank 0's host, a tied one once; None for a model that every rank holds whole.
 
     All ranks call it; all but rank 0 get an empty dictionary.

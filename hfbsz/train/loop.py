@@ -22,7 +22,7 @@ from hfbsz.errors import Diverged, TrainingError
 from hfbsz.plan.plan import Plan, PlannedStep
 from hfbsz.records.record import Step
 from hfbsz.system.signals import AGREEMENT_SECONDS, waiting
-from hfbsz.train.fsdp import exchange, release, weight_not_finite, whole
+from hfbsz.train.fsdp import gradient_sync, release, weight_not_finite, whole
 from hfbsz.train.optimizers import Optimizers
 from hfbsz.train.tasks import Task
 
@@ -169,7 +169,7 @@ class _State:
             collector.before_window(self.model, planned)
         for index, batch in enumerate(batches):
             torch.manual_seed(seed_of(self.plan.recipe.seed, planned.clock, self.windows.rank, index))
-            with exchange(self.model, last=index == len(batches) - 1):
+            with gradient_sync(self.model, last=index == len(batches) - 1):
                 loss = self.task.loss_sum(self.model, to_device(batch, self.device))
                 (loss * (self.agreement.world_size / targets)).backward()
             self.progress.loss += loss.detach()
@@ -300,7 +300,7 @@ def evaluate(
     order = np.argsort(rows.lengths[wanted], kind="stable")
     parts = []
     for batch in evaluation_batches(rows, wanted[order].tolist(), micro_batch, task.collate, rank, world_size):
-        nll, targets, outputs = task.judge(model, to_device(batch, accelerator.device))
+        nll, targets, outputs = task.evaluate_batch(model, to_device(batch, accelerator.device))
         parts.append(torch.cat([nll[:, None].double(), targets[:, None].double(), outputs.double()], dim=1))
         show(min(len(wanted), len(parts) * micro_batch * world_size), len(wanted))
     release(model)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hfbsz.plan.plan import Plan, PlannedStep
-from hfbsz.train.fsdp import share_like
+from hfbsz.train.fsdp import shard_like
 
 Group = dict[str, Any]
 
@@ -79,7 +79,7 @@ class Optimizers:
             number, _, rest = name.partition("/")
             weight_name, _, key = rest.rpartition("/")
             weight = weights[weight_name]
-            shared = share_like(tensor, weight) if tensor.shape == weight.shape else tensor
+            shared = shard_like(tensor, weight) if tensor.shape == weight.shape else tensor
             self.parts[int(number)].state[weight][key] = shared
 
     @contextmanager

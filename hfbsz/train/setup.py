@@ -18,7 +18,7 @@ from hfbsz.recipe.fields import Recipe
 from hfbsz.records.record import Step
 from hfbsz.system import launcher
 from hfbsz.train.distributed import make_accelerator, on_all, on_main, precision_of, refuse_other_rows
-from hfbsz.train.fsdp import Sharding, is_sharded, shard, take_wish
+from hfbsz.train.fsdp import Sharding, fsdp_from_env, is_sharded, shard
 from hfbsz.train.inputs import prepare_inputs
 from hfbsz.train.loop import Evaluation, evaluate, train
 from hfbsz.train.model import build_model, count_parameters
@@ -125,7 +125,7 @@ def _task(recipe: Recipe, model: Any, tokenizer: Any, is_classifier: bool) -> Ta
 def sharding_of(recipe: Recipe) -> Sharding | None:
     """How ranks share the weights, as the launcher says (FSDP2); asked before the accelerator is made. Raises UserError
     for what has not been tried so."""
-    sharding = take_wish(os.environ)
+    sharding = fsdp_from_env(os.environ)
     if sharding is not None and recipe.optim.name != "adamw":
         raise UserError(
             f"optim.name: {recipe.optim.name} has not been tried on weights that ranks share (FSDP2): "

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from hfbsz.experiment.compare import Conductor
+from hfbsz.experiment.compare import ComparisonRunner
 from hfbsz.experiment.page import page
 from hfbsz.experiment.request import parse
 from hfbsz.experiment.results import Experiment, Outcome
@@ -60,7 +60,7 @@ def timeless(experiment: Experiment) -> Experiment:
 
 def read(folder: Path, monkeypatch, *words: str) -> Experiment:
     monkeypatch.chdir(folder)
-    conductor = Conductor(parse(words), Console())
+    conductor = ComparisonRunner(parse(words), Console())
     return conductor.carry_out()  # nothing is left to run
 
 

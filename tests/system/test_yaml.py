@@ -3,7 +3,7 @@
 import pytest
 
 from hfbsz.errors import UserError
-from hfbsz.experiment.compare import Conductor
+from hfbsz.experiment.compare import ComparisonRunner
 from hfbsz.experiment.jobs import words_of
 from hfbsz.experiment.request import parse
 from hfbsz.recipe.load import from_mapping, load
@@ -119,8 +119,8 @@ def test_case_s08_a_script_is_named_on_the_command_line_alone(tmp_path):
         assert load([f"recipe={path}", word]).recipe.eval.metrics == [script]
         path.write_text(f"recipe: small_batch\neval.metrics: '[{script}]'\nseed: [0, 1]\n")
         with pytest.raises(UserError, match="the comparison's file"):
-            Conductor(parse([str(path)]), Console())
-        assert Conductor(parse([str(path), word]), Console()).lines
+            ComparisonRunner(parse([str(path)]), Console())
+        assert ComparisonRunner(parse([str(path), word]), Console()).lines
     path.write_text("base: small_batch\neval: {metrics: [f1]}\n")
     assert load([f"recipe={path}"]).recipe.eval.metrics == ["f1"]
 

@@ -163,7 +163,7 @@ def test_going_on_from_an_older_one_forgets_the_later(saved):
 
 def test_a_checkpoint_knows_its_folder_by_any_path(saved, monkeypatch):
     monkeypatch.chdir(saved)
-    assert read(saved / "checkpoint-2").lies_in(Path(".")) and not read(Path("checkpoint-2")).lies_in(saved.parent)
+    assert read(saved / "checkpoint-2").is_in(Path(".")) and not read(Path("checkpoint-2")).is_in(saved.parent)
 
 
 def test_a_full_disk_is_told_as_such(saved, ragged, monkeypatch):

@@ -9,7 +9,7 @@ from conftest import ROOT, TINY, records
 from safetensors.numpy import load_file
 
 from hfbsz.errors import UserError
-from hfbsz.train.fsdp import Sharding, take_wish
+from hfbsz.train.fsdp import Sharding, fsdp_from_env
 
 ASKED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 MODELS = ("tiny-fp32", "tiny_gpt2-fp32", "loaded-fp32")  # two families, tied embeddings, and weights from a folder
@@ -158,9 +158,9 @@ def test_the_saved_model_is_that_of_ddp_and_loads(trained):
 def test_the_wish_is_taken_out_of_the_environment():
     """Accelerate would make DDP of it on a CPU, transformers would give weights that a folder lacks to rank 0 alone."""
     environment = dict(ASKED)
-    assert take_wish(environment) == Sharding() and "ACCELERATE_USE_FSDP" not in environment
-    assert take_wish(ASKED | {"FSDP_RESHARD_AFTER_FORWARD": "false"}) == Sharding(reshard_after_forward=False)
-    assert take_wish({}) is None and take_wish({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"}) is None
+    assert fsdp_from_env(environment) == Sharding() and "ACCELERATE_USE_FSDP" not in environment
+    assert fsdp_from_env(ASKED | {"FSDP_RESHARD_AFTER_FORWARD": "false"}) == Sharding(reshard_after_forward=False)
+    assert fsdp_from_env({}) is None and fsdp_from_env({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -177,11 +177,11 @@ def test_the_wish_is_taken_out_of_the_environment():
 )
 def test_what_would_be_ignored_is_refused_in_a_line(name, value):
     with pytest.raises(UserError) as caught:
-        take_wish(ASKED | {f"FSDP_{name}": value})
+        fsdp_from_env(ASKED | {f"FSDP_{name}": value})
     assert len(caught.value.lines) == 1 and f"fsdp_{name.lower()}: {value.lower()}" in str(caught.value)
 
 
 def test_version_1_is_refused_with_what_would_be_right():
     for version in ({"FSDP_VERSION": "1"}, {}):
         with pytest.raises(UserError, match="set fsdp_version: 2"):
-            take_wish({"ACCELERATE_USE_FSDP": "true", **version})
+            fsdp_from_env({"ACCELERATE_USE_FSDP": "true", **version})

@@ -78,8 +78,8 @@ def test_case_17_a_classifier_of_each_family_trains_and_padding_does_not_move_it
     assert notes == ([f"model.attention: {kind} has no sdpa: eager is used"] if kind in EAGER else [])
     model.eval()
     with torch.no_grad():
-        together = task.judge(model, task.collate([*given, None])).nll[:3]
-        alone = torch.cat([task.judge(model, task.collate([one])).nll for one in given])
+        together = task.evaluate_batch(model, task.collate([*given, None])).nll[:3]
+        alone = torch.cat([task.evaluate_batch(model, task.collate([one])).nll for one in given])
     assert torch.allclose(together, alone, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 from hfbsz.data.batches import Batch
 
 
-class Judged(NamedTuple):
+class BatchEvaluation(NamedTuple):
     """What an evaluation learns of a batch, row by row."""
 
     nll: Any  # tensor [rows], nats: the sum over a row's targets
@@ -23,6 +23,6 @@ class Task(Protocol):
         """The loss summed over the batch's targets, in nats: a scalar tensor."""
         ...
 
-    def judge(self, model: Any, batch: Batch) -> Judged:
+    def evaluate_batch(self, model: Any, batch: Batch) -> BatchEvaluation:
         """The loss of every row, and what the metrics need."""
         ...

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hfbsz.data import IGNORED
 from hfbsz.data.batches import Batch
 from hfbsz.errors import UserError
-from hfbsz.train.tasks import Judged
+from hfbsz.train.tasks import BatchEvaluation
 
 
 class Classification:
@@ -53,12 +53,12 @@ class Classification:
         """ΣNLL of the labels, in nats."""
         return F.cross_entropy(_logits(model, batch), batch.labels, ignore_index=IGNORED, reduction="sum")
 
-    def judge(self, model: Any, batch: Batch) -> Judged:
+    def evaluate_batch(self, model: Any, batch: Batch) -> BatchEvaluation:
         """Outputs: the logits, then the label's number."""
         logits = _logits(model, batch).double()
         losses = F.cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="none")
         outputs = torch.cat([logits, batch.labels[:, None].double()], dim=1)
-        return Judged(losses, (batch.labels != IGNORED).long(), outputs)
+        return BatchEvaluation(losses, (batch.labels != IGNORED).long(), outputs)
 
 
 @torch.no_grad()

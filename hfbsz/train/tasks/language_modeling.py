@@ -11,7 +11,7 @@ from hfbsz.data import IGNORED
 from hfbsz.data.batches import Batch
 from hfbsz.data.rows import Row
 from hfbsz.errors import UserError
-from hfbsz.train.tasks import Judged
+from hfbsz.train.tasks import BatchEvaluation
 
 _PROMPT, _SAID = 16, 16  # targets of a row that are given, and that have to be said, to count as extractable
 
@@ -51,7 +51,7 @@ class LanguageModeling:
         logits = _logits(model, batch)
         return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
-    def judge(self, model: Any, batch: Batch) -> Judged:
+    def evaluate_batch(self, model: Any, batch: Batch) -> BatchEvaluation:
         """Outputs: 1 where the row's 17th to 32nd targets are each the likeliest token after what stands before it, so
         that greedy decoding would say them (extractable: Carlini et al. 2023); 0 where not; nan in a shorter row."""
         logits, labels = _logits(model, batch), batch.labels
@@ -61,7 +61,7 @@ class LanguageModeling:
         asked = counted & (place > _PROMPT) & (place <= _PROMPT + _SAID)
         said = ((logits.argmax(dim=-1) == labels) | ~asked).all(dim=1)
         extractable = said.double().masked_fill(place[:, -1] < _PROMPT + _SAID, torch.nan)
-        return Judged(losses.view_as(labels).double().sum(dim=1), counted.sum(dim=1), extractable[:, None])
+        return BatchEvaluation(losses.view_as(labels).double().sum(dim=1), counted.sum(dim=1), extractable[:, None])
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
