@@ -1,4 +1,4 @@
-"""Write what is made from the recipe's classes: recipes/**/schema.json for editors, docs/fields.md for readers.
+"""Write what is generated from the code: recipes/**/schema.json for editors, docs/fields.md and docs/metrics.md.
 
     python scripts/schema.py [check]
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from hfbsz.recipe.schema import files
+from hfbsz.records.metrics import metrics_page
 from hfbsz.system.streams import script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,10 +19,13 @@ def main(words: list[str]) -> int:
     if words not in ([], ["check"]):
         print(__doc__)
         return 0 if words == ["--help"] else 2
-    stale = [name for name, text in files().items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text]
+    generated = files() | {"docs/metrics.md": metrics_page()}
+    stale = [
+        name for name, text in generated.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text
+    ]
     for name in stale:
         if not words:
-            (ROOT / name).write_text(files()[name])
+            (ROOT / name).write_text(generated[name])
         print(f"{'written' if not words else 'stale: python scripts/schema.py'} {name}")
     return 1 if words and stale else 0
 

@@ -182,11 +182,11 @@ def prepared(tokenizer, case) -> None:
             )
             found = prepare(data, {}, lambda *_: None, None, task)
             rows = [found.train[index] for index in range(len(found.train))]
-            assert rows and len(found.sets[""])
+            assert rows and len(found.validation)
             if name == "x.jsonl" and task == "language_modeling":  # nothing is left out without a word
                 texts = [json.loads(line) for line in raw.decode().splitlines() if line.strip()]
                 whole = sum(isinstance(row, dict) and bool(str(row.get("text") or "").strip()) for row in texts)
-                read = found.counts["train"]["documents"] + found.counts["sets"][""]["documents"]
+                read = found.manifest.train.documents + found.manifest.validation.documents
                 assert whole <= read <= whole + 1  # of few documents one is cut in two
 
 

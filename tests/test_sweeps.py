@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from hfbsz.plan.resolve import check
 from hfbsz.recipe.load import load
-from hfbsz.records.record import METRICS
+from hfbsz.records.metrics import METRICS
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 

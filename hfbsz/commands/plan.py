@@ -67,7 +67,7 @@ def look_at(loaded: Loaded, count: int, parameters: int | None) -> tuple[Facts, 
     console = Console(sys.stderr)
     prepared = prepare_inputs(loaded.recipe, console.work, parameters)
     console.end_work()
-    tokenizer = load_tokenizer(prepared.tokenizer_path, needs_end=prepared.counts.get("labels") is None)
+    tokenizer = load_tokenizer(prepared.tokenizer_path, needs_end=prepared.manifest.labels is None)
     found = preview(prepared, tokenizer, count)
     notes = [f"note      {note}" for note in (*loaded.notes, *prepared.notes)]
     return replace(prepared.facts, parameters=parameters), {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hfbsz.data import IGNORED
+from hfbsz.data.manifest import Manifest
 from hfbsz.data.rows import Prepared, Row, sample
 
 _SHOWN = 240  # characters of a part; a longer one is shown by its beginning and its end
@@ -57,12 +58,9 @@ class Preview:
 
 def preview(prepared: Prepared, tokenizer: Any, count: int = 3) -> Preview:
     """`count` training rows spread evenly over the set, decoded."""
-    rows, meta = prepared.train, prepared.counts
-    shown = tuple(_shown(rows[number], number, tokenizer, meta.get("labels")) for number in sample(len(rows), count))
-    columns = meta.get("columns", {})
-    return Preview(
-        shown, len(rows), tuple(columns.get("read", ())), tuple(columns.get("unused", ())), _end(meta, tokenizer)
-    )
+    rows, manifest = prepared.train, prepared.manifest
+    shown = tuple(_shown(rows[number], number, tokenizer, manifest.labels) for number in sample(len(rows), count))
+    return Preview(shown, len(rows), manifest.columns, manifest.unused_columns, _end(manifest, tokenizer))
 
 
 def _shown(row: Any, number: int, tokenizer: Any, labels: Sequence[str] | None) -> ShownRow:
@@ -86,12 +84,12 @@ def _shortened(text: str) -> str:
     return f"{text[: _SHOWN * 2 // 3]} … {text[-_SHOWN // 3 :]}"
 
 
-def _end(meta: dict[str, Any], tokenizer: Any) -> str:
+def _end(manifest: Manifest, tokenizer: Any) -> str:
     """What ends a text or an answer, and whether it is learnt."""
-    if meta.get("labels") is not None:
+    if manifest.labels is not None:
         return ""
-    if "end_token" not in meta:
+    if manifest.end_ids is None:
         return f"{tokenizer.eos_token} ends every document, and is learnt"
-    if meta["end_token"] is None:
+    if manifest.end_token is None:
         return "no learnt token ends generation: the tuned model does not stop by itself"
-    return f"{meta['end_token']} ends an answer, and is learnt"
+    return f"{manifest.end_token} ends an answer, and is learnt"

@@ -17,8 +17,9 @@ import numpy as np
 
 from hfbsz.data.cache import cache_folder, no_space, obtain
 from hfbsz.data.contents import Blocks, Damaged, mapped, mark, verify, write_blocks
+from hfbsz.data.manifest import TRAIN, VALIDATION, Manifest
 from hfbsz.data.prepare.budget import Needed, enough_of, surplus
-from hfbsz.data.prepare.corpus import TRAIN, Builder, Progress
+from hfbsz.data.prepare.corpus import Builder, Progress
 from hfbsz.data.prepare.examples import ExampleBuilder
 from hfbsz.data.sources.sources import Opened, mixed, open_set, open_source, open_validation
 from hfbsz.data.tokenizer.tokenizer import tokenizer_files
@@ -26,7 +27,7 @@ from hfbsz.errors import RankError, UserError, number_of
 from hfbsz.plan.plan import Facts
 from hfbsz.recipe.fields import Data, EvalSet
 
-_VERSION = 6  # of the cache's form
+_VERSION = 7  # of the cache's form
 _AT_ONCE = 2**30  # bytes of an Arrow file that is verified when it is opened: 0.3 s
 
 
@@ -101,14 +102,19 @@ class _Lists:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data of a run: training rows, evaluation sets by name ('' is validation), and what is known of them."""
+    """The data of a run: its rows, and what is known of them."""
 
     train: Rows
-    sets: dict[str, Rows]
+    validation: Rows
+    sets: dict[str, Rows]  # further evaluation sets, by name
     tokenizer_path: Path
     facts: Facts
     notes: tuple[str, ...]
-    counts: dict[str, Any]
+    manifest: Manifest
+
+    def evaluation_sets(self) -> dict[str | None, Rows]:
+        """All evaluation sets by name, validation first; its name is None."""
+        return {None: self.validation} | dict[str | None, Rows](self.sets)
 
 
 def prepare(
@@ -131,7 +137,7 @@ def prepare(
     enough = enough_of(needed, source.size(), data.sequence_length, data.stream) if of_texts else None
     opened = {TRAIN: Opened(source if enough is None else mixed(source), data)}
     if (validation := open_validation(data)) is not None:
-        opened[""] = Opened(validation, data)
+        opened[VALIDATION] = Opened(validation, data)
     opened |= {name: open_set(name, wanted, data) for name, wanted in sets.items()}
     sources = [part.source for part in opened.values()]
     entry = cache_folder() / _key(data, opened, enough, task, own_labels)
@@ -143,7 +149,7 @@ def prepare(
 
     def make(folder: Path) -> None:
         _check_space(entry.parent, 0 if enough else sum(source.size() for source in sources))
-        (folder / "meta.json").write_text(json.dumps(builder.build(folder), indent=1))
+        (folder / "meta.json").write_text(json.dumps(builder.build(folder).to_dict(), indent=1))
         for path in folder.glob("*.arrow"):
             write_blocks(path)
 
@@ -179,14 +185,17 @@ def _open(entry: Path, data: Data) -> Prepared:
     The first process of a machine verifies its Arrow files at once; it comes before the others, which verify what they
     read, as all do of large files."""
     by_block = verify(entry, _AT_ONCE if number_of("LOCAL_RANK", 0) == 0 else 0)
-    meta = json.loads((entry / "meta.json").read_text())
+    manifest = Manifest.from_dict(json.loads((entry / "meta.json").read_text()))
 
     def rows(name: str) -> Rows:
-        return Rows(entry / name, meta["vocab_size"], Blocks(entry / name) if name in by_block else None)
+        return Rows(entry / name, manifest.vocab_size, Blocks(entry / name) if name in by_block else None)
 
-    facts = Facts(meta["train"]["rows"], None if data.pack else meta["train"]["tokens_per_row"], meta["data_hash"])
-    sets = {name: rows(f"eval-{number}.arrow") for number, name in enumerate(meta["sets"])}
-    return Prepared(rows("train.arrow"), sets, entry / "tokenizer", facts, tuple(meta["notes"]), meta)
+    train = manifest.train
+    facts = Facts(train.rows, None if data.pack else train.tokens_per_row, manifest.data_hash)
+    sets = {name: rows(f"eval-{number}.arrow") for number, name in enumerate(manifest.sets)}
+    return Prepared(
+        rows("train.arrow"), rows("validation.arrow"), sets, entry / "tokenizer", facts, manifest.notes, manifest
+    )
 
 
 def _check_space(folder: Path, text_bytes: int) -> None:

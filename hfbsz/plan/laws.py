@@ -4,9 +4,12 @@ N is the number of weights outside the embeddings, D the tokens of the run, C = 
 out). Every law was fitted with AdamW on English or mixed web text, on the range that it names.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from hfbsz.plan.given import Given
+from hfbsz.recipe.amounts import short
 from hfbsz.recipe.law_name import Named
 
 Range = tuple[float, float]
@@ -84,3 +87,60 @@ LAWS: dict[str, Law] = {
 def law_of(named: Named) -> Law:
     """The law that a recipe names."""
     return LAWS[named.name]
+
+
+def problems(given: Given, field: str, named: Named, needs_size: bool) -> Iterator[str]:
+    """Why a field cannot take its value from a law: D, or the N that it needs, is not known."""
+    duration = given.recipe.duration
+    if duration.unit in ("steps", "%"):
+        yield f"{field}: {named} follows from the tokens of the run: write duration in tokens, not steps"
+    elif unknown := list(given.amount_problems("duration", duration)):
+        yield from unknown
+    elif not given.sequences(duration):
+        yield f"duration: '{duration}' is less than one token"
+    if needs_size and given.facts.parameters is None:
+        yield f"{field}: {named} needs the size of the model: give parameters=N (outside the embeddings)"
+
+
+def batch_tokens(given: Given, named: Named) -> float:
+    """The batch of a law, in tokens; without `problems`."""
+    return law_of(named).batch(*_size_and_tokens(given))
+
+
+def batch_of(given: Given, named: Named) -> int:
+    """`batch.size=law:…` in sequences: the power of two nearest to what the law gives, in ratio."""
+    return int(2 ** max(0, round(math.log2(batch_tokens(given, named) / given.tokens_per_row))))
+
+
+def rate_of(given: Given, named: Named) -> float:
+    """The peak learning rate of a law, at its own batch."""
+    rate = law_of(named).rate
+    assert rate is not None  # optimizer.rate_problems
+    return rate(*_size_and_tokens(given))
+
+
+def _size_and_tokens(given: Given) -> tuple[float, float]:
+    """N, where it is known (else 1, which no law that needs it gets to see), and D."""
+    return float(given.facts.parameters or 1), given.sequences(given.recipe.duration) * given.tokens_per_row
+
+
+def guesses(given: Given) -> Iterator[str]:
+    """What the laws of a recipe gave, in words."""
+    size, rate = given.recipe.batch.size, given.recipe.optim.lr
+    if isinstance(size, Named):
+        law, tokens = law_of(size), batch_tokens(given, size)
+        yield (
+            f"batch.size={size}: {law.batch_formula} = {short(tokens)} tokens, as a power of two "
+            f"{batch_of(given, size):,} sequences   {law.source}"
+        )
+    if isinstance(rate, Named):
+        law = law_of(rate)
+        yield f"optim.lr={rate}: {law.rate_formula} = {rate_of(given, rate):.3g} at its own batch   {law.source}"
+
+
+def warnings(given: Given) -> Iterator[str]:
+    """Where the run lies outside the range that a law was fitted on."""
+    for named in dict.fromkeys((given.recipe.batch.size, given.recipe.optim.lr)):
+        if isinstance(named, Named):
+            for outside in law_of(named).outside(given.facts.parameters, _size_and_tokens(given)[1]):
+                yield f"{named} is outside its fit ({outside}): a first guess, tune from there"

@@ -1,70 +1,7 @@
-"""All that flows downstream from the loop: `Step` and `Reading`, and the one table of metric names."""
+"""What flows from the loop to records and reports: `Step` and `Reading`. Names of metrics: records/metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-# What one evaluation measures: name: (unit, what it is).
-MEASURES: dict[str, tuple[str, str]] = {
-    "loss": ("nats/target", "loss, ΣNLL ÷ Σtargets"),
-    "perplexity": ("", "exp(loss)"),
-    "bits_per_byte": ("bits/byte", "ΣNLL ÷ ln 2 ÷ bytes of the text predicted"),
-    "accuracy": ("", "share of rows whose likeliest label is right"),
-    "macro_f1": ("", "mean of the labels' F1"),
-    "matthews": ("", "Matthews correlation of labels, −1 to 1"),
-    "calibration_error": ("", "mean distance of confidence and accuracy, over 15 bins of confidence"),
-    "extractable": ("", "share of rows whose targets are the likeliest tokens, 16 in a row after the first 16"),
-    "rows": ("rows", "rows evaluated"),
-    "set_rows": ("rows", "rows of the set that these are of"),
-    "targets": ("targets", "targets counted"),
-    "seconds": ("s", "time of the evaluation"),
-}
-# What it is measured on; `<set>/…` behind the prefix: the same of a further evaluation set (`eval/<set>/loss`).
-PARTS: dict[str, str] = {
-    "eval": "fixed part of validation (eval.rows), the same rows at every evaluation",
-    "full": "validation, or rows spread over it (eval.full), once, with the weights that the saved model holds",
-    "last": "all of validation, with the last weights, where the saved model holds those of the best evaluation",
-}
-# name: (unit, what it is). Names follow transformers' Trainer where it has one.
-METRICS: dict[str, tuple[str, str]] = {
-    "train/loss": ("nats/target", "training loss, mean over the targets of all steps since the last record"),
-    "train/grad_norm": ("", "gradient norm of the step before clipping"),
-    "train/learning_rate": ("", "learning rate of the step"),
-    "train/weight_decay": ("", "weight decay of the step (AdamW's λ)"),
-    "train/epoch": ("epochs", "passes over the training rows"),
-    "train/global_step": ("steps", "optimizer steps"),
-    "train/num_input_tokens_seen": ("tokens", "input tokens seen, padding excluded"),
-    "train/sequences": ("sequences", "the clock: sequences consumed"),
-    "train/skipped": ("steps", "steps skipped for non-finite gradients since the start"),
-    "train/seconds": ("s", "training time since the start, evaluation excluded"),
-    "batch/global": ("sequences", "global batch = micro-batch × accumulation × processes"),
-    "batch/micro": ("sequences", "sequences of one forward pass on one device (batch.micro_tokens: rank 0's largest)"),
-    "batch/accumulation": ("passes", "forward passes per optimizer step on one device (batch.micro_tokens: on rank 0)"),
-    "batch/tokens": ("tokens", "input tokens of the step, padding excluded"),
-    "batch/padding": ("", "share of padding among the positions computed since the last record"),
-    "batch/ratio": ("", "κ: global batch ÷ reference batch"),
-    "perf/tokens_per_second": ("tokens/s", "training speed over all devices since the last record"),
-    "perf/step_seconds": ("s", "mean time of a step since the last record"),
-    "perf/peak_memory_bytes": ("B", "peak memory: of the device, or of the process on a CPU"),
-    "perf/checkpoint_seconds": ("s", "time that training stood still for a checkpoint"),
-    "perf/checkpoint_bytes": ("B", "size of the checkpoint"),
-    **{
-        f"{part}/{name}": (unit, f"{what}; {where}")
-        for part, where in PARTS.items()
-        for name, (unit, what) in MEASURES.items()
-    },
-    "model/step": ("steps", "step of the weights that the saved model holds"),
-    "overfit/train_loss": ("nats/target", "loss on a fixed part of the training rows, in evaluation mode"),
-    "overfit/gap": ("nats/target", "validation loss − training loss, each on its fixed part, in evaluation mode"),
-    "overfit/change": ("nats/target", "validation loss of the fixed part − that before training; above 0: worse"),
-    "overfit/rise": ("nats/target", "validation loss of the fixed part − its lowest so far, before training included"),
-    "overfit/best_step": ("steps", "step of the lowest validation loss so far; 0: before training, nothing is better"),
-    "overfit/onset_step": (
-        "steps",
-        "step of the best evaluation, once a later one is surely worse while the training rows fit better",
-    ),
-    "overfit/train_extractable": ("", "eval/extractable on the fixed part of the training rows"),
-}
-CLOCK = ("train/num_input_tokens_seen", "train/sequences", "train/global_step", "train/seconds")
 
 
 @dataclass(frozen=True)
@@ -137,9 +74,3 @@ class Reading:
             "train/seconds": round(self.seconds, 4),
         }
         return {"event": self.event, **axes, **self.values}
-
-
-def unit(name: str) -> str:
-    """The unit of a metric; `eval/<set>/loss` has that of `eval/loss`."""
-    parts = name.split("/")
-    return METRICS.get(f"{parts[0]}/{parts[-1]}", ("", ""))[0]

@@ -15,6 +15,7 @@ from hfbsz.display import one_line, visible
 from hfbsz.plan.explain import explain
 from hfbsz.plan.plan import Plan
 from hfbsz.recipe.amounts import short
+from hfbsz.records.metrics import metric
 from hfbsz.records.record import Reading, Step
 
 
@@ -107,11 +108,11 @@ class Console:
             prefix, _, last = name.rpartition("/")
             label = prefix.removeprefix("eval").strip("/")
             if last == "loss":
-                parts.append(f"{label or 'validation'} loss {value:.4f} nats/target")
+                parts.append(f"{label or 'validation'} loss {metric(name).show(float(value))}")
             elif last == "bits_per_byte":
-                parts.append(f"{value:.4f} bits/byte")
+                parts.append(metric(name).show(float(value)))
             elif last == "accuracy":
-                parts.append(f"accuracy {value:.3f}")
+                parts.append(f"accuracy {metric(name).show(float(value))}")
         loss, train = values.get("eval/loss"), values.get("overfit/train_loss")
         if isinstance(loss, float) and isinstance(train, float):  # the gap is that of the numbers beside it
             parts.append(f"training rows {train:.4f} (gap {round(loss, 4) - round(train, 4):+.4f})")

@@ -26,13 +26,13 @@ class Evaluator:
     watch: Watch
     quality: Quality
     show: Progress = lambda *_: None  # of the evaluation at the end
-    newest: dict[str, Evaluation] = field(default_factory=dict)  # by set: of its fixed part, at the newest evaluation
+    newest: dict[str | None, Evaluation] = field(default_factory=dict)  # of fixed parts
     whole_losses: dict[str, float] = field(default_factory=dict)  # of validation, by part: full, last
 
     @property
     def lost(self) -> bool:
         """Whether the newest validation loss is not finite; the same on every rank."""
-        losses = [*self.whole_losses.values(), *(self.newest[name].loss for name in self.newest if not name)]
+        losses = [*self.whole_losses.values(), *(self.newest[name].loss for name in self.newest if name is None)]
         return not all(map(math.isfinite, losses))
 
     @property
@@ -45,14 +45,14 @@ class Evaluator:
     def evaluate(self, step: Step) -> Reading:
         """Evaluate the fixed part of every set: the same rows at every call, so that a curve is of one thing."""
         values: dict[str, float | str] = {}
-        for name, rows in self.setup.data.sets.items():
+        for name, rows in self.setup.data.evaluation_sets().items():
             self.newest[name] = found = self._of(rows, self._fixed(rows))
-            if not name:
+            if name is None:
                 values |= self._compared(step, found)
             values |= self._told("eval", name, found)
         return Reading("eval", step.step, step.clock, step.tokens, step.seconds, values)
 
-    def whole(self, part: str, names: Iterable[str]) -> dict[str, float]:
+    def whole(self, part: str, names: Iterable[str | None]) -> dict[str, float]:
         """Evaluate all rows of the named sets, or as many as `eval.full` gives, as `full/…` or `last/…`.
 
         The fixed part is not evaluated a second time while the weights are those of the newest evaluation: whoever
@@ -60,17 +60,17 @@ class Evaluator:
         """
         values: dict[str, float] = {}
         for name in names:
-            rows = self.setup.data.sets[name]
+            rows = self.setup.data.evaluation_sets()[name]
             fixed = self._fixed(rows)
             found = self.newest.get(name) or self._of(rows, fixed)
             if rest := sorted(set(self._final(rows)) - set(fixed)):
                 found += self._of(rows, rest, partial(self.show, f"evaluating {name or 'validation'}"))
             values |= self._told(part, name, found) | {f"{_prefix(part, name)}set_rows": len(rows)}
-            if not name:
+            if name is None:
                 self.whole_losses[part] = found.loss
         return values
 
-    def _told(self, part: str, name: str, found: Evaluation) -> dict[str, float]:
+    def _told(self, part: str, name: str | None, found: Evaluation) -> dict[str, float]:
         return self.quality.measures(_prefix(part, name), found)
 
     def _fixed(self, rows: Rows) -> Sequence[int]:
@@ -80,7 +80,7 @@ class Evaluator:
         """The rows of the evaluation at the end."""
         if self.setup.plan.recipe.eval.full:
             return range(len(rows))
-        most = math.ceil(FINAL_SHARE * self.setup.plan.total / len(self.setup.data.sets))
+        most = math.ceil(FINAL_SHARE * self.setup.plan.total / len(self.setup.data.evaluation_sets()))
         return sample(len(rows), most)
 
     def _of(
@@ -101,7 +101,8 @@ class Evaluator:
         if self.setup.plan.recipe.task == "classification":
             return []
         entries = self.setup.accelerator.unwrap_model(self.setup.model, keep_torch_compile=False).config.vocab_size
-        rows = max(self.setup.data.sets.values(), key=lambda rows: self._micro(rows) * int(rows.lengths.max()))
+        sets = self.setup.data.evaluation_sets().values()
+        rows = max(sets, key=lambda rows: self._micro(rows) * int(rows.lengths.max()))
         micro, length = self._micro(rows), int(rows.lengths.max())
         size = micro * length * entries * _BYTES_PER_LOGIT
         if size < _MUCH_MEMORY:
@@ -125,6 +126,6 @@ class Evaluator:
         return values | gap
 
 
-def _prefix(part: str, name: str) -> str:
-    """Of the metrics of a set; validation has no name."""
-    return f"{part}/{name}/" if name else f"{part}/"
+def _prefix(part: str, name: str | None) -> str:
+    """Of the metrics of a set; validation (None) has no name in them."""
+    return f"{part}/{name}/" if name is not None else f"{part}/"

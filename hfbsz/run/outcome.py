@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from hfbsz.data.manifest import SetCounts
 from hfbsz.display import command
 from hfbsz.measure.overfit import Watch
 from hfbsz.plan.plan import Plan
@@ -12,6 +12,7 @@ from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.load import Loaded
 from hfbsz.records.evaluations import WORSE
 from hfbsz.records.folder import path_of, read_status
+from hfbsz.records.metrics import MEASURES
 from hfbsz.records.record import Reading, Step
 from hfbsz.report.console import Console
 from hfbsz.system.called import called
@@ -22,7 +23,7 @@ _MODEL_CLASS = {"classification": "AutoModelForSequenceClassification"}
 
 def reached(
     plan: Plan,
-    counts: Mapping[str, Any],
+    counts: SetCounts,
     watch: Watch,
     last: Step,
     final: Reading,
@@ -33,23 +34,22 @@ def reached(
     evaluation of the saved weights on its fixed part, `whole` what was measured on all of it (empty: nothing)."""
     values = {name.removeprefix("eval/"): value for name, value in final.values.items()}
     values |= {name.removeprefix("full/"): value for name, value in whole.items()}
+    shown = {name: measure.show(float(values[name])) for name, measure in MEASURES.items() if name in values}
     speed = f"{short(last.tokens / last.seconds)} tokens/s" if last.seconds else "no step yet"
     sizes = list(dict.fromkeys(str(phase.batch) for phase in plan.phases))
     batches = " → ".join(sizes if len(sizes) <= _SIZES_SHOWN else [*sizes[: _SIZES_SHOWN - 2], "…", sizes[-1]])
     told = _losses(watch, last, final, whole) | _not_better(watch, final, plan.recipe)
     if plan.recipe.task == "classification":
         told |= {
-            "accuracy": f"{values['accuracy']:.4f} (the commonest label alone: {counts['majority']:.3f})",
-            "macro F1": f"{values['macro_f1']:.4f}",
-            "Matthews": f"{values['matthews']:.4f}",
-            "calibration": f"{values['calibration_error']:.4f} mean distance of confidence and accuracy",
+            "accuracy": f"{shown['accuracy']} (the most frequent label alone: {counts.majority:.3f})",
+            **{MEASURES[name].heading: shown[name] for name in ("macro_f1", "matthews", "calibration_error")},
         }
     else:
-        alone = counts.get("unigram_bits_per_byte")
+        alone = counts.unigram_bits_per_byte
         than = f" (token frequencies alone: {alone:.3f})" if alone is not None else ""
         told |= {
-            "bits per byte": f"{values['bits_per_byte']:.4f}{than}",
-            "perplexity": f"{values['perplexity']:.2f}",
+            "bits per byte": f"{shown['bits_per_byte']}{than}",
+            "perplexity": shown["perplexity"],
         }
     return told | {
         "trained": f"{short(last.tokens)} tokens in {last.step:,} steps of {batches} sequences",

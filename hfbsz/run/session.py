@@ -268,10 +268,10 @@ class _Run:
         kept = last.step if best is None else best
         if kept != last.step:
             if whole:
-                self.whole |= evaluator.whole("last", [""])
+                self.whole |= evaluator.whole("last", [None])
             kept = self.load_step(kept)
         if whole:
-            self.whole |= evaluator.whole("full", self.data.sets)
+            self.whole |= evaluator.whole("full", self.data.evaluation_sets())
         if self.console is not None:
             self.console.end_work()
         values = {"model/step": kept, **self.whole}
@@ -364,12 +364,12 @@ class _Run:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with self.optimizer.averaged(), writing_into(path) as partial:
             saved = merged(model)
-            if ends := self.data.counts.get("end_ids"):
+            if ends := self.data.manifest.end_ids:
                 set_generation_ends(saved, ends)
             saved.save_pretrained(partial, state_dict=weights)
             save_tokenizer(self.tokenizer, partial)
             names_of_files = [file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()]
-        parts = (self.plan, self.data.counts["sets"][""], self.watch, last, final, self.whole)
+        parts = (self.plan, self.data.manifest.validation, self.watch, last, final, self.whole)
         told = reached(*parts, self.skipped)
         names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
         ended = f"Stopped before the end of its budget: {reason}." if reason else "Trained to the end of its budget."

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
 
+from hfbsz.data.manifest import Manifest
 from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Recipe
 from hfbsz.records.folder import cpu_cores
@@ -99,13 +100,13 @@ def on_all(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
     return result
 
 
-def refuse_other_rows(accelerator: Accelerator, counts: Mapping[str, Any]) -> None:
+def refuse_other_rows(accelerator: Accelerator, manifest: Manifest) -> None:
     """Raise UserError on every rank where a machine made other rows of the data: ranks would train on a mixture."""
-    everyone = gathered(accelerator, counts)
+    everyone = gathered(accelerator, manifest)
     for rank, theirs in enumerate(everyone):
         if theirs != everyone[0]:
             raise UserError(
-                f"data: rank {rank} made other rows than rank 0 ({theirs['train']['rows']:,} and "
-                f"{everyone[0]['train']['rows']:,} to train on): every machine must see the same files, the same "
+                f"data: rank {rank} made other rows than rank 0 ({theirs.train.rows:,} and "
+                f"{everyone[0].train.rows:,} to train on): every machine must see the same files, the same "
                 "Python (its own source is the default corpus) and the same versions of packages"
             )

@@ -85,7 +85,7 @@ def plan_and_data(recipe: Recipe, accelerator: Accelerator, show: Show) -> tuple
 
     prepared = on_main(accelerator, rows)
     prepared = on_all(accelerator, lambda: prepared or rows())
-    refuse_other_rows(accelerator, prepared.counts)
+    refuse_other_rows(accelerator, prepared.manifest)
     facts: Facts = replace(prepared.facts, parameters=size)
     plan = resolve(recipe, accelerator.num_processes, facts)
     check_environment(plan, launcher.environment())
@@ -94,14 +94,14 @@ def plan_and_data(recipe: Recipe, accelerator: Accelerator, show: Show) -> tuple
 
 def tokenizer_of(data: Prepared) -> Any:
     """The tokenizer that the rows were made with."""
-    return load_tokenizer(data.tokenizer_path, needs_end=data.counts.get("labels") is None)
+    return load_tokenizer(data.tokenizer_path, needs_end=data.manifest.labels is None)
 
 
 def assemble(plan: Plan, data: Prepared, tokenizer: Any, accelerator: Accelerator, sharding: Sharding | None) -> Setup:
     """The model of a plan, its optimizer and its task. `sharding`: how ranks share the weights (FSDP2); None: each has
     all. Raises UserError for a model that does not fit."""
     recipe, notes = plan.recipe, list[str]()
-    classes = data.counts.get("labels")  # of a classifier
+    classes = data.manifest.labels  # of a classifier
     model = build_model(recipe.model, tokenizer, recipe.seed, recipe.data.sequence_length, classes, notes)
     model = model.double() if recipe.precision == "fp64" else model
     task = _task(recipe, model, tokenizer, classes is not None)

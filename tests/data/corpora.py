@@ -23,7 +23,7 @@ def kept_entries() -> list[str]:
 
 
 def documents(prepared: Prepared) -> int:
-    return prepared.counts["train"]["documents"] + prepared.counts["sets"][""]["documents"]
+    return prepared.manifest.train.documents + prepared.manifest.validation.documents
 
 
 def tokens(rows) -> list[list[int]]:

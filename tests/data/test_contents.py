@@ -65,14 +65,14 @@ def made_anew(prepared, file, original):
 
 def same(prepared, original):
     first = original[2]
-    assert tokens(prepared.train) == tokens(first.train) and tokens(prepared.sets[""]) == tokens(first.sets[""])
+    assert tokens(prepared.train) == tokens(first.train) and tokens(prepared.validation) == tokens(first.validation)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (prepared.tokenizer_path / name).read_bytes() == (first.tokenizer_path / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["train", "eval-0"])
+@pytest.mark.parametrize("name", ["train", "validation"])
 def test_case_d01_another_token_of_the_vocabulary_is_not_trained_on(original, entry, name):
-    rows = original[2].train if name == "train" else original[2].sets[""]
+    rows = original[2].train if name == "train" else original[2].validation
     change(entry / f"{name}.arrow", values_of(rows)[0])
     made_anew(made(files=original[0]), f"{name}.arrow", original)
 
@@ -119,7 +119,7 @@ def test_a_bit_that_flips_is_found_or_harmless(original, entry, monkeypatch):
     """300 bits, each in any file of the entry; whether Arrow files are verified at once or as rows are read."""
     dice, first = random.Random(0), original[2]
     files = sorted(path for path in entry.rglob("*") if path.is_file())
-    expected = [tokens(first.train), tokens(first.sets[""])]
+    expected = [tokens(first.train), tokens(first.validation)]
     outcomes = {"found at opening": 0, "found at a row": 0, "harmless": 0}
     for number in range(300):
         path = dice.choice(files)
@@ -128,8 +128,8 @@ def test_a_bit_that_flips_is_found_or_harmless(original, entry, monkeypatch):
         monkeypatch.setattr(module, "_AT_ONCE", 2**30 if number % 2 else 0)
         try:
             found = module._open(entry, module.Data(files=original[0]))
-            read = [tokens(found.train), tokens(found.sets[""])]
-            assert read == expected and found.counts == first.counts, path
+            read = [tokens(found.train), tokens(found.validation)]
+            assert read == expected and found.manifest == first.manifest, path
             assert path.suffix == ".arrow" or path.name == "contents.json", path
             outcomes["harmless"] += 1
         except Damaged:

@@ -40,11 +40,11 @@ def test_packed_rows_predict_every_token_once(tmp_path):
     assert all(a[-1] == b[0] for a, b in pairwise(rows))
     tokenizer = load_tokenizer(data.tokenizer_path)
     text = tokenizer.decode(rows[0][:1] + [token for row in rows for token in row[1:]])
-    assert text.count("<|endoftext|>") >= data.counts["train"]["documents"] - 1
-    validation = data.sets[""]
+    assert text.count("<|endoftext|>") >= data.manifest.train.documents - 1
+    validation = data.validation
     targets = sum(len(validation[i]) - 1 for i in range(len(validation)))
-    assert targets == data.counts["sets"][""]["tokens"] - 1  # its last, shorter row is kept
-    assert validation.text_bytes.sum() == pytest.approx(data.counts["sets"][""]["bytes"], rel=0.01)
+    assert targets == data.manifest.validation.tokens - 1  # its last, shorter row is kept
+    assert validation.text_bytes.sum() == pytest.approx(data.manifest.validation.bytes, rel=0.01)
 
 
 def test_ragged_rows_hold_one_document_each(tmp_path):
@@ -54,17 +54,17 @@ def test_ragged_rows_hold_one_document_each(tmp_path):
     data = made(files=str(path), text="body", pack=False, validation="10%")
     assert data.facts.tokens_per_row == pytest.approx(np.mean([len(data.train[i]) - 1 for i in range(len(data.train))]))
     pieces = sum(len(data.train[i]) - 1 for i in range(len(data.train)))
-    assert pieces == data.counts["train"]["tokens"] - data.counts["train"]["documents"]
+    assert pieces == data.manifest.train.tokens - data.manifest.train.documents
 
 
 def test_validation_is_disjoint_stable_and_by_name(tmp_path):
     pattern = write(tmp_path, 60)
-    first = made(files=pattern, validation="20%").counts
+    first = made(files=pattern, validation="20%").manifest
     (tmp_path / "zzz.txt").write_text("a new document. " * 20)
-    second = made(files=pattern, validation="20%").counts
-    documents = [c["train"]["documents"] + c["sets"][""]["documents"] for c in (first, second)]
-    assert documents == [60, 61] and 4 <= first["sets"][""]["documents"] <= 20
-    assert second["sets"][""]["documents"] - first["sets"][""]["documents"] in (0, 1)
+    second = made(files=pattern, validation="20%").manifest
+    documents = [each.train.documents + each.validation.documents for each in (first, second)]
+    assert documents == [60, 61] and 4 <= first.validation.documents <= 20
+    assert second.validation.documents - first.validation.documents in (0, 1)
 
 
 def test_few_documents_hold_out_their_tail_and_say_so(tmp_path):
@@ -96,8 +96,8 @@ def test_the_second_time_comes_from_the_cache_and_new_text_does_not(tmp_path):
 def test_json_lines_end_at_newlines_alone_and_half_surrogates_are_no_text(tmp_path):
     lines = [json.dumps({"text": f"one\u2028two\x85three {number} " * 5}, ensure_ascii=False) for number in range(30)]
     (tmp_path / "x.jsonl").write_text("\n".join([*lines, '{"text": "half \\ud83d of a pair"}']))
-    counts = made(files=str(tmp_path / "x.jsonl"), validation="20%").counts
-    assert counts["train"]["documents"] + counts["sets"][""]["documents"] == 31
+    counts = made(files=str(tmp_path / "x.jsonl"), validation="20%").manifest
+    assert counts.train.documents + counts.validation.documents == 31
 
 
 def test_no_name_of_an_evaluation_set_touches_the_training_rows(tmp_path):
@@ -105,7 +105,7 @@ def test_no_name_of_an_evaluation_set_touches_the_training_rows(tmp_path):
     (tmp_path / "other.md").write_text("another text. " * 50)
     data = Data(files=pattern, vocab_size=300, sequence_length=16)
     prepared = prepare(data, {"train": EvalSet(files=str(tmp_path / "other.md"))}, lambda *_: None)
-    assert set(prepared.sets) == {"", "train"} and prepared.counts["sets"]["train"]["documents"] == 1
+    assert list(prepared.evaluation_sets()) == [None, "train"] and prepared.manifest.sets["train"].documents == 1
     assert len(prepared.train) == len(prepare(data, {}, lambda *_: None).train)
 
 
@@ -120,7 +120,7 @@ def test_a_set_has_a_text_column_of_its_own_and_another_column_is_other_rows(tmp
 
     def bytes_of(**fields):
         sets = {"other": EvalSet(files=str(tmp_path / "other.jsonl"), **fields)}
-        return prepare(data, sets, lambda *_: None).counts["sets"]["other"]["bytes"]
+        return prepare(data, sets, lambda *_: None).manifest.sets["other"].bytes
 
     assert bytes_of(text="body") == sum(len(row["body"]) for row in rows) > bytes_of(text="head") == 45
     assert bytes_of(text="head", skip={}) == 45 and len(entries()) == 2  # what is as in data makes no other rows

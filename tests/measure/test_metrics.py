@@ -8,7 +8,7 @@ import pytest
 
 from hfbsz.errors import UserError
 from hfbsz.measure import metrics
-from hfbsz.records.record import METRICS
+from hfbsz.records.metrics import METRICS
 
 
 def compute(name, predictions, references, **options):

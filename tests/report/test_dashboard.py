@@ -16,7 +16,7 @@ from fake_wandb import KEY, Answer, fake_server
 from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import load
-from hfbsz.records.record import METRICS
+from hfbsz.records.metrics import METRICS, Metric
 from hfbsz.report.wandb.dashboard import TOPICS, Panel, Place, Topic, specification
 
 TOKENS = "train/num_input_tokens_seen"
@@ -85,8 +85,8 @@ def test_every_panel_is_over_tokens_and_says_its_units(spec: dict[str, Any]) -> 
     once = [panel for panel in drawn if panel["metrics"][0].startswith(("full/", "last/"))]  # bars: one number a run
     assert len(once) == 4 and all("xAxis" not in panel for panel in once)
     for panel in (panel for panel in drawn if panel not in once):
-        assert panel["xAxis"] == TOKENS and panel["xAxisTitle"].endswith(f"({METRICS[TOKENS][0]})")
-        units = {METRICS[metric][0] for metric in panel["metrics"]}
+        assert panel["xAxis"] == TOKENS and panel["xAxisTitle"].endswith(f"({METRICS[TOKENS].unit})")
+        units = {METRICS[metric].unit for metric in panel["metrics"]}
         assert len(units) == 1 and panel["yAxisTitle"].endswith(f"({units.pop() or 'no unit'})")
         assert panel["groupAgg"] == "mean" and panel["groupArea"] == "minmax"
 
@@ -98,7 +98,7 @@ def test_the_report_has_the_same_pictures(spec: dict[str, Any]) -> None:
         places = [tuple(panel["layout"].values()) for panel in shown]
         assert len(set(places)) == len(places)
     text = json.dumps(spec["report"], ensure_ascii=False)
-    assert all(f"{name}: {METRICS[name][1]}" in text for metrics in ASKED.values() for name in metrics)
+    assert all(f"{name}: {METRICS[name].definition}" in text for metrics in ASKED.values() for name in metrics)
 
 
 def test_runs_are_filtered_by_group_and_grouped_by_what_a_runs_config_holds(spec: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ def test_runs_are_filtered_by_group_and_grouped_by_what_a_runs_config_holds(spec
 def test_a_prefix_stands_for_what_the_table_has(monkeypatch: pytest.MonkeyPatch) -> None:
     topic = Topic("", "", ("noise/", "noise", "eval/loss", "eval/not_yet"))
     assert list(topic.panels()) == [Panel(("eval/loss",))]
-    monkeypatch.setitem(METRICS, "noise/scale", ("sequences", "gradient noise scale"))
+    monkeypatch.setitem(METRICS, "noise/scale", Metric("noise scale", "sequences", "gradient noise scale"))
     assert list(topic.panels()) == [Panel(("noise/scale",)), Panel(("eval/loss",))]
     noise = sections(specification(Place("team", "hfbsz")))["Noise"]
     assert noise[0]["yAxisTitle"] == "scale (sequences)"

@@ -137,7 +137,7 @@ def test_bits_per_byte_count_the_same_bytes_and_targets_packed_or_not(tmp_path, 
     for name, fields in {"ragged": {"pack": False}, "within": {"attend": "within"}, "across": {}}.items():
         data = Data(files=str(tmp_path / "x.jsonl"), vocab_size=300, sequence_length=64, **fields)
         prepared = prepare(data, {}, lambda *_: None)
-        rows, end = prepared.sets[""], load_tokenizer(prepared.tokenizer_path).eos_token_id
+        rows, end = prepared.validation, load_tokenizer(prepared.tokenizer_path).eos_token_id
         task = LanguageModeling(end, end if name == "within" else None)
         batch = task.collate([rows[number] for number in range(len(rows))])
         seen[name] = batch.targets, round(float(rows.text_bytes.sum()), 6)

@@ -3,11 +3,13 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hfbsz.data.manifest import TRAIN, VALIDATION, Manifest, SetCounts
 from hfbsz.data.prepare.budget import BYTES_PER_TOKEN, Needed
 from hfbsz.data.prepare.documents import Document, Documents, deal
 from hfbsz.data.prepare.pieces import PIECE
@@ -24,37 +26,37 @@ from hfbsz.recipe.fields import SMALL_CORPUS, Data
 Progress = Callable[[str, int, int], None]  # (what is being done, done, of all)
 Dealt = Iterable[tuple[Document, bool]]  # a document, and whether it is held out
 
-TRAIN = "train/"  # no evaluation set can have this name
 _TOKENIZER_TEXT = 50_000_000  # characters that train a tokenizer at most: half a minute
 _DOCUMENTS_AT_ONCE = 256
 _CHARACTERS_AT_ONCE = max(2**21, 2 * PIECE * (os.cpu_count() or 1))  # a tokenizer takes about 100 bytes for each
 
 
 class Builder:
-    """Makes the rows of all sets: `sources` are the training source, by the name TRAIN, and evaluation sets, '' being
-    validation where that is a source of its own. `needed`: how far the training source is read; None: to its end."""
+    """Makes the rows of all sets: `sources` are the training source, TRAIN; validation, by VALIDATION, where it has a
+    source of its own; and evaluation sets. `needed`: how far the training source is read; None: to its end."""
 
     def __init__(self, data: Data, sources: Mapping[str, Opened], needed: Needed | None, progress: Progress) -> None:
         self.data, self.sources, self.progress, self.needed = data, sources, progress, needed
         self.most = None if needed is None else needed.sequences * data.sequence_length * BYTES_PER_TOKEN
-        self.share = 0.0 if "" in sources else share_of(data)
+        self.share = 0.0 if VALIDATION in sources else share_of(data)
         self.documents = Documents(sources[TRAIN])
         self.notes: list[str] = []
         self.cuts = self.changed = 0  # of long documents, and those at which a token may be another
 
-    def build(self, folder: Path) -> dict[str, Any]:
-        """Write train.arrow, eval-N.arrow and the tokenizer into `folder`; returns what is known of them."""
+    def build(self, folder: Path) -> Manifest:
+        """Write train.arrow, validation.arrow, eval-N.arrow and the tokenizer into `folder`."""
         self.tokenizer = load_tokenizer(self.data.tokenizer) if self.data.tokenizer else self._trained()
         save_tokenizer(self.tokenizer, folder / "tokenizer")
         self.encode = PlainEncoder(self.tokenizer)
-        names = ["", *(name for name in self.sources if name not in (TRAIN, ""))]
+        names = [name for name in self.sources if name not in (TRAIN, VALIDATION)]
         train = self._writer(folder / "train.arrow", keep_tail=not self.data.pack)
+        validation = self._writer(folder / "validation.arrow", keep_tail=True)
         sets = {name: self._writer(folder / f"eval-{i}.arrow", keep_tail=True) for i, name in enumerate(names)}
-        self._train(train, sets[""])
-        for name, writer in sets.items():
+        self._train(train, validation)
+        for name, writer in {VALIDATION: validation, **sets}.items():
             if name in self.sources:
                 self._evaluation(Documents(self.sources[name]), writer)
-        return self._meta(train, sets)
+        return self._manifest(train, validation, sets)
 
     def _trained(self) -> Any:
         limit = _TOKENIZER_TEXT if self.most is None else min(_TOKENIZER_TEXT, self.most)
@@ -147,36 +149,37 @@ class Builder:
         self._pass(documents, deal(documents, 0.0), writer, writer, self.needed if is_large else None)
         self.notes += documents.notes()
 
-    def _meta(self, train: RowWriter, sets: Mapping[str, RowWriter]) -> dict[str, Any]:
-        meta: dict[str, Any] = {"train": train.close(), "sets": {}}
+    def _manifest(self, train: RowWriter, validation: RowWriter, sets: Mapping[str, RowWriter]) -> Manifest:
+        counts, tally, columns = train.close(), self.documents.tally, self.documents.columns
+        validation_counts = _close_evaluation(validation, train)
         digest = hashlib.sha256(train.digest.digest())
-        for name, writer in sets.items():
-            counts = writer.close()
-            bits = _unigram_bits(train.frequencies, writer.frequencies)
-            meta["sets"][name] = counts | {"unigram_bits_per_byte": bits / max(1, counts["bytes"])}
-            if not name:  # further sets may come and go between two starts
-                digest.update(writer.digest.digest())
-        self._refuse_empty(meta)
-        read = {
-            "read": self.documents.tally.used(self.documents.columns),
-            "unused": self.documents.tally.unused(self.documents.columns),
-        }
-        about = {"data_hash": digest.hexdigest(), "notes": self.notes, "columns": read}
-        return meta | about | {"vocab_size": token_count(self.tokenizer)}
+        digest.update(validation.digest.digest())  # further sets may be added or removed between two starts
+        manifest = Manifest(
+            train=counts,
+            validation=validation_counts,
+            sets={name: _close_evaluation(writer, train) for name, writer in sets.items()},
+            vocab_size=token_count(self.tokenizer),
+            data_hash=digest.hexdigest(),
+            notes=tuple(self.notes),
+            columns=tuple(tally.used(columns)),
+            unused_columns=tuple(tally.unused(columns)),
+        )
+        self._refuse_empty(manifest)
+        return manifest
 
-    def _refuse_empty(self, meta: dict[str, Any]) -> None:
-        train = meta["train"]
-        if not train["tokens"]:
+    def _refuse_empty(self, manifest: Manifest) -> None:
+        train = manifest.train
+        if not train.tokens:
             raise UserError(f"{self.documents.source.where} holds no text")
-        if not train["rows"]:
+        if not train.rows:
             raise UserError(
-                f"data: the corpus has {train['tokens']} training tokens, fewer than one row of "
+                f"data: the corpus has {train.tokens} training tokens, fewer than one row of "
                 f"data.sequence_length={self.data.sequence_length}: take a larger corpus or shorter rows"
             )
-        for name, counts in meta["sets"].items():
-            if not counts["rows"]:
-                where = f"eval.sets.{name}" if name else "data.validation"
-                raise UserError(f"{where}: no text to evaluate on: take a larger share or more files")
+        sets = {f"eval.sets.{name}": counts for name, counts in manifest.sets.items()}
+        for field, counts in {"data.validation": manifest.validation, **sets}.items():
+            if not counts.rows:
+                raise UserError(f"{field}: no text to evaluate on: take a larger share or more files")
 
 
 def share_of(data: Data) -> float:
@@ -224,7 +227,10 @@ class _Beginning:
             self._left -= len(text)
 
 
-def _unigram_bits(frequencies: np.ndarray, seen: np.ndarray) -> float:
-    """Bits that the seen tokens cost under the training tokens' frequencies (each counted once more)."""
-    chances = (frequencies + 1) / (frequencies.sum() + len(frequencies))
-    return float(-(seen * np.log2(chances)).sum())
+def _close_evaluation(writer: RowWriter, train: RowWriter) -> SetCounts:
+    """The counts of an evaluation set; its unigram cross-entropy is under the training tokens' frequencies, each plus
+    one (Laplace smoothing)."""
+    counts, frequencies = writer.close(), train.frequencies
+    probabilities = (frequencies + 1) / (frequencies.sum() + len(frequencies))
+    bits = float(-(writer.frequencies * np.log2(probabilities)).sum())
+    return replace(counts, unigram_bits_per_byte=bits / max(1, counts.bytes or 0))

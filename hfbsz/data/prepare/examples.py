@@ -13,7 +13,8 @@ import numpy as np
 from hfbsz.data import IGNORED
 from hfbsz.data.chat.chat import Chat, Encoded
 from hfbsz.data.chat.template import TEMPLATE
-from hfbsz.data.prepare.corpus import TRAIN, Progress, share_of
+from hfbsz.data.manifest import TRAIN, VALIDATION, Manifest, SetCounts
+from hfbsz.data.prepare.corpus import Progress, share_of
 from hfbsz.data.prepare.documents import is_held_out
 from hfbsz.data.prepare.example_reader import Example, Reader
 from hfbsz.data.prepare.labels import check_classes, ordered, share_notes, stratified
@@ -30,8 +31,8 @@ _LABELS_SHOWN = 12
 
 
 class ExampleBuilder:
-    """Makes the rows of all sets of a task: `sources` are the training source, by the name TRAIN, and evaluation sets,
-    '' being validation where that is a source of its own. `own_labels` are those of the model's classifier."""
+    """Makes the rows of all sets of a task: `sources` are the training source, TRAIN; validation, by VALIDATION,
+    where it has a source of its own; and evaluation sets. `own_labels` are those of the model's classifier."""
 
     def __init__(
         self,
@@ -43,12 +44,12 @@ class ExampleBuilder:
     ) -> None:
         self.task, self.data, self.sources, self.progress = task, data, sources, progress
         self.own_labels = own_labels
-        self.share = 0.0 if "" in sources else share_of(data)
+        self.share = 0.0 if VALIDATION in sources else share_of(data)
         self.notes: list[str] = []
         self.readers = {name: Reader(task, opened) for name, opened in sources.items()}
 
-    def build(self, folder: Path) -> dict[str, Any]:
-        """Write train.arrow and eval-N.arrow into `folder`; returns what is known of them. Raises UserError."""
+    def build(self, folder: Path) -> Manifest:
+        """Write train.arrow, validation.arrow and eval-N.arrow into `folder`. Raises UserError."""
         if self.data.tokenizer is None:
             raise UserError("data.tokenizer: fine-tuning takes the model's own tokenizer: name it, or a model.path")
         self.tokenizer = load_tokenizer(self.data.tokenizer, needs_end=self.task != "classification")
@@ -62,32 +63,32 @@ class ExampleBuilder:
         self._check_training(sets, len(read[TRAIN]))
         self.chat = None if self.labels is not None else self._chat()
         digest = hashlib.sha256()
-        meta: dict[str, Any] = {"sets": {}, "labels": self.labels, "vocab_size": token_count(self.tokenizer)}
-        for number, (name, examples) in enumerate(sets.items()):
-            file = "train.arrow" if name == TRAIN else f"eval-{number - 1}.arrow"
-            counts = self._write(folder / file, name, examples, digest if name in (TRAIN, "") else hashlib.sha256())
-            if name == TRAIN:
-                meta["train"] = counts
-            else:
-                meta["sets"][name] = counts
+        train = self._write(folder / "train.arrow", TRAIN, sets.pop(TRAIN), digest)
+        validation = self._write(folder / "validation.arrow", VALIDATION, sets.pop(VALIDATION), digest)
+        further = {
+            name: self._write(folder / f"eval-{number}.arrow", name, examples, hashlib.sha256())
+            for number, (name, examples) in enumerate(sets.items())
+        }
         save_tokenizer(self.tokenizer, folder / "tokenizer")
-        return meta | {"data_hash": digest.hexdigest(), **self._about()}
+        self.notes += self.chat.notes() if self.chat is not None else []
+        tally, columns = self.readers[TRAIN].tally, self.readers[TRAIN].columns
+        return Manifest(
+            train=train,
+            validation=validation,
+            sets=further,
+            vocab_size=token_count(self.tokenizer),
+            data_hash=digest.hexdigest(),
+            notes=tuple(self.notes),
+            columns=tuple(tally.used(columns)),
+            unused_columns=tuple(tally.unused(columns)),
+            labels=None if self.labels is None else tuple(self.labels),
+            end_token=None if self.chat is None else self.chat.end_token_learnt,
+            end_ids=None if self.chat is None else tuple(sorted(map(int, self.chat.end_ids))),
+        )
 
     def _chat(self) -> Chat:
         ends, day = ends_of(str(self.data.tokenizer)), date.fromisoformat(self.data.date)
         return Chat(self.tokenizer, self.data.answers, self.data.sequence_length, ends, day)
-
-    def _about(self) -> dict[str, Any]:
-        """What a person wants to know of the rows: columns, labels, what ends an answer; and the notes."""
-        reader = self.readers[TRAIN]
-        about: dict[str, Any] = {
-            "columns": {"read": reader.tally.used(reader.columns), "unused": reader.tally.unused(reader.columns)},
-            "notes": self.notes,
-        }
-        if self.chat is not None:
-            self.notes += self.chat.notes()
-            about |= {"end_token": self.chat.end_token_learnt, "end_ids": sorted(map(int, self.chat.end_ids))}
-        return about
 
     def _labels(self, read: Mapping[str, Sequence[Example]]) -> list[str] | None:
         """The labels in the order of their numbers, from all rows of the training source; refuses what is no class,
@@ -114,8 +115,8 @@ class ExampleBuilder:
         """Training rows and every evaluation set. Validation is held out by a hash of its groups; of a classification
         without groups, the same share of every label."""
         training = read[TRAIN]
-        if "" in read:
-            validation = read[""]
+        if VALIDATION in read:
+            validation = read[VALIDATION]
         else:
             held = self._held_out(training)
             validation = [example for place, example in enumerate(training) if place in held]
@@ -125,7 +126,7 @@ class ExampleBuilder:
                     f"data.validation: {self.data.validation} of {len({e.group for e in read[TRAIN]}):,} groups leaves "
                     f"{len(training):,} rows to train on and {len(validation):,} to validate on: take another share"
                 )
-        return {TRAIN: training, "": validation, **{k: v for k, v in read.items() if k not in (TRAIN, "")}}
+        return {**read, TRAIN: training, VALIDATION: validation}
 
     def _held_out(self, examples: Sequence[Example]) -> set[int]:
         if self.labels is not None and self.data.group is None:
@@ -138,8 +139,8 @@ class ExampleBuilder:
         """Tell of duplicates and leaks, and drop them where that is wished; keep data.rows training rows."""
         drop = self.data.duplicates == "drop"
         done = "dropped" if drop else "kept (data.duplicates)"
-        held = {_key(example) for example in sets[""]}
-        for name in (TRAIN, ""):
+        held = {_key(example) for example in sets[VALIDATION]}
+        for name in (TRAIN, VALIDATION):
             first: dict[str, Example] = {}
             for example in sets[name]:
                 first.setdefault(_key(example), example)
@@ -157,7 +158,7 @@ class ExampleBuilder:
             if drop:
                 sets[TRAIN] = [example for example in sets[TRAIN] if _key(example) not in held]
         trained = {_key(example) for example in sets[TRAIN]}
-        for name in (name for name in sets if name not in (TRAIN, "")):
+        for name in (name for name in sets if name not in (TRAIN, VALIDATION)):
             shared = sum(_key(example) in trained for example in sets[name])
             if shared:
                 self.notes.append(f"{counted(shared, 'row')} of eval.sets.{name} that training has too: kept")
@@ -180,7 +181,7 @@ class ExampleBuilder:
                 f"data.label: all {len(labels):,} training rows have the label {labels[0]!r}: there is nothing to tell "
                 "apart"
             )
-        self.notes += share_notes(labels, [str(example.label) for example in sets[""]])
+        self.notes += share_notes(labels, [str(example.label) for example in sets[VALIDATION]])
 
     def _take(self, sets: dict[str, list[Example]], wanted: int) -> None:
         if wanted > len(sets[TRAIN]):
@@ -189,8 +190,8 @@ class ExampleBuilder:
         kept = {example.name for example in ranked[:wanted]}
         sets[TRAIN] = [example for example in sets[TRAIN] if example.name in kept]
 
-    def _write(self, path: Path, name: str, examples: Sequence[Example], digest: Any) -> dict[str, Any]:
-        """Tokenise and write a set; returns counts."""
+    def _write(self, path: Path, name: str, examples: Sequence[Example], digest: Any) -> SetCounts:
+        """Tokenise and write a set; returns its counts."""
         from datasets import Features, List, Value
         from datasets.arrow_writer import ArrowWriter
 
@@ -199,7 +200,7 @@ class ExampleBuilder:
             path=str(path), features=Features({"input_ids": numbers, "labels": numbers, "text_bytes": Value("float64")})
         )
         rows = tokens = targets = cut = empty = 0
-        where = "training" if name == TRAIN else f"eval.sets.{name}" if name else "validation"
+        where = {TRAIN: "training", VALIDATION: "validation"}.get(name, f"eval.sets.{name}")
         for start in range(0, len(examples), _ROWS_AT_ONCE):
             self.progress(f"tokenising {where}", start, len(examples))
             for row in self._tokenise(examples[start : start + _ROWS_AT_ONCE], self.sources.get(name)):
@@ -218,8 +219,7 @@ class ExampleBuilder:
             )
         writer.finalize()
         self._note_cuts(where, cut, empty)
-        counts = {"rows": rows, "tokens": tokens, "targets": targets, "tokens_per_row": tokens / rows}
-        return counts | self._frequencies(where, examples)
+        return SetCounts(rows, tokens, tokens / rows, targets=targets, **self._frequencies(where, examples))
 
     def _note_cuts(self, where: str, cut: int, empty: int) -> None:
         if cut:

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from hfbsz.data.manifest import SetCounts
 from hfbsz.recipe.fields import Data
 
 _TOKENS_AT_ONCE = 2**20
@@ -75,21 +75,21 @@ class RowWriter:
         if self.tokens // _TOKENS_AT_ONCE > waiting:
             self._flush()
 
-    def close(self) -> dict[str, Any]:
-        """Write what is left; returns counts."""
+    def close(self) -> SetCounts:
+        """Write the remaining rows; returns the counts of the set."""
         self._flush()
         tokens, shares = self._left
         if self._pack and self._keep_tail and len(tokens) > 1:
             self._write(tokens, shares, np.array([0]), np.array([len(tokens)]))
             self.rows, self.inputs = self.rows + 1, self.inputs + len(tokens) - 1
         self._arrow.finalize()
-        return {
-            "documents": self.documents,
-            "bytes": self.bytes,
-            "tokens": self.tokens,
-            "rows": self.rows,
-            "tokens_per_row": self.inputs / self.rows if self.rows else 0.0,
-        }
+        return SetCounts(
+            rows=self.rows,
+            tokens=self.tokens,
+            tokens_per_row=self.inputs / self.rows if self.rows else 0.0,
+            documents=self.documents,
+            bytes=self.bytes,
+        )
 
     def _flush(self) -> None:
         if not self._pending:

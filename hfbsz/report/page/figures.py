@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from hfbsz.recipe.amounts import short
-from hfbsz.records.record import unit
+from hfbsz.records.metrics import metric as entry_of
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, Array, RunData, is_number
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008, without the palest
@@ -34,19 +34,22 @@ LOOK: dict[Any, Any] = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK),
 }
 _LOSSES = ("train/loss", "eval/loss")
+_CURVES = {
+    "speed": "perf/tokens_per_second",
+    "batch": "batch/global",
+    "rate": "train/learning_rate",
+    "accumulation": "batch/accumulation",
+}
 
 
 def pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
     """Inline SVG by name; what no run has measured is left out."""
-    loss = f"loss ({unit('eval/loss')})"
+    loss = entry_of("eval/loss").label
     wanted = {
         "tokens": (TOKENS, _LOSSES, loss),
         "steps": (STEPS, _LOSSES, loss),
         "time": (SECONDS, _LOSSES, loss),
-        "speed": (TOKENS, ("perf/tokens_per_second",), f"speed ({unit('perf/tokens_per_second')})"),
-        "batch": (TOKENS, ("batch/global",), f"global batch ({unit('batch/global')})"),
-        "rate": (TOKENS, ("train/learning_rate",), "learning rate (no unit)"),
-        "accumulation": (TOKENS, ("batch/accumulation",), f"accumulation ({unit('batch/accumulation')} per step)"),
+        **{picture: (TOKENS, (metric,), entry_of(metric).label) for picture, metric in _CURVES.items()},
     }
     sets = {metric for run in runs for record in run.records for metric in record if re.match("eval/.+/loss$", metric)}
     wanted |= {metric.removesuffix("/loss"): (TOKENS, (metric,), loss) for metric in sorted(sets)}
@@ -71,7 +74,7 @@ def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: 
     axes.xaxis.set_major_formatter(tick)
     if metrics == _LOSSES:
         axes.set_ylim(*loss_range(runs)[:2])
-    elif metrics[0] in ("batch/global", "batch/accumulation"):
+    elif entry_of(metrics[0]).logarithmic:
         values = [value for run in runs for value in run.values(metrics[0]) if value > 0] or [1.0]
         axes.set_yscale("log", base=2)
         axes.set_ylim(2 ** (math.floor(math.log2(min(values))) - 0.3), 2 ** (math.ceil(math.log2(max(values))) + 0.3))

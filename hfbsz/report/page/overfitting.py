@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hfbsz.records.metrics import metric
 from hfbsz.records.overfitting import Moment, Overfitting
-from hfbsz.records.record import unit
 from hfbsz.report.page.figures import CARD, INK, LOOK, style, svg, tick
 
 Watched = tuple[int, Overfitting]  # a run's place among the runs of the page, which decides its style
@@ -29,7 +29,7 @@ def panel(watched: Sequence[Watched]) -> Markup:
             _losses(plots[0], place, found)
             if accurate:
                 _accuracy(plots[1], place, found)
-        plots[0].set_ylabel(f"loss ({unit('eval/loss')})")
+        plots[0].set_ylabel(metric("eval/loss").label)
         plots[0].set_ylim(*loss_limits([found for _, found in watched])[:2])
         if accurate:
             plots[1].set_ylabel("accuracy\n(share of rows)")

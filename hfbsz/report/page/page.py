@@ -25,23 +25,14 @@ from hfbsz.records.evaluations import (
     not_better,
     stopped_early,
 )
+from hfbsz.records.metrics import MEASURES, Metric, metric
 from hfbsz.records.overfitting import overfitting_of
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, RunData, is_number, names, read_run
 from hfbsz.report.page.figures import loss_range, pictures, style
 from hfbsz.report.page.overfitting import loss_limits, panel
 from hfbsz.system.files import refuse_others, write_text
 
-# what an evaluation may say beside its loss: (metric, heading, unit or range, what it is, form)
-MEASURES = (
-    ("accuracy", "Accuracy", "share of rows", "share of rows", ".3f"),
-    ("macro_f1", "Macro F1", "0 to 1", "mean over labels, 0 to 1", ".3f"),
-    ("matthews", "Matthews correlation", "−1 to 1", "−1 to 1, chance is 0", ".3f"),
-    ("calibration_error", "Calibration error", "best is 0", "confidence − accuracy, best is 0", ".3f"),
-    ("bits_per_byte", "Bits per byte", "bits/byte", "bits/byte, compares across tokenizers", ".4f"),
-    ("perplexity", "Perplexity", "no unit", "exp(loss), no unit", ".4g"),
-    ("extractable", "Extractable", "share of rows", "share of rows, word for word", ".3f"),
-)
-_OTHERS = ("loss", "rows", "targets", "seconds")
+_NOT_QUALITY = ("loss", "rows", "set_rows", "targets", "seconds")  # shown elsewhere, or not at all
 
 
 def environment(*folders: Path) -> jinja2.Environment:
@@ -178,14 +169,12 @@ def _fixed_part(kept: Kept, best: Mapping[str, Any] | None) -> str:
     return f"{rows} at every evaluation: the best is {best[LOSS]:.4f} at step {best[STEPS]:,}"
 
 
-def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str, str]]:
-    """Those of `MEASURES` that a run has, then further metrics that a recipe named."""
-    found = {name for evaluation in evaluations for name in evaluation if is_number(evaluation[name])}
-    known = {name for name, *_ in MEASURES} | set(_OTHERS)
-    further = sorted(name for name in found - known if "/" not in name)
-    return [measure for measure in MEASURES if measure[0] in found] + [
-        (name, name, "own unit", "in its own unit", ".4g") for name in further
-    ]
+def _measures(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
+    """What the runs measured beside the loss: the table's measures, then further metrics that a recipe named."""
+    measured = {name for evaluation in evaluations for name in evaluation if is_number(evaluation[name])}
+    further = sorted(name for name in measured - MEASURES.keys() if "/" not in name)
+    quality = [name for name in MEASURES if name in measured and name not in _NOT_QUALITY]
+    return {name: metric(f"full/{name}") for name in [*quality, *further]}
 
 
 def _split(plan: Mapping[str, Any]) -> str:

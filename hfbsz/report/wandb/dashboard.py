@@ -1,7 +1,7 @@
 """What a team looks at in W&B: a saved view of a project, and a report, grouped by batch size, every curve over tokens.
 
-Both are built without a server; only `save` needs one. A metric is drawn once `record.METRICS` has it, so that no panel
-stays empty for good.
+Both are built without a server; only `save` needs one. A metric is drawn once `records/metrics` has it, so that no
+panel stays empty for good.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfbsz.errors import UserError
-from hfbsz.records.record import METRICS, unit
+from hfbsz.records.metrics import METRICS, metric
 from hfbsz.report.wandb.reporter import AXIS, session
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _report(place: Place, located: bool) -> "wr.Report":
         blocks += [
             wr.H2(topic.title),
             wr.P(topic.question),
-            wr.UnorderedList([f"{name}: {METRICS[name][1]} ({_unit(name)})" for name in named]),
+            wr.UnorderedList([f"{name}: {METRICS[name].definition} ({_unit(name)})" for name in named]),
             wr.PanelGrid(runsets=[runs], panels=panels),
         ]
     what = f"group {place.group}" if place.group else f"project {place.project}"
@@ -223,7 +223,7 @@ def _plot(panel: Panel) -> "wr.LinePlot | wr.BarPlot":
 
 
 def _unit(name: str) -> str:
-    return unit(name) or "no unit"
+    return metric(name).unit or "no unit"
 
 
 def _need_package() -> None:

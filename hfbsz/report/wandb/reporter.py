@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hfbsz.display import command, one_line
 from hfbsz.errors import UserError
-from hfbsz.records.record import CLOCK
+from hfbsz.records.metrics import CLOCK
 from hfbsz.system.called import called
 from hfbsz.system.files import read_object, write_text
 

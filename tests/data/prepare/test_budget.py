@@ -61,7 +61,7 @@ def test_many_files_are_read_in_an_order_of_their_own_and_no_further(tmp_path, s
     assert 100 < len(data.train) < 1000
     (note,) = [note for note in data.notes if "were prepared" in note]
     assert "data.stream=false prepares all" in note and f"({len(data.train):,} training rows)" in note
-    assert len(data.sets[""])
+    assert len(data.validation)
     whole = prepared(files, "duration=64seq", "data.validation=10%", "data.stream=false")
     assert len(whole.train) > 3 * len(data.train) and not any("were prepared" in note for note in whole.notes)
     read = {int(text.split()[0]) for text in decoded(data) if text.split() and text.split()[0].isdigit()}
@@ -79,8 +79,8 @@ def decoded(data):
 def test_one_large_document_keeps_a_tail_for_validation(tmp_path, small_limits):
     (tmp_path / "big.txt").write_text("".join(f"line {number} of the text\n" for number in range(400_000)))
     data = prepared(f"data.files={tmp_path}/big.txt", "duration=64seq", "data.validation=10%")
-    assert data.counts["train"]["bytes"] < 300_000 and len(data.train) >= 64 + 8
-    assert 0.05 < data.counts["sets"][""]["bytes"] / data.counts["train"]["bytes"] < 0.2
+    assert data.manifest.train.bytes < 300_000 and len(data.train) >= 64 + 8
+    assert 0.05 < data.manifest.validation.bytes / data.manifest.train.bytes < 0.2
     assert any("1 document only" in note for note in data.notes)
 
 
@@ -89,7 +89,7 @@ def test_one_large_document_keeps_a_tail_for_validation(tmp_path, small_limits):
 )
 def test_all_is_prepared_where_the_budget_takes_it_or_it_is_wished(tmp_path, small_limits, words):
     data = prepared(write(tmp_path / "corpus", 60), *words)
-    assert data.counts["train"]["documents"] + data.counts["sets"][""]["documents"] == 60
+    assert data.manifest.train.documents + data.manifest.validation.documents == 60
 
 
 def test_a_large_evaluation_set_is_read_no_further_than_training(tmp_path, small_limits):
@@ -97,7 +97,7 @@ def test_a_large_evaluation_set_is_read_no_further_than_training(tmp_path, small
     write(tmp_path / "other", 60), write(tmp_path / "few", 4)
     sets = {name: EvalSet(files=f"{tmp_path}/{name}/*.txt") for name in ("other", "few")}
     data = prepared(files, "duration=64seq", sets=sets)
-    assert data.counts["sets"]["other"]["documents"] < 40 and data.counts["sets"]["few"]["documents"] == 4
+    assert data.manifest.sets["other"].documents < 40 and data.manifest.sets["few"].documents == 4
 
 
 def test_ragged_rows_budgeted_in_tokens(tmp_path, small_limits):
@@ -105,7 +105,7 @@ def test_ragged_rows_budgeted_in_tokens(tmp_path, small_limits):
     path.write_text("".join(json.dumps({"text": f"{number} " + "ab " * (number % 9)}) + "\n" for number in range(9000)))
     data = prepared(f"data.files={path}", "data.pack=false", "duration=1000tok")
     assert len(data.train) < 3000
-    assert data.counts["train"]["tokens_per_row"] * len(data.train) >= 1000
+    assert data.manifest.train["tokens_per_row"] * len(data.train) >= 1000
 
 
 def test_streams_want_a_budget_that_is_known_beforehand():

@@ -18,7 +18,7 @@ def _cache(tmp_path, monkeypatch):
 
 
 def labels_of(rows, data):
-    return [data.counts["labels"][int(rows[number].labels[0])] for number in range(len(rows))]
+    return [data.manifest.labels[int(rows[number].labels[0])] for number in range(len(rows))]
 
 
 def test_case_02_the_order_of_a_tuned_head_is_kept(tmp_path, words):  # noqa: F811
@@ -30,17 +30,17 @@ def test_case_02_the_order_of_a_tuned_head_is_kept(tmp_path, words):  # noqa: F8
     def prepared(own):
         return prepare(data, {}, lambda *_: None, task="classification", own_labels=own)
 
-    assert prepared(None).counts["labels"] == ["neg", "pos"]
-    assert prepared(["pos", "neg"]).counts["labels"] == ["pos", "neg"]
-    assert prepared(["pos", "neg", "mixed"]).counts["labels"] == ["pos", "neg", "mixed"]
-    assert prepared(["ham", "spam"]).counts["labels"] == ["neg", "pos"]
+    assert prepared(None).manifest.labels == ("neg", "pos")
+    assert prepared(["pos", "neg"]).manifest.labels == ("pos", "neg")
+    assert prepared(["pos", "neg", "mixed"]).manifest.labels == ("pos", "neg", "mixed")
+    assert prepared(["ham", "spam"]).manifest.labels == ("neg", "pos")
 
 
 def test_case_04_values_that_are_no_classes(tmp_path, words):  # noqa: F811
     values = [9, 10, 2, None, float("nan"), "", 2.0]
     rows = [{"text": f"{WORDS[i % 10]} {i}", "label": values[i % 7]} for i in range(140)]
     data = classified(tmp_path, words, rows)
-    assert data.counts["labels"] == ["2", "9", "10"]
+    assert data.manifest.labels == ("2", "9", "10")
     assert any(note.startswith("60 rows left out: no label") for note in data.notes)
 
 
@@ -51,9 +51,10 @@ def test_case_07_a_third_column_of_the_question(tmp_path):
     full = [re.fullmatch(r"User: Add\n(\d+) (\d+)\nAssistant: (\d+)<.endoftext.>\n?", text) for text in texts]
     assert sum(found is not None and int(found[1]) + int(found[2]) == int(found[3]) for found in full) > 15
     assert sum(re.fullmatch(r"User: Add\nAssistant: \d+<.endoftext.>\n?", text) is not None for text in texts) > 15
-    assert data.counts["columns"] == {"read": ["output", "instruction", "input"], "unused": []}  # there is no `tools`
+    assert data.manifest.columns == ("output", "instruction", "input")  # there is no `tools`
+    assert data.manifest.unused_columns == ()
     plain, _ = talked(tmp_path, rows, prompt="instruction", response="output")
-    assert plain.counts["columns"]["unused"] == ["input"]
+    assert plain.manifest.unused_columns == ("input",)
 
 
 def test_case_07_a_column_of_system_messages(tmp_path):
@@ -81,8 +82,8 @@ def test_case_18_rows_that_are_all_one_text(tmp_path, words):  # noqa: F811
 def test_case_34_labels_of_the_whole_file_and_rare_ones(tmp_path, words):  # noqa: F811
     rows = [{"text": f"{WORDS[i % 10]} {i}", "label": f"intent_{i % 60}"} for i in range(100)]
     data = classified(tmp_path, words, rows, validation="20%")
-    assert len(data.counts["labels"]) == 60 and len(data.sets[""]) == 20
-    assert set(labels_of(data.train, data)) == set(data.counts["labels"])
+    assert len(data.manifest.labels) == 60 and len(data.validation) == 20
+    assert set(labels_of(data.train, data)) == set(data.manifest.labels)
     one_each = [{"text": f"{WORDS[i % 10]} {i}", "label": f"intent_{i}"} for i in range(40)]
     with pytest.raises(UserError, match="leaves 40 rows to train on and 0 to validate on"):
         classified(tmp_path, words, one_each)
@@ -94,7 +95,7 @@ def test_a_group_that_is_empty_is_no_group(tmp_path, words):  # noqa: F811
         for i in range(150)
     ]
     data = classified(tmp_path, words, rows, group="film")
-    assert 10 < len(data.sets[""]) < 60  # two thirds of the rows are no single group
+    assert 10 < len(data.validation) < 60  # two thirds of the rows are no single group
 
 
 def test_validation_of_other_labels_is_told(tmp_path, words):  # noqa: F811
@@ -112,7 +113,7 @@ def test_a_class_of_its_own_in_other_rows_is_refused_with_words_that_work(tmp_pa
     with pytest.raises(UserError, match=r"'data\.skip\.label=not sure'"):
         classified(tmp_path, words, rows, validation_files=str(other))
     data = classified(tmp_path, words, rows, validation_files=str(other), skip={"label": "not sure"})
-    assert len(data.sets[""]) == 20
+    assert len(data.validation) == 20
 
 
 def test_a_word_of_a_special_token_is_text(tmp_path):
@@ -122,4 +123,4 @@ def test_a_word_of_a_special_token_is_text(tmp_path):
     data = prepare(Data(files=str(path), vocab_size=300, sequence_length=32, validation="20%"), {}, lambda *_: None)
     end = load_tokenizer(data.tokenizer_path).eos_token_id
     tokens = [int(token) for number in range(len(data.train)) for token in data.train[number][1:]]
-    assert tokens.count(end) <= data.counts["train"]["documents"]
+    assert tokens.count(end) <= data.manifest.train.documents

@@ -49,14 +49,14 @@ def classified(folder, words, records, sets=None, **fields):
 
 def test_rows_hold_tokens_and_a_label_and_groups_stay_together(tmp_path, words):
     data = classified(tmp_path, words, reviews(), group="film")
-    assert data.counts["labels"] == ["fresh", "rotten"]
+    assert data.manifest.labels == ("fresh", "rotten")
     films = {name: {int(rows[i].tokens[-1] - 12) // 4 for i in range(len(rows))} for name, rows in
-             (("train", data.train), ("validation", data.sets[""]))}  # fmt: skip
+             (("train", data.train), ("validation", data.validation))}  # fmt: skip
     assert films["train"] and films["validation"] and not films["train"] & films["validation"]
     for index in range(len(data.train)):
         tokens, labels = data.train[index]
         assert labels.tolist() == [1 - (int(tokens[-1]) - 12) % 2]
-    assert len(data.train) + len(data.sets[""]) == 100 and data.facts.tokens_per_row == 3
+    assert len(data.train) + len(data.validation) == 100 and data.facts.tokens_per_row == 3
 
 
 def test_what_is_left_out_is_counted(tmp_path, words):
@@ -77,13 +77,13 @@ def test_the_same_text_with_another_label_is_told(tmp_path, words):
     kept = classified(tmp_path, words, rows, group="film", duplicates="keep")
     assert any("of them with another label: kept" in note for note in kept.notes)
     dropped = classified(tmp_path, words, rows, group="film")
-    assert len(kept.train) - len(dropped.train) > 10 and len(dropped.train) + len(dropped.sets[""]) == 100
+    assert len(kept.train) - len(dropped.train) > 10 and len(dropped.train) + len(dropped.validation) == 100
 
 
 def test_a_leak_leaves_training_and_validation_stays(tmp_path, words):
     rows = [dict(row, film=row["text"]) for row in reviews()] + [dict(row, film="again") for row in reviews()[:50]]
     data = classified(tmp_path, words, rows, group="film")
-    seen = [{tuple(rows[i].tokens.tolist()) for i in range(len(rows))} for rows in (data.train, data.sets[""])]
+    seen = [{tuple(rows[i].tokens.tolist()) for i in range(len(rows))} for rows in (data.train, data.validation)]
     assert not seen[0] & seen[1] and any("that validation has too: dropped" in note for note in data.notes)
 
 

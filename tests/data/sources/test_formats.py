@@ -57,7 +57,7 @@ def test_every_form_gives_the_same_texts(tmp_path, name):
     assert texts(found) == TEXTS and tally.rows == len(TEXTS) and list(tally.columns) == ["text", "label"]
     assert len({record.name for record in found}) == len(TEXTS)
     data = made(files=str(tmp_path / name))
-    assert documents(data) == len(TEXTS) and data.counts["sets"][""]["documents"] > 2
+    assert documents(data) == len(TEXTS) and data.manifest.validation.documents > 2
     is_table = name.startswith(("x.csv", "x.ts"))
     assert [note for note in data.notes if "60 rows of 61 lines (1 header)" in note] == list(data.notes) * is_table
 
@@ -101,14 +101,15 @@ def test_validation_files_and_sets_take_every_form(tmp_path):
         validation_files=str(tmp_path / "y.csv"),
         sets={"lines": EvalSet(files=str(json_lines(tmp_path / "z.jsonl", ROWS[:5])))},
     )
-    counts = {name: counts["documents"] for name, counts in data.counts["sets"].items()}
-    assert data.counts["train"]["documents"] == len(ROWS) and counts == {"": 25, "lines": 5}
+    counts = {name: counts.documents for name, counts in data.manifest.sets.items()}
+    assert data.manifest.train.documents == len(ROWS) and data.manifest.validation.documents == 25
+    assert counts == {"lines": 5}
 
 
 def test_few_rows_hold_out_their_tail(tmp_path):
     data = made(files=str(json_lines(tmp_path / "x.jsonl", ROWS[:10])))
     assert "10 documents only: validation is the last 20% of the text" in data.notes[0]
-    assert data.counts["sets"][""]["rows"] and tokens(data.train)
+    assert data.manifest.validation.rows and tokens(data.train)
 
 
 class Harmful:

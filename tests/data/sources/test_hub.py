@@ -36,7 +36,7 @@ def test_a_folder_in_the_hubs_form_with_a_share_or_a_split_held_out(tmp_path):
     folder = str(hub_folder(tmp_path / "corpus"))
     assert documents(made(hub=folder)) == len(TEXTS)
     data = made(hub=folder, validation_split="validation")
-    assert data.counts["train"]["documents"] == 60 and data.counts["sets"][""]["documents"] == 30
+    assert data.manifest.train.documents == 60 and data.manifest.validation.documents == 30
     assert documents(made(hub=folder, split="train[:50%]")) == 30
 
 
@@ -45,7 +45,7 @@ def test_folders_of_save_to_disk(tmp_path):
     first, second = made(hub=one), made(hub=several)
     assert documents(first) == documents(second) == len(TEXTS) and tokens(first.train) == tokens(second.train)
     data = made(hub=several, validation_split="validation")
-    assert data.counts["train"]["documents"] == 60 and data.counts["sets"][""]["documents"] == 30
+    assert data.manifest.train.documents == 60 and data.manifest.validation.documents == 30
 
 
 def test_configurations_of_a_readme(tmp_path):
@@ -64,7 +64,7 @@ def test_configurations_of_a_readme(tmp_path):
 def test_an_evaluation_set_is_a_split_with_names_of_its_own(tmp_path):
     folder = str(hub_folder(tmp_path / "corpus"))
     data = made(hub=folder, sets={"other": EvalSet(hub=folder, split="validation", text="text")})
-    assert data.counts["sets"]["other"]["documents"] == 30 and documents(data) == len(TEXTS)
+    assert data.manifest.sets["other"].documents == 30 and documents(data) == len(TEXTS)
     with pytest.raises(UserError, match=r"eval.sets.other.split: .* has no split 'test'; there are train, validation"):
         made(hub=folder, sets={"other": EvalSet(hub=folder, split="test")})
 
@@ -96,8 +96,8 @@ def test_a_stream_gives_the_first_rows_of_the_whole_and_reads_no_further(tmp_pat
     assert tokens(part.train) == first[:count] and 200 <= count < 200 + 10  # at most a document more
     used = documents(part)
     assert used <= Counting.read <= used + 256 < len(rows)
-    held = tokens(whole.sets[""])
-    assert tokens(part.sets[""])[:-1] == held[: len(part.sets[""]) - 1] and len(part.sets[""]) > 2
+    held = tokens(whole.validation)
+    assert tokens(part.validation)[:-1] == held[: len(part.validation) - 1] and len(part.validation) > 2
 
 
 def test_a_stream_that_trains_its_tokenizer_reads_only_its_beginning_for_it(tmp_path, monkeypatch):

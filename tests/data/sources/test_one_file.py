@@ -54,8 +54,8 @@ def test_the_tokens_are_those_of_the_whole_file(tmp_path, pack):
         rows = [data.train[number] for number in range(len(data.train))]
         assert all(len(row) == 65 for row in rows[:-1]) and all(a[-1] == b[0] for a, b in pairwise(rows))
         assert np.concatenate([rows[0][:1], *(row[1:] for row in rows)]).tolist() == expected
-    assert data.counts["train"]["documents"] == 1 and data.counts["train"]["tokens"] == len(expected)
-    assert data.counts["train"]["bytes"] + data.counts["sets"][""]["bytes"] == len(text.encode())
+    assert data.manifest.train.documents == 1 and data.manifest.train.tokens == len(expected)
+    assert data.manifest.train.bytes + data.manifest.validation.bytes == len(text.encode())
     assert not any("pieces" in note for note in data.notes)
 
 
@@ -63,7 +63,7 @@ def test_documents_by_a_separator_and_whole_ones_in_validation(tmp_path):
     documents = [f"document {number}: " + SOURCE[number * 300 : number * 300 + 250] for number in range(60)]
     (tmp_path / "corpus.txt").write_text("<|endoftext|>".join(documents))
     data = made(tmp_path / "corpus.txt", separator="<|endoftext|>", validation="20%")
-    counts = [data.counts["train"]["documents"], data.counts["sets"][""]["documents"]]
+    counts = [data.manifest.train.documents, data.manifest.validation.documents]
     assert sum(counts) == 60 and counts[1] > 2 and not any("the last" in note for note in data.notes)
     alone = made(tmp_path / "corpus.txt", validation="20%")
     assert any("'<|endoftext|>' 59 times" in note for note in alone.notes)

@@ -64,7 +64,7 @@ def test_another_hash_is_refused_before_and_after_the_file_is_kept():
 def test_an_evaluation_set_out_of_a_wheel(tmp_path):
     files = str(json_lines(tmp_path / "x.jsonl"))
     data = made(files=files, sets={"wheel": EvalSet(**NAMED)})
-    assert data.counts["sets"]["wheel"]["documents"] == len(ROWS)
+    assert data.manifest.sets["wheel"].documents == len(ROWS)
     assert f"eval.sets.wheel.sha256={FOUND} pins it" in data.notes[0]
     with pytest.raises(UserError, match=r"eval.sets.wheel.sha256: .* it is not read"):
         made(files=files, sets={"wheel": EvalSet(**NAMED, sha256="0" * 64)})
@@ -103,7 +103,7 @@ def test_a_kept_file_that_is_damaged_is_fetched_again(tmp_path):
         damage(path)
         again = made(**NAMED, sha256=FOUND)
         assert again.notes == (f"{FILE} of tinycorpus==1.0 was damaged in the cache ({path.name}): fetched again",)
-        assert kept.read_bytes() == CONTENT and again.counts == first.counts
+        assert kept.read_bytes() == CONTENT and again.manifest == first.manifest
 
 
 def test_a_kept_file_that_stays_damaged_is_named_in_one_line(tmp_path):
@@ -164,7 +164,7 @@ def test_a_set_from_a_real_index(reach, tmp_path):
     words = [f"eval.sets.films.{name}={getattr(films, name)}" for name in ("package", "file", "sha256", "text")]
     reach(films.package)
     data = made(files=str(json_lines(tmp_path / "x.jsonl")), sets=load(words).recipe.eval.sets)
-    assert data.counts["sets"]["films"]["documents"] == 13_891
+    assert data.manifest.sets["films"].documents == 13_891
 
 
 @pytest.mark.index
@@ -181,5 +181,5 @@ def test_case_s12_nothing_of_the_working_folder_is_run(tmp_path, monkeypatch):
     for name in ("pip/__main__.py", "pip/__init__.py", "zipfile.py", "sitecustomize.py"):
         (tmp_path / "at" / name).write_text(f"open('RAN', 'w').write({name!r})\n")
     monkeypatch.chdir(tmp_path / "at")
-    assert made(**NAMED, sha256=FOUND).counts["train"]["documents"]
+    assert made(**NAMED, sha256=FOUND).manifest.train.documents
     assert not (tmp_path / "at" / "RAN").exists()

@@ -31,7 +31,7 @@ def test_vocab_and_merges_alone_give_the_whole_tokenizer(folder, tmp_path):
     assert loaded(text)["input_ids"] == trained(text)["input_ids"] and len(loaded) == len(trained)
     assert loaded.eos_token_id == trained.eos_token_id == loaded("<|endoftext|>")["input_ids"][0]
     data = made(files=str(json_lines(tmp_path / "x.jsonl")), tokenizer=str(path))
-    assert data.counts["vocab_size"] == len(trained) and len(data.train) > 10
+    assert data.manifest.vocab_size == len(trained) and len(data.train) > 10
     loaded.save_pretrained(tmp_path / "saved")  # as a run does at its end
     assert load_tokenizer(tmp_path / "saved")(text)["input_ids"] == trained(text)["input_ids"]
 

@@ -1,0 +1,138 @@
+"""The batches that a recipe names, in whole sequences, and the micro-batch that divides them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hfbsz.plan import laws
+from hfbsz.plan.given import Given, batch_unit_problems
+from hfbsz.recipe.amounts import Amount
+from hfbsz.recipe.law_name import Named
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Global batches, in sequences."""
+
+    first: int
+    last: int  # of a ramp: its final batch; of a staged one, the largest
+    named: tuple[int, ...]  # all that the recipe names, ascending
+
+
+def batches(given: Given) -> Batches:
+    """The batches that a recipe names; without `batch_problems`."""
+    batch, ramp = given.recipe.batch, given.ramp
+    if in_ramp := _named_by_ramp(given):
+        first, last = in_ramp[0], in_ramp[-1] if ramp and ramp.ends else max(in_ramp)
+    elif isinstance(batch.size, Named):
+        last = laws.batch_of(given, batch.size)
+        first = _whole(given, batch.start) or last
+    else:
+        last = _whole(given, batch.size) or 1
+        first = _whole(given, batch.start) or last
+    points = [int(size) for _, size in ramp.points] if ramp else []
+    return Batches(first, last, tuple(sorted({first, last, *points})))
+
+
+def batch_problems(given: Given) -> Iterator[str]:
+    """Why a recipe does not name its batches."""
+    batch, ramp = given.recipe.batch, given.ramp
+    if isinstance(batch.size, Named):
+        yield from laws.problems(given, "batch.size", batch.size, laws.law_of(batch.size).batch_needs_size)
+    else:
+        yield from _whole_problems(given, "batch.size", batch.size)
+    yield from _whole_problems(given, "batch.start", batch.start)
+    start, in_ramp = _whole(given, batch.start), _named_by_ramp(given)
+    if any(size < 1 for size in in_ramp):
+        yield f"batch.ramp: '{batch.ramp}' names a batch below 1 sequence"
+    if in_ramp:
+        yield from _named_twice(given, in_ramp)
+    elif batch.size is None:
+        yield "batch.size: say how many sequences or tokens an optimizer step takes, such as 64seq"
+    if ramp is not None and batch.start is None and not in_ramp:
+        yield f"batch.start: the ramp '{batch.ramp}' needs a first batch, such as 8seq"
+    size = _size(given)
+    if start is not None and ramp is None and start != size:
+        yield "batch.start: a first batch needs a ramp to the size: batch.ramp=doubling:75%"
+    kind = ramp.kind if ramp is not None else ""
+    if start is not None and size is not None and start > size and kind in ("doubling", "seesaw"):
+        yield f"batch.start: {start} is above batch.size, {size}: a {kind} ramp only grows"
+
+
+def _named_by_ramp(given: Given) -> list[int]:
+    """The batches of a staged ramp, or the first and last batch of a linear one that names them."""
+    ramp = given.ramp
+    if ramp is None:
+        return []
+    return [int(size) for size in ramp.ends or [size for _, size in ramp.points]]
+
+
+def _named_twice(given: Given, in_ramp: list[int]) -> Iterator[str]:
+    batch = given.recipe.batch
+    size = _size(given)
+    if size is not None and size != max(in_ramp):
+        yield f"batch.size: {size} is not the largest batch of the ramp, {max(in_ramp)}: leave it out"
+    start = _whole(given, batch.start)
+    if start is not None and start != in_ramp[0]:
+        yield f"batch.start: {start} is not the first batch of the ramp, {in_ramp[0]}: leave it out"
+
+
+def _size(given: Given) -> int | None:
+    """`batch.size` in sequences; None where it is not given, or has problems."""
+    size = given.recipe.batch.size
+    if not isinstance(size, Named):
+        return _whole(given, size)
+    unknown = any(laws.problems(given, "batch.size", size, laws.law_of(size).batch_needs_size))
+    return None if unknown else laws.batch_of(given, size)
+
+
+def _whole(given: Given, amount: Amount | None) -> int | None:
+    """A batch in whole sequences; None where there is none, or where it has problems."""
+    if amount is None or any(_whole_problems(given, "", amount)):
+        return None
+    return round(given.sequences(amount))
+
+
+def _whole_problems(given: Given, field: str, amount: Amount | None) -> Iterator[str]:
+    if amount is None:
+        return
+    if amount.unit not in ("sequences", "tokens"):
+        yield from batch_unit_problems(field, amount, "64seq or 8192tok")
+        return
+    size, tokens = given.sequences(amount), given.tokens_per_row
+    if given.facts.tokens_per_row is not None and not given.recipe.data.pack:
+        size = round(size)  # rows of different lengths: tokens mean about tokens ÷ mean length
+    if size < 1 or size != int(size):
+        nearest = dict.fromkeys((max(1, math.floor(size)), math.ceil(size) or 1))
+        either = " or ".join(f"{count * tokens:g} tokens ({count} sequences)" for count in nearest)
+        yield f"{field}: '{amount}' is {size:g} sequences, not a whole number above 0: take {either}"
+
+
+def division_problems(named: tuple[int, ...], world_size: int) -> Iterator[str]:
+    """Which batches the processes cannot share equally, and the nearest that they can."""
+    for size in named:
+        if size % world_size:
+            low = size // world_size * world_size
+            nearest = " or ".join(str(value) for value in (low, low + world_size) if value)
+            yield f"batch: {size} sequences do not divide over {world_size} processes: take {nearest} sequences"
+
+
+def micro_batch(given: Given, named: tuple[int, ...]) -> int | None:
+    """The largest micro-batch up to `batch.micro_max` that divides a process's share of every named batch, so that
+    compiled code serves a whole ramp and only the accumulation changes. None: filled by `batch.micro_tokens`."""
+    if given.recipe.batch.micro_tokens is not None:
+        return None
+    shared = math.gcd(*(size // given.world_size for size in named))
+    return max(size for size in range(1, min(given.recipe.batch.micro_max, shared) + 1) if shared % size == 0)
+
+
+def micro_batch_warnings(given: Given, named: tuple[int, ...], micro: int | None) -> Iterator[str]:
+    """Whether the micro-batch is far below its limit, and which batches would allow a larger one."""
+    limit = given.recipe.batch.micro_max
+    if micro is not None and micro < limit / 2 and min(named) > micro * given.world_size:
+        step = limit * given.world_size
+        better = ", ".join(f"{size}→{max(step, round(size / step) * step)}" for size in named)
+        yield (
+            f"micro-batch {micro} is below half of batch.micro_max={limit}, because it must divide every batch of "
+            f"a process; sizes that allow {limit}: {better} sequences"
+        )
