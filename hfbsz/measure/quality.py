@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hfbsz.measure import metrics
-from hfbsz.train.loop import Evaluation
+from hfbsz.train.evaluate import Evaluation
 
 
 class Quality:

@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from enum import StrEnum, auto
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -18,10 +19,26 @@ from hfbsz.system.disk import clear_leftovers, sha256
 from hfbsz.system.files import read_object, write_text
 from hfbsz.system.yaml import read_yaml, write_yaml
 
+
+class Cause(StrEnum):
+    """Why a run ended, for programs; the field `why` beside it is a sentence for people."""
+
+    BUDGET = auto()  # trained to the end of its duration
+    PATIENCE = auto()  # eval.patience: no better evaluation for so long
+    SIGNAL = auto()  # a signal, or an interrupt from the keyboard
+    DIVERGED = auto()  # weights, gradients or the last evaluation are not finite
+    REFUSED = auto()  # a recipe, data or environment that cannot be used
+    TRAINING = auto()  # training cannot continue, such as a step without targets
+    RANK = auto()  # one rank failed or was lost
+    DISK_FULL = auto()
+    SYSTEM = auto()  # another error of the operating system
+    EXCEPTION = auto()  # any other exception
+
+
 STATES = ("running", "finished", "preempted", "failed", "diverged")
 _TYPES: dict[str, type[Any] | UnionType] = {
     **dict.fromkeys(("state", "host"), str),
-    "why": str | None,
+    **dict.fromkeys(("cause", "why"), str | None),
     **dict.fromkeys(("step", "clock", "of", "pid"), int),
     **dict.fromkeys(("started", "updated"), int | float),
     **dict.fromkeys(("reached", "saved"), dict),
@@ -175,16 +192,18 @@ class RunFolder:
             self._before = {}
         write_yaml(loaded.recipe.to_dict(), self.path / "recipe.yaml")
 
-    def status(self, state: str, why: str | None = None, **values: Any) -> None:
-        """Write `status.json`; `why` says how a run ended that did not finish."""
-        self.write(self.body(state, why, **values))
+    def status(self, state: str, cause: Cause | None = None, why: str | None = None, **values: Any) -> None:
+        """Write `status.json`: what `body` gives."""
+        self.write(self.body(state, cause, why, **values))
 
-    def body(self, state: str, why: str | None = None, **values: Any) -> dict[str, Any]:
-        """What `status.json` is to say."""
+    def body(self, state: str, cause: Cause | None = None, why: str | None = None, **values: Any) -> dict[str, Any]:
+        """The contents of `status.json`. `cause`: None while the run trains; `why`: a sentence about a run that did not
+        train to its end."""
         if state not in STATES:
             raise ValueError(state)
         return {
             "state": state,
+            "cause": cause,
             "why": why,
             **values,
             "pid": os.getpid(),
@@ -200,17 +219,17 @@ class RunFolder:
         """The SHA-256 of files of the saved model, by name."""
         return {name: sha256(self.path / name) for name in sorted(names)}
 
-    def fail(self, why: str, trained: bool, state: str = "failed") -> None:
+    def fail(self, cause: Cause, why: str, trained: bool, state: str = "failed") -> None:
         """Write how the run failed; a start that was refused before it trained leaves what there was."""
         if not trained and self._before.get("state") in ("finished", "preempted"):
             self.write(self._before)
         else:
-            self.status(state, why=why)
+            self.status(state, cause, why)
 
     def interrupt(self, why: str) -> None:
         """Write that a signal ended the run before it trained; how far an earlier start had come stays."""
         kept = {name: self._before[name] for name in ("step", "clock", "of", "reached") if name in self._before}
-        self.status("preempted", why=why, **kept)
+        self.status("preempted", Cause.SIGNAL, why, **kept)
 
     def release(self) -> None:
         self._lock.release()

@@ -2,6 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Clock(NamedTuple):
+    """A moment of a run, on the four axes over which its numbers are drawn."""
+
+    step: int = 0  # optimizer steps since the start
+    sequences: int = 0  # seen since the start: what schedule and ramp follow
+    tokens: int = 0  # input tokens seen since the start, without padding
+    seconds: float = 0.0  # training time since the start, without evaluations
 
 
 @dataclass(frozen=True)
@@ -9,10 +19,7 @@ class Step:
     """One optimizer step as the loop did it. Counts are over all devices; what costs a synchronisation is None
     on a step that is not logged."""
 
-    step: int  # optimizer steps since the start, this one included
-    clock: int  # sequences consumed, this step's included
-    tokens: int  # input tokens seen, this step's included
-    seconds: float  # training time since the start, s
+    at: Clock  # after the step
     global_batch: int
     micro_batch: int  # with batch.micro_tokens the largest of this rank, and how many it made
     accumulation: int
@@ -37,7 +44,7 @@ class Step:
             "train/grad_norm": self.grad_norm,
             "train/learning_rate": self.learning_rate,
             "train/weight_decay": self.weight_decay,
-            "train/epoch": self.clock / rows,
+            "train/epoch": self.at.sequences / rows,
             "train/skipped": self.skipped,
             "batch/global": self.global_batch,
             "batch/micro": self.micro_batch,
@@ -51,7 +58,7 @@ class Step:
             **self.collected,
         }
         kept = {name: value for name, value in values.items() if value is not None}
-        return Reading("step", self.step, self.clock, self.tokens, self.seconds, kept)
+        return Reading("step", self.at, kept)
 
 
 @dataclass(frozen=True)
@@ -59,18 +66,27 @@ class Reading:
     """What was measured at one moment of a run: `values` maps metric names to numbers."""
 
     event: str  # step | eval (fixed parts) | final (whole sets, of the saved model) | measure | lifecycle
-    step: int
-    clock: int  # sequences
-    tokens: int
-    seconds: float  # training time, s
+    at: Clock
     values: Mapping[str, float | str] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float | str]:
         """One flat object: the four axes and the values."""
         axes = {
-            "train/global_step": self.step,
-            "train/sequences": self.clock,
-            "train/num_input_tokens_seen": self.tokens,
-            "train/seconds": round(self.seconds, 4),
+            "train/global_step": self.at.step,
+            "train/sequences": self.at.sequences,
+            "train/num_input_tokens_seen": self.at.tokens,
+            "train/seconds": round(self.at.seconds, 4),
         }
         return {"event": self.event, **axes, **self.values}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as a checkpoint holds it."""
+        step, clock, tokens, seconds = self.at
+        axes = {"step": step, "clock": clock, "tokens": tokens, "seconds": seconds}
+        return {"event": self.event, **axes, "values": dict(self.values)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Reading":
+        """The inverse of `to_dict`."""
+        at = Clock(data["step"], data["clock"], data["tokens"], data["seconds"])
+        return cls(data["event"], at, data["values"])

@@ -95,14 +95,14 @@ class Console:
     def step(self, step: Step, plan: Plan) -> None:
         loss = "" if step.loss is None else f"loss {step.loss:.3f}"
         speed = "" if step.tokens_per_second is None else f"{short(step.tokens_per_second)} tokens/s"
-        state = f"{min(1, step.clock / plan.total):4.0%}  {loss}  batch {step.global_batch} seq  {speed}"
+        state = f"{min(1, step.at.sequences / plan.total):4.0%}  {loss}  batch {step.global_batch} seq  {speed}"
         if step.logged:
-            self._bar("training", step.clock, plan.total, state)
+            self._bar("training", step.at.sequences, plan.total, state)
             if not self.out.is_terminal and time.monotonic() - self._last_line > self.QUIET_SECONDS:
-                self._quiet_line(f"step {step.step:>6,} {state}")
+                self._quiet_line(f"step {step.at.step:>6,} {state}")
 
     def evaluation(self, reading: Reading) -> None:
-        parts = [f"step {reading.step:>6,}  {short(reading.tokens):>5} tokens"]
+        parts = [f"step {reading.at.step:>6,}  {short(reading.at.tokens):>5} tokens"]
         values = reading.values
         for name, value in values.items():
             prefix, _, last = name.rpartition("/")
@@ -116,7 +116,7 @@ class Console:
         loss, train = values.get("eval/loss"), values.get("overfit/train_loss")
         if isinstance(loss, float) and isinstance(train, float):  # the gap is that of the numbers beside it
             parts.append(f"training rows {train:.4f} (gap {round(loss, 4) - round(train, 4):+.4f})")
-        if reading.step and values.get("overfit/best_step") == reading.step:
+        if reading.at.step and values.get("overfit/best_step") == reading.at.step:
             parts.append("the best so far")
         change = values.get("overfit/change")
         if isinstance(loss, float) and isinstance(change, float) and not change < 0:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from hfbsz.system.disk import FULL
 from hfbsz.train.checkpoint import Checkpoint, collect, forget_after, newest, prune, read, restore, save
 from hfbsz.train.checkpoint_state import check_whole
 from hfbsz.train.distributed import gathered, on_main, shared
-from hfbsz.train.loop import Progress
 from hfbsz.train.optimizers import Optimizers
+from hfbsz.train.progress import Progress
 
 
 class Checkpoints:
@@ -174,12 +173,12 @@ class Checkpoints:
             assert self.folder is not None and collected is not None
             folder = self.folder.path
             try:
-                path = save(folder, progress.step, collected, whole)
+                path = save(folder, progress.at.step, collected, whole)
             except OSError as problem:
                 room = ": make room" if problem.errno in FULL else ""
                 raise UserError(
-                    f"{folder}: the checkpoint of step {progress.step:,} cannot be written: {problem.strerror}{room}; "
-                    "the same command goes on from the one before"
+                    f"{folder}: the checkpoint of step {progress.at.step:,} cannot be written: {problem.strerror}"
+                    f"{room}; the same command resumes from the previous one"
                 ) from None
             self._last_bytes = sum(file.stat().st_size for file in path.iterdir())
             self.prune()
@@ -199,13 +198,13 @@ class Checkpoints:
     def reading(self, last: Step) -> Reading:
         """What the last checkpoint cost."""
         values = {"perf/checkpoint_seconds": round(self._last_seconds, 4), "perf/checkpoint_bytes": self._last_bytes}
-        return Reading("measure", last.step, last.clock, last.tokens, last.seconds, values)
+        return Reading("measure", last.at, values)
 
 
 def final_of(saved: Mapping[str, Any] | None) -> Reading | None:
     """The newest evaluation that a checkpoint tells of."""
-    return Reading(**saved["final"]) if saved is not None else None
+    return Reading.from_dict(saved["final"]) if saved is not None else None
 
 
 def state_of(data_hash: str | None, final: Reading, wandb_id: str | None) -> dict[str, Any]:
-    return {"data_hash": data_hash, "final": asdict(final), "wandb_id": wandb_id}
+    return {"data_hash": data_hash, "final": final.to_dict(), "wandb_id": wandb_id}

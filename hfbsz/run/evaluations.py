@@ -11,7 +11,7 @@ from hfbsz.measure.overfit import Watch
 from hfbsz.measure.quality import Quality, extractable
 from hfbsz.recipe.fields import FINAL_SHARE
 from hfbsz.records.record import Reading, Step
-from hfbsz.train.loop import Evaluation
+from hfbsz.train.evaluate import Evaluation
 from hfbsz.train.setup import Setup
 
 _BYTES_PER_LOGIT = 8  # logit and log-softmax, float32
@@ -50,7 +50,7 @@ class Evaluator:
             if name is None:
                 values |= self._compared(step, found)
             values |= self._told("eval", name, found)
-        return Reading("eval", step.step, step.clock, step.tokens, step.seconds, values)
+        return Reading("eval", step.at, values)
 
     def whole(self, part: str, names: Iterable[str | None]) -> dict[str, float]:
         """Evaluate all rows of the named sets, or as many as `eval.full` gives, as `full/…` or `last/…`.
@@ -119,8 +119,8 @@ class Evaluator:
         if self.watched:
             train = self._of(self.setup.data.train, self._fixed(self.setup.data.train))
             loss, values = train.loss, extractable("overfit/train_", train)
-        if step.step:
-            return values | self.watch.see(step.step, validation.nll, validation.targets, loss)
+        if step.at.step:
+            return values | self.watch.see(step.at.step, validation.nll, validation.targets, loss)
         self.watch.begin(validation.nll, validation.targets)
         gap = {} if loss is None else {"overfit/train_loss": loss, "overfit/gap": validation.loss - loss}
         return values | gap

@@ -35,7 +35,7 @@ def reached(
     values = {name.removeprefix("eval/"): value for name, value in final.values.items()}
     values |= {name.removeprefix("full/"): value for name, value in whole.items()}
     shown = {name: measure.show(float(values[name])) for name, measure in MEASURES.items() if name in values}
-    speed = f"{short(last.tokens / last.seconds)} tokens/s" if last.seconds else "no step yet"
+    speed = f"{short(last.at.tokens / last.at.seconds)} tokens/s" if last.at.seconds else "no step yet"
     sizes = list(dict.fromkeys(str(phase.batch) for phase in plan.phases))
     batches = " → ".join(sizes if len(sizes) <= _SIZES_SHOWN else [*sizes[: _SIZES_SHOWN - 2], "…", sizes[-1]])
     told = _losses(watch, last, final, whole) | _not_better(watch, final, plan.recipe)
@@ -52,8 +52,8 @@ def reached(
             "perplexity": shown["perplexity"],
         }
     return told | {
-        "trained": f"{short(last.tokens)} tokens in {last.step:,} steps of {batches} sequences",
-        "time": f"{last.seconds:.3g} s of training, {speed}",
+        "trained": f"{short(last.at.tokens)} tokens in {last.at.step:,} steps of {batches} sequences",
+        "time": f"{last.at.seconds:.3g} s of training, {speed}",
         "skipped": f"{skipped} steps with gradients that were not finite",
     }
 
@@ -61,10 +61,10 @@ def reached(
 def _losses(watch: Watch, last: Step, final: Reading, whole: Mapping[str, float]) -> dict[str, str]:
     """The loss of the saved weights, and whatever stands beside it that says another thing."""
     fixed, part = final.values["eval/loss"], _part(final)
-    chosen = ", the best there" if final.step == watch.best_step else ""
-    weights = f"weights of step {final.step:,}"
+    chosen = ", the best there" if final.at.step == watch.best_step else ""
+    weights = f"weights of step {final.at.step:,}"
     if not whole:
-        told = {"loss": f"{fixed:.4f} nats/target ({part} of validation, at step {final.step:,}{chosen})"}
+        told = {"loss": f"{fixed:.4f} nats/target ({part} of validation, at step {final.at.step:,}{chosen})"}
     elif whole["full/rows"] == final.values.get("eval/rows"):
         told = {"loss": f"{fixed:.4f} nats/target ({_of_validation(whole)}; {weights}{chosen})"}
     else:
@@ -75,7 +75,7 @@ def _losses(watch: Watch, last: Step, final: Reading, whole: Mapping[str, float]
     if "last/loss" in whole:
         lower = whole["last/loss"] < whole["full/loss"]
         but = f", lower than the saved weights: these were chosen on {part}" if lower else ""
-        told["last weights"] = f"{whole['last/loss']:.4f} nats/target (the same rows; step {last.step:,}){but}"
+        told["last weights"] = f"{whole['last/loss']:.4f} nats/target (the same rows; step {last.at.step:,}){but}"
     return told
 
 
@@ -92,10 +92,10 @@ def _part(final: Reading) -> str:
 def _not_better(watch: Watch, final: Reading, recipe: Recipe) -> dict[str, str]:
     """What is to be said where the saved weights are not better than the untrained ones."""
     start, loss = watch.start_loss, final.values["eval/loss"]
-    if start is None or not final.step or float(loss) < start:
+    if start is None or not final.at.step or float(loss) < start:
         return {}
     told = f"{start:.4f} nats/target on {_part(final)}: "
-    told += f"step {final.step:,} ({loss:.4f}) is not better than before training"
+    told += f"step {final.at.step:,} ({loss:.4f}) is not better than before training"
     if watch.best_step is not None:
         told += f", step {watch.best_step:,} ({watch.best_loss:.4f}) was the best"
     else:

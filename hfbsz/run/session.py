@@ -1,27 +1,22 @@
 """One run, put together: recipe, plan, data, model, loop, evaluation, records, reports, and the saved model."""
 
-import errno
 import json
-import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 
 from hfbsz.data.preview import preview
-from hfbsz.data.tokenizer.tokenizer import save_tokenizer
-from hfbsz.errors import FAILED, INTERRUPTED, Diverged, RankError, TrainingError, UserError, complain, described
+from hfbsz.errors import FAILED, INTERRUPTED, Diverged, RankError, TrainingError, UserError, complain
 from hfbsz.measure.overfit import Watch
 from hfbsz.measure.quality import Quality
 from hfbsz.recipe.load import Loaded
-from hfbsz.records.folder import RunFolder, read_status
+from hfbsz.records.folder import Cause, RunFolder
 from hfbsz.records.jsonl import trim
 from hfbsz.records.record import Reading, Step
 from hfbsz.report.card import model_card
@@ -29,9 +24,10 @@ from hfbsz.report.console import Console
 from hfbsz.report.sinks import Reports
 from hfbsz.run.checkpoints import Checkpoints, final_of, state_of
 from hfbsz.run.evaluations import Evaluator
+from hfbsz.run.failure import outage_of, record_failure, record_interruption
 from hfbsz.run.outcome import hints, label, reached, show_finished, why_stopped
+from hfbsz.run.saved_model import save_model
 from hfbsz.system import launcher
-from hfbsz.system.disk import FULL, writing_into
 from hfbsz.system.files import write_text
 from hfbsz.system.signals import Interrupt, Interrupted
 from hfbsz.train.checkpoint import newest
@@ -44,14 +40,10 @@ from hfbsz.train.distributed import (
     shared,
 )
 from hfbsz.train.fsdp import Sharding, full_weights, weight_not_finite
-from hfbsz.train.loop import Progress
-from hfbsz.train.lora import merged
 from hfbsz.train.machine import machine_of
-from hfbsz.train.model import set_generation_ends
 from hfbsz.train.pretrained import notes_of
+from hfbsz.train.progress import Progress
 from hfbsz.train.setup import assemble, plan_and_data, sharding_of, tokenizer_of
-
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
@@ -73,28 +65,28 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
             stop.leaving = folder.interrupt
             for note in folder.notes:
                 console.warn(note)
-        session = _Run(loaded, job, accelerator, sharding, console, folder)
+        session = Session(loaded, job, accelerator, sharding, console, folder)
         return session.train(stop)
     except TrainingError as problem:  # raised on every rank alike: the others wait until rank 0 has told and saved all
         if console is not None:
             complain(problem.lines)
-        _fail(folder, session, problem)
+        record_failure(folder, _closing(session), problem)
         accelerator.wait_for_everyone()
         return FAILED
     except RankError as problem:
-        _fail(folder, session, problem)
+        record_failure(folder, _closing(session), problem)
         return complain(problem.lines, FAILED, everywhere=True)
     except (OSError, RuntimeError) as problem:
-        line = _outage(problem, folder)
-        _fail(folder, session, UserError(line) if line else problem)
-        if line is None:
+        outage = outage_of(problem, folder)
+        record_failure(folder, _closing(session), problem, outage)
+        if outage is None:
             raise
-        return complain([line], FAILED, everywhere=True)
+        return complain([outage.line], FAILED, everywhere=True)
     except Interrupted as problem:
-        _preempt(folder, session, problem)
+        record_interruption(folder, _closing(session), problem)
         raise
     except BaseException as problem:
-        _fail(folder, session, problem)
+        record_failure(folder, _closing(session), problem)
         raise
     finally:
         if console is not None:
@@ -104,41 +96,11 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
         accelerator.end_training()
 
 
-def _outage(problem: Exception, folder: RunFolder | None) -> str | None:
-    """What a fault of the machine means for a run, in a line; None for any other fault."""
-    again = "the same command goes on from the newest checkpoint"
-    if isinstance(problem, OSError) and problem.strerror and folder is not None:
-        where = os.fsdecode(problem.filename) if problem.filename else str(folder.path)
-        remedy = "make room; " if problem.errno in FULL else ""
-        remedy = "see to its permissions; " if problem.errno in _DENIED else remedy
-        return f"{where}: {problem.strerror}; {remedy}{again}"
-    if isinstance(problem, dist.DistError) or any(word in str(problem) for word in ("gloo", "NCCL", "Connection")):
-        return f"another rank has ended: it, or its launcher, says why; {again} ({str(problem).splitlines()[0][:120]})"
-    return None
+def _closing(session: "Session | None") -> Callable[[str], None] | None:
+    return None if session is None else session.close
 
 
-def _fail(folder: RunFolder | None, session: "_Run | None", problem: BaseException) -> None:
-    """Mark a run as failed or diverged, unless it had ended before; where the disk is full, as far as that can be
-    done."""
-    state = "diverged" if isinstance(problem, Diverged) else "failed"
-    if folder is not None and read_status(folder.path).get("state") not in ("finished", "preempted"):
-        with suppress(OSError):
-            folder.fail(described(problem), session is not None, state)
-        if session is not None:
-            with suppress(OSError):
-                session.close(state)
-
-
-def _preempt(folder: RunFolder | None, session: "_Run | None", problem: Interrupted) -> None:
-    """Mark a run that a signal ended before its first step."""
-    if folder is not None:
-        with suppress(OSError):
-            folder.interrupt(str(problem))
-        if session is not None:
-            session.close("preempted")
-
-
-class _Run:
+class Session:
     """A run on one rank. Rank 0 has a console and the folder; the others have neither."""
 
     def __init__(
@@ -177,7 +139,7 @@ class _Run:
         self.final = final_of(saved)  # the newest evaluation; in the end, that of the weights that are saved
         self.whole: dict[str, float] = {}  # measured on whole sets, in the end
         at = self.progress
-        self.last = Step(at.step, at.clock, at.tokens, at.seconds, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
+        self.last = Step(at.at, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
         self.skipped = int(at.skipped)
         seen = saved["watch"] if saved is not None and self.checkpoints.evaluates_alike() else None
         self.watch = Watch(self.recipe.eval.patience, seen)
@@ -190,10 +152,10 @@ class _Run:
     def _open_reports(self, path: Path, console: Console) -> Reports:
         """The reports; what was recorded after the checkpoint is cut off, for it is trained again."""
         records = path / "records.jsonl"
-        sent = trim(records, self.last.step) if records.is_file() else frozenset()
+        sent = trim(records, self.last.at.step) if records.is_file() else frozenset()
         saved = self.checkpoints.saved if self.checkpoints.own else None
         if saved is not None:
-            self.checkpoints.forget_after(self.last.step)
+            self.checkpoints.forget_after(self.last.at.step)
         names = (label(self.loaded, "model"), label(self.loaded, "data"))
         name = f"{names[0]}-{names[1]}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
         return Reports(
@@ -203,7 +165,7 @@ class _Run:
             machine_of(self.accelerator, self.model),
             job=self.job,
             name=f"{name}-s{self.recipe.seed}",
-            step=self.last.step,
+            step=self.last.at.step,
             wandb_id=saved["wandb_id"] if saved is not None else None,
             sent=sent,
         )
@@ -215,7 +177,7 @@ class _Run:
 
     def train(self, stop: Interrupt) -> int:
         """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
-        self.lifecycle("resumed" if self.last.step else "running")
+        self.lifecycle("resumed" if self.last.at.step else "running")
         if self.final is None:
             self.final = self.evaluate(self.last)
         stop.train()
@@ -232,15 +194,21 @@ class _Run:
             self.choose()
         else:
             self.save_checkpoint()
-        why = None if self.last.clock >= self.plan.total else stop.reason or "a signal to another rank"
-        if self.watch.stopped:
-            why = why_stopped(self.watch)
-        self.save(self.last, self.final, "finished" if self.ended else "preempted", why)
+        cause, why = self.why_ended(stop)
+        self.save(self.last, self.final, "finished" if self.ended else "preempted", cause, why)
         return 0 if self.ended else INTERRUPTED
+
+    def why_ended(self, stop: Interrupt) -> tuple[Cause, str | None]:
+        """Why training ended, for programs and for people."""
+        if self.watch.stopped:
+            return Cause.PATIENCE, why_stopped(self.watch)
+        if self.ended:
+            return Cause.BUDGET, None
+        return Cause.SIGNAL, stop.reason or "a signal to another rank"
 
     @property
     def ended(self) -> bool:
-        return self.last.clock >= self.plan.total or self.watch.stopped
+        return self.last.at.sequences >= self.plan.total or self.watch.stopped
 
     def steps(self, stop: Interrupt) -> Iterator[Step]:
         """The steps from here to the end of the budget, or until validation no longer gets better."""
@@ -251,13 +219,13 @@ class _Run:
     def evaluate_if_due(self, before: Step, step: Step) -> bool:
         """Evaluate where that is due; returns whether a checkpoint of this step is wished for."""
         checkpoint, kept = self.recipe.checkpoint, self.checkpoints.kept
-        keep = self.plan.due(checkpoint.every, step.step, before.clock, step.clock)
-        if self.plan.due(self.recipe.eval.every, step.step, before.clock, step.clock):
+        keep = self.plan.due(checkpoint.every, step.at.step, before.at.sequences, step.at.sequences)
+        if self.plan.due(self.recipe.eval.every, step.at.step, before.at.sequences, step.at.sequences):
             self.final = self.evaluate(step)
-            if self.watch.best_step == step.step and (checkpoint.best or checkpoint.save == "best"):
-                kept["best"], keep = step.step, True
-        if self.plan.last_before_decay(before.clock):
-            kept["before the decay"], keep = step.step, True
+            if self.watch.best_step == step.at.step and (checkpoint.best or checkpoint.save == "best"):
+                kept["best"], keep = step.at.step, True
+        if self.plan.last_before_decay(before.at.sequences):
+            kept["before the decay"], keep = step.at.step, True
         return keep or self.watch.stopped
 
     def choose(self) -> None:
@@ -265,8 +233,8 @@ class _Run:
         self.check_finite()
         evaluator, last, whole = self.evaluator, self.last, self.recipe.eval.full is not False
         best = self.watch.best_step if self.recipe.checkpoint.save == "best" else None
-        kept = last.step if best is None else best
-        if kept != last.step:
+        kept = last.at.step if best is None else best
+        if kept != last.at.step:
             if whole:
                 self.whole |= evaluator.whole("last", [None])
             kept = self.load_step(kept)
@@ -275,7 +243,7 @@ class _Run:
         if self.console is not None:
             self.console.end_work()
         values = {"model/step": kept, **self.whole}
-        self.emit(Reading("final", last.step, last.clock, last.tokens, last.seconds, values))
+        self.emit(Reading("final", last.at, values))
         self.check_finite()
 
     def load_step(self, step: int) -> int:
@@ -286,7 +254,7 @@ class _Run:
         except UserError as problem:
             if self.console is not None:
                 self.console.warn(f"{problem.lines[0]}: the last weights are saved, not the best ones")
-            return self.last.step
+            return self.last.at.step
         self.evaluator.newest.clear()
         return step
 
@@ -297,7 +265,7 @@ class _Run:
         if name is None and not (self.ended and self.evaluator.lost):
             return
         what = f"weights are not finite ({name})" if name else "the validation loss is not finite"
-        raise Diverged(f"step {self.last.step:,}: {what}: the run has diverged; {self._after_divergence()}")
+        raise Diverged(f"step {self.last.at.step:,}: {what}: the run has diverged; {self._after_divergence()}")
 
     def _after_divergence(self) -> str:
         """What is left of a diverged run, and what to change."""
@@ -322,7 +290,7 @@ class _Run:
 
     def lifecycle(self, state: str) -> None:
         last = self.last
-        self.emit(Reading("lifecycle", last.step, last.clock, last.tokens, last.seconds, {"state": state}))
+        self.emit(Reading("lifecycle", last.at, {"state": state}))
 
     def close(self, state: str, status: Mapping[str, Any] | None = None) -> None:
         """The last record, the end of the W&B run, and the page: also of a run that failed. `status`: what status.json
@@ -343,40 +311,20 @@ class _Run:
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-    def save(self, last: Step, final: Reading, state: str, reason: str | None) -> None:
+    def save(self, last: Step, final: Reading, state: str, cause: Cause, why: str | None) -> None:
         """The model in Hugging Face form, its card, the page; then the status, so that it never promises too much."""
         weights = full_weights(self.model)  # on every rank: they gather them together
         if self.folder is not None and self.console is not None:
-            self._save(self.folder, self.console, weights, last, final, state, reason)
+            folder, path = self.folder, self.folder.path
+            files = save_model(self.setup, weights, path)
+            told = reached(self.plan, self.data.manifest.validation, self.watch, last, final, self.whole, self.skipped)
+            names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
+            ended = f"Stopped before the end of its budget: {why}." if why else "Trained to the end of its budget."
+            write_text(path / "README.md", model_card(*names, str(path), ended, told, self.plan))
+            self.checkpoints.prune()
+            at = {"step": last.at.step, "clock": last.at.sequences, "of": self.plan.total}
+            body = folder.body(state, cause, why, **at, reached=told, saved=folder.saved(files))
+            self.close(state, body)
+            folder.write(body)  # last: until then the same command repeats what is missing
+            self.console.last_page(f"{self.loaded.name} {state}", told, path, hints(path, self.loaded))
         self.accelerator.wait_for_everyone()  # a launcher ends all ranks once one has left
-
-    def _save(
-        self,
-        folder: RunFolder,
-        console: Console,
-        weights: dict[str, torch.Tensor] | None,
-        last: Step,
-        final: Reading,
-        state: str,
-        reason: str | None,
-    ) -> None:
-        path = folder.path
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with self.optimizer.averaged(), writing_into(path) as partial:
-            saved = merged(model)
-            if ends := self.data.manifest.end_ids:
-                set_generation_ends(saved, ends)
-            saved.save_pretrained(partial, state_dict=weights)
-            save_tokenizer(self.tokenizer, partial)
-            names_of_files = [file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()]
-        parts = (self.plan, self.data.manifest.validation, self.watch, last, final, self.whole)
-        told = reached(*parts, self.skipped)
-        names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
-        ended = f"Stopped before the end of its budget: {reason}." if reason else "Trained to the end of its budget."
-        write_text(path / "README.md", model_card(*names, str(path), ended, told, self.plan))
-        self.checkpoints.prune()
-        at = {"step": last.step, "clock": last.clock, "of": self.plan.total}
-        body = folder.body(state, reason, **at, reached=told, saved=folder.saved(names_of_files))
-        self.close(state, body)
-        folder.write(body)  # last: until then the same command does again what is missing
-        console.last_page(f"{self.loaded.name} {state}", told, path, hints(path, self.loaded))

@@ -9,32 +9,48 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from hfbsz.data.batches import Batch, Windows, evaluation_batches
-from hfbsz.data.rows import Rows
+from hfbsz.data.batches import Batch, Windows
 from hfbsz.errors import Diverged, TrainingError
 from hfbsz.plan.plan import Plan, PlannedStep
 from hfbsz.records.record import Step
 from hfbsz.system.signals import AGREEMENT_SECONDS, waiting
-from hfbsz.train.fsdp import gradient_sync, release, weight_not_finite, whole
+from hfbsz.train.device import to_device
+from hfbsz.train.fsdp import gradient_sync, weight_not_finite, whole
 from hfbsz.train.optimizers import Optimizers
+from hfbsz.train.progress import NOTHING, Progress
 from hfbsz.train.tasks import Task
 
 
 class Collector(Protocol):
-    """Measures gradients inside a logged step; what `after_window` returns goes into the Step."""
+    """Measures gradients inside the window of a logged step, on every rank.
 
-    def before_window(self, model: Any, planned: PlannedStep) -> None: ...
+    It may read gradients and communicate (every rank makes the same calls in the same order), but changes neither
+    gradients nor weights nor the random number generator: a run with collectors is the run without them, bit for bit.
+    """
 
-    def after_micro(self, index: int, batch: Batch) -> None: ...
+    def before_window(self, model: Any, planned: PlannedStep) -> None:
+        """Called before the first forward pass of the window. `model` is prepared by the accelerator (DDP) or sharded
+        (FSDP2); every `.grad` is None."""
+        ...
 
-    def after_window(self) -> Mapping[str, float]: ...
+    def after_micro(self, index: int, batch: Batch) -> None:
+        """Called after the backward pass of micro-batch `index` (from 0) of this rank; `batch` is on the host.
+
+        A weight's `.grad` is the sum over the micro-batches so far, each weighted by world_size ÷ targets of the whole
+        window. Before the last micro-batch it is this rank's own (under FSDP2 of whole weights, not of shards); after
+        the last, the mean over ranks: the gradient of the mean loss over all targets, in nats per target.
+        """
+        ...
+
+    def after_window(self) -> Mapping[str, float]:
+        """Called once the gradient of the window is complete, before clipping and the optimizer's step. Returns values
+        for `Step.collected`, by the names of `records/metrics`; rank 0's are recorded."""
+        ...
 
 
 class Agreement:
@@ -60,42 +76,6 @@ def seed_of(seed: int, clock: int, rank: int, micro: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-_NOTHING = (0, 0, 0, 0, 0.0)  # targets, tokens, positions, steps, seconds
-
-
-class Progress:
-    """How far a run has come, and what it carries from step to step; on the device where reading it would cost a
-    synchronisation. Changes with every step; a checkpoint holds what `to_dict` gives."""
-
-    def __init__(self, device: torch.device, saved: Mapping[str, Any] | None = None, rank: int = 0) -> None:
-        """`saved`: what `to_dict` gave, on any number of ranks."""
-        saved = saved or {}
-        self.step, self.clock = saved.get("step", 0), saved.get("clock", 0)
-        self.tokens, self.seconds = saved.get("tokens", 0), saved.get("seconds", 0.0)
-        self.since_log = list(saved.get("since_log", _NOTHING))
-        # (clock, batch) of an adaptive ramp; grows between two steps, on all ranks alike
-        self.decisions = [(clock, batch) for clock, batch in saved.get("decisions", [])]
-        losses = saved.get("losses", [0.0])
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
-        mine = losses[rank] if len(losses) == ranks else sum(losses) * (rank == 0)
-
-        def on_device(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.tensor(value, dtype=dtype, device=device)
-
-        self.loss = on_device(mine, torch.float64)  # this rank's sum since the last log
-        self.skipped = on_device(saved.get("skipped", 0))
-        self.streak = on_device(saved.get("streak", 0))  # non-finite steps in a row
-        self.worst = on_device(saved.get("worst", 0))  # the longest streak, and the clock that ended it
-        self.worst_clock = on_device(saved.get("worst_clock", 0), torch.int64)
-        self.norm = on_device(0)
-
-    def to_dict(self, losses: Sequence[float]) -> dict[str, Any]:
-        """Plain data; `losses` is `loss` of every rank."""
-        device = {name: float(getattr(self, name)) for name in ("skipped", "streak", "worst")}
-        host = {name: getattr(self, name) for name in ("step", "clock", "tokens", "seconds", "since_log", "decisions")}
-        return {**host, **device, "worst_clock": int(self.worst_clock), "losses": list(losses)}
-
-
 def train(
     plan: Plan,
     model: Any,
@@ -117,9 +97,9 @@ def train(
     progress = progress or Progress(accelerator.device)
     state = _State(plan, model, optimizer, task, windows, accelerator, Agreement(), progress)
     alone, slowest = state.agreement.world_size == 1, math.inf
-    while progress.clock < plan.total:
+    while progress.at.sequences < plan.total:
         started = time.perf_counter()
-        planned = plan.step(progress.clock, progress.decisions)
+        planned = plan.step(progress.at.sequences, progress.decisions)
         batches = windows.window(planned)
         counts = [sum(getattr(batch, name) for batch in batches) for name in ("targets", "tokens", "positions")]
         *counts, stopping = state.agreement.sum(*counts, int(stop()))
@@ -130,8 +110,8 @@ def train(
                 f"the step at clock {planned.clock} holds no targets: "
                 f"{state.rows_of(planned.clock, planned.next_clock)}"
             )
-        progress.step, progress.clock = progress.step + 1, planned.next_clock
-        logged = plan.due(plan.recipe.log.every, progress.step, planned.clock, planned.next_clock)
+        progress.at = progress.at._replace(step=progress.at.step + 1, sequences=planned.next_clock)
+        logged = plan.due(plan.recipe.log.every, progress.at.step, planned.clock, planned.next_clock)
         with waiting(math.inf if alone else AGREEMENT_SECONDS + 2 * slowest):
             collected = state.update(planned, batches, counts[0], collectors if logged else ())
             done = state.finish(planned, batches, counts, logged, collected, started)
@@ -202,10 +182,9 @@ class _State:
         """The Step of what was done; only a logged one waits for the device. `counts` are targets, tokens and positions
         of the window over all ranks."""
         so_far, (targets, tokens, _) = self.progress, counts
-        so_far.tokens += tokens
         measured = self._read(targets) if logged else {}
         elapsed = time.perf_counter() - started
-        so_far.seconds += elapsed
+        so_far.at = so_far.at._replace(tokens=so_far.at.tokens + tokens, seconds=so_far.at.seconds + elapsed)
         totals = [total + more for total, more in zip(so_far.since_log, (*counts, 1, elapsed), strict=True)]
         if logged:
             measured |= {
@@ -214,12 +193,9 @@ class _State:
                 "step_seconds": totals[4] / totals[3],
                 "padding": None if self.plan.recipe.data.pack else 1 - totals[1] / totals[2],
             }
-        so_far.since_log = list(_NOTHING) if logged else totals
+        so_far.since_log = list(NOTHING) if logged else totals
         return Step(
-            step=so_far.step,
-            clock=planned.next_clock,
-            tokens=so_far.tokens,
-            seconds=so_far.seconds,
+            at=so_far.at,
             global_batch=planned.global_batch,
             micro_batch=planned.micro_batch or max(len(batch.labels) for batch in batches),
             accumulation=planned.accumulation or len(batches),
@@ -255,71 +231,3 @@ class _State:
         numbers = self.windows.row_numbers(start, end).tolist()
         shown = ", ".join(map(str, numbers[:16])) + (", …" if len(numbers) > 16 else "")
         return f"clock {start} to {end}, training rows {shown}"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found of each row, in the order in which they were asked for; the same on every rank."""
-
-    nll: np.ndarray  # [rows], nats: the sum over a row's targets
-    targets: np.ndarray  # [rows]
-    outputs: np.ndarray  # [rows, k], the task's own
-    text_bytes: float  # bytes of the text that the targets stand for
-    seconds: float
-
-    @property
-    def loss(self) -> float:
-        """Nats per target."""
-        return float(self.nll.sum() / self.targets.sum())
-
-    def __add__(self, other: "Evaluation") -> "Evaluation":
-        """Of the rows of both."""
-        nll, targets, outputs = (
-            np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("nll", "targets", "outputs")
-        )
-        return Evaluation(nll, targets, outputs, self.text_bytes + other.text_bytes, self.seconds + other.seconds)
-
-
-@torch.no_grad()
-def evaluate(
-    model: Any,
-    task: Task,
-    rows: Rows,
-    numbers: Sequence[int],
-    micro_batch: int,
-    accelerator: Any,
-    show: Callable[[int, int], None] = lambda done, of: None,
-) -> Evaluation:
-    """The loss of the rows `numbers`, the same for every micro-batch and world size up to rounding. Rows of like length
-    share a pass, so that little of it is padding. `show` is told of rows done, and of how many."""
-    started = time.perf_counter()
-    model = accelerator.unwrap_model(model, keep_torch_compile=True)
-    model.eval()
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    wanted = np.asarray(numbers)
-    order = np.argsort(rows.lengths[wanted], kind="stable")
-    parts = []
-    for batch in evaluation_batches(rows, wanted[order].tolist(), micro_batch, task.collate, rank, world_size):
-        nll, targets, outputs = task.evaluate_batch(model, to_device(batch, accelerator.device))
-        parts.append(torch.cat([nll[:, None].double(), targets[:, None].double(), outputs.double()], dim=1))
-        show(min(len(wanted), len(parts) * micro_batch * world_size), len(wanted))
-    release(model)
-    found = torch.stack(parts)  # [passes, micro-batch, 2 + k]
-    if world_size > 1:
-        with waiting(AGREEMENT_SECONDS + 2 * (time.perf_counter() - started)):
-            found = accelerator.gather(found[None])
-        found = found.transpose(0, 1)  # passes deal rows out rank by rank
-    table = found.reshape(-1, found.shape[-1])[: len(wanted)].cpu().numpy()[np.argsort(order)]
-    model.train()
-    seconds = time.perf_counter() - started
-    text_bytes = float(rows.text_bytes[wanted].sum())
-    return Evaluation(table[:, 0], table[:, 1].astype(np.int64), table[:, 2:], text_bytes, seconds)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device, copied without waiting where that is a GPU."""
-    if device.type == "cpu":
-        return batch
-    inputs = {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.inputs.items()}
-    labels = batch.labels.pin_memory().to(device, non_blocking=True)
-    return Batch(inputs, labels, batch.targets, batch.tokens)

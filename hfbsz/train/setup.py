@@ -18,9 +18,10 @@ from hfbsz.recipe.fields import Recipe
 from hfbsz.records.record import Step
 from hfbsz.system import launcher
 from hfbsz.train.distributed import make_accelerator, on_all, on_main, precision_of, refuse_other_rows
+from hfbsz.train.evaluate import Evaluation, evaluate
 from hfbsz.train.fsdp import Sharding, fsdp_from_env, is_sharded, shard
 from hfbsz.train.inputs import prepare_inputs
-from hfbsz.train.loop import Evaluation, evaluate, train
+from hfbsz.train.loop import train
 from hfbsz.train.model import build_model, count_parameters
 from hfbsz.train.optimizers import Optimizers, build_optimizer
 from hfbsz.train.tasks import Task

@@ -15,9 +15,9 @@ from hfbsz.errors import UserError
 from hfbsz.recipe.load import load
 from hfbsz.records.folder import RunFolder, read_status
 from hfbsz.records.jsonl import JsonLines, gaps, trim
-from hfbsz.records.record import Reading
+from hfbsz.records.record import Clock, Reading
 from hfbsz.records.run_data import read_run
-from hfbsz.run.session import _outage
+from hfbsz.run.failure import outage_of
 from hfbsz.system.disk import clear_leftovers, sha256, system_errors, writing_into
 from hfbsz.system.files import write_text
 from hfbsz.train.checkpoint import steps
@@ -223,18 +223,18 @@ def test_leftovers_go_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"),
-    [(errno.ENOSPC, "make room; "), (errno.EDQUOT, "make room; "), (errno.EACCES, "see to its permissions; "),
-     (errno.EIO, ""), (errno.ESTALE, "")],
+    ("number", "cause", "remedy"),
+    [(errno.ENOSPC, "disk_full", "make room; "), (errno.EDQUOT, "disk_full", "make room; "),
+     (errno.EACCES, "system", "check its permissions; "), (errno.EIO, "system", ""), (errno.ESTALE, "system", "")],
 )  # fmt: skip
-def test_room_is_asked_for_where_that_is_what_lacks(whole, words, tmp_path, number, remedy):
+def test_room_is_asked_for_where_that_is_what_lacks(whole, words, tmp_path, number, cause, remedy):
     folder = RunFolder(load([*words, f"output_dir={tmp_path}/run"]))
     try:
         reason = os.strerror(number)
-        again = f"{remedy}the same command goes on from the newest checkpoint"
-        assert _outage(OSError(number, reason, "/a/file"), folder) == f"/a/file: {reason}; {again}"
-        assert _outage(OSError(number, reason), folder) == f"{tmp_path}/run: {reason}; {again}"
-        assert _outage(ValueError("no fault of the machine"), folder) is None
+        again = f"{remedy}the same command resumes from the newest checkpoint"
+        assert outage_of(OSError(number, reason, "/a/file"), folder) == (cause, f"/a/file: {reason}; {again}")
+        assert outage_of(OSError(number, reason), folder) == (cause, f"{tmp_path}/run: {reason}; {again}")
+        assert outage_of(ValueError("no fault of the machine"), folder) is None
     finally:
         folder.release()
 
@@ -243,7 +243,7 @@ def test_records_that_are_missing_or_there_twice_are_told_of(tmp_path):
     path = tmp_path / "records.jsonl"
     lines = JsonLines(path)
     for step in range(6):
-        lines.write(Reading("eval" if step == 5 else "step", step, step, step, 0.0, {}))
+        lines.write(Reading("eval" if step == 5 else "step", Clock(step, step, step, 0.0), {}))
     lines.close()
     assert read_run(tmp_path).notes == ()
     text = path.read_text().splitlines(keepends=True)
@@ -258,11 +258,11 @@ def test_a_run_that_goes_on_numbers_its_records_without_a_gap(tmp_path):
     path = tmp_path / "records.jsonl"
     lines = JsonLines(path)
     for event, step in (("step", 1), ("final", 1), ("lifecycle", 1), ("step", 2)):
-        lines.write(Reading(event, step, step, step, 0.0, {}))
+        lines.write(Reading(event, Clock(step, step, step, 0.0), {}))
     lines.close()
     trim(path, 1)
     lines = JsonLines(path)
-    lines.write(Reading("step", 2, 2, 2, 0.0, {}))
+    lines.write(Reading("step", Clock(2, 2, 2, 0.0), {}))
     lines.close()
     assert [json.loads(line)["record"] for line in path.read_text().splitlines()] == [0, 1, 2]
     assert gaps([]) is None and gaps([{"event": "step"}]) is None  # of an earlier version

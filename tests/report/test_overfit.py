@@ -12,7 +12,7 @@ from rich.console import Console as RichConsole
 
 from hfbsz.records import run_data as runs
 from hfbsz.records.overfitting import overfitting_of
-from hfbsz.records.record import Reading
+from hfbsz.records.record import Clock, Reading
 from hfbsz.records.run_data import STEPS, TOKENS
 from hfbsz.report.console import Console
 from hfbsz.report.page import figures
@@ -255,11 +255,11 @@ class TestMeasures:
         console, out = Console(), io.StringIO()
         console.out = RichConsole(file=out, highlight=False)
         values = {"eval/loss": 0.6, "eval/accuracy": 0.7421, "overfit/train_loss": 0.35, "overfit/gap": 0.25}
-        console.evaluation(Reading("eval", 32, 512, 16_077, 14.0, values))
+        console.evaluation(Reading("eval", Clock(32, 512, 16_077, 14.0), values))
         worse = {"eval/loss": 0.7236, "overfit/change": 0.0179, "overfit/best_step": 0.0}
-        console.evaluation(Reading("eval", 6, 512, 16_077, 14.0, worse))
+        console.evaluation(Reading("eval", Clock(6, 512, 16_077, 14.0), worse))
         near = {"eval/loss": 1.01344, "overfit/train_loss": 0.00096, "overfit/gap": 1.01248}
-        console.evaluation(Reading("eval", 7, 512, 16_077, 14.0, near))
+        console.evaluation(Reading("eval", Clock(7, 512, 16_077, 14.0), near))
         first, second, third = out.getvalue().splitlines()
         assert first.endswith("validation loss 0.6000 nats/target  accuracy 0.742  training rows 0.3500 (gap +0.2500)")
         assert second.endswith("loss 0.7236 nats/target  not better than before training (0.7057 at step 0)")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from fake_wandb import KEY, FakeServer, fake_server
 
-from hfbsz.records.record import Reading
+from hfbsz.records.record import Clock, Reading
 
 SCENARIO = """
 import json, os, signal, sys, time
@@ -73,12 +73,12 @@ def reader() -> ModuleType:
 @pytest.fixture
 def rows(tmp_path: Path) -> list[dict[str, float | str]]:
     """Lines as records.jsonl holds them, in every kind of event, with awkward floats."""
-    lines = [{"time": 1.7e9, **Reading("lifecycle", 0, 0, 0, 0.0, {"lifecycle/what": "started"}).flat()}]
+    lines = [{"time": 1.7e9, **Reading("lifecycle", Clock(0, 0, 0, 0.0), {"lifecycle/what": "started"}).flat()}]
     for step in range(1, 50):
         event, values = "step", {"train/loss": 10 / 3 / step, "batch/global": 8, "train/learning_rate": 1e-7 / step}
         if step % 10 == 0:
             event, values = "eval", {"eval/loss": 0.1 + abs(step - 20) / 7, "eval/code/loss": 1 / step}
-        reading = Reading(event, step, 8 * step, 2**40 + 1024 * step, step / 9, values)
+        reading = Reading(event, Clock(step, 8 * step, 2**40 + 1024 * step, step / 9), values)
         lines.append({"time": 1.7e9 + step / 3, **reading.flat()})
     lines[5] |= {"train/loss": math.nan, "train/grad_norm": math.inf}
     (tmp_path / "rows.json").write_text(json.dumps(lines))

@@ -11,7 +11,7 @@ from conftest import ROOT
 from fake_wandb import FakeServer, KeptRun, fake_server
 from filelock import FileLock
 
-from hfbsz.records.record import Reading
+from hfbsz.records.record import Clock, Reading
 from hfbsz.report.wandb.reporter import Identity
 from hfbsz.report.wandb.sync import lacking
 
@@ -22,15 +22,15 @@ PATIENT += "sender.FINISH_SECONDS = 2; sys.exit(sync.main(sys.argv[1:]))"
 @pytest.fixture
 def rows() -> list[dict]:
     """Of a run that was resumed twice from the checkpoint of step 20."""
-    lines = [Reading("lifecycle", 0, 0, 0, 0.0, {"state": "running"})]
+    lines = [Reading("lifecycle", Clock(0, 0, 0, 0.0), {"state": "running"})]
     for step in range(1, 41):
-        lines.append(Reading("step", step, 8 * step, 512 * step, step / 9, {"train/loss": 10 / 3 / step}))
+        lines.append(Reading("step", Clock(step, 8 * step, 512 * step, step / 9), {"train/loss": 10 / 3 / step}))
         if step % 10 == 0:
             loss = 0.1 + abs(step - 20) / 7
-            lines.append(Reading("eval", step, 8 * step, 512 * step, step / 9, {"eval/loss": loss}))
+            lines.append(Reading("eval", Clock(step, 8 * step, 512 * step, step / 9), {"eval/loss": loss}))
         if step == 20:
-            lines += 2 * [Reading("lifecycle", step, 8 * step, 512 * step, step / 9, {"state": "resumed"})]
-    lines.append(Reading("lifecycle", 40, 320, 20480, 40 / 9, {"state": "finished"}))
+            lines += 2 * [Reading("lifecycle", Clock(step, 8 * step, 512 * step, step / 9), {"state": "resumed"})]
+    lines.append(Reading("lifecycle", Clock(40, 320, 20480, 40 / 9), {"state": "finished"}))
     return [{**reading.flat(), "time": 1.7e9 + number} for number, reading in enumerate(lines)]
 
 

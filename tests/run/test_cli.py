@@ -13,7 +13,7 @@ from conftest import ROOT, TINY, records
 from filelock import FileLock
 
 from hfbsz.recipe.load import load
-from hfbsz.records.folder import RunFolder, read_status
+from hfbsz.records.folder import Cause, RunFolder, read_status
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(hfbsz, words, tmp_path, wrong, 
     (line,) = lines_of(ended)
     assert message in line and ended.code == 2
     status = read_status(tmp_path / "run")
-    assert status == {} or (status["state"] == "failed" and message in status["why"])
+    assert status == {} or ((status["state"], status["cause"]) == ("failed", "refused") and message in status["why"])
 
 
 def test_an_indivisible_batch_on_two_processes_speaks_once(hfbsz, words):
@@ -105,7 +105,7 @@ def test_an_unfinished_attempt_is_kept_aside(tmp_path):
         assert not folder.finished
         folder.begin(loaded, anew=True)
         (folder.path / "records.jsonl").write_text(f"{attempt}")
-        folder.status("failed", why="a test")
+        folder.status("failed", Cause.EXCEPTION, "a test")
         folder.release()
     kept = [(tmp_path / "run" / f"attempt-{n}" / "records.jsonl").read_text() for n in (1, 2)]
     assert kept == ["0", "1"] and (tmp_path / "run" / "records.jsonl").read_text() == "2"
@@ -124,7 +124,7 @@ def test_sigint_ends_at_the_next_step_with_a_saved_model(words, tmp_path, enviro
     _, err = process.communicate(timeout=60)
     status = json.loads((run / "status.json").read_text())
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert (status["state"], status["why"]) == ("preempted", "SIGINT")
+    assert (status["state"], status["cause"], status["why"]) == ("preempted", "signal", "SIGINT")
     last = records(run, "step")[-1]
     assert status["step"] == last["train/global_step"] < 12_500
     from transformers import AutoModelForCausalLM
@@ -169,7 +169,9 @@ def test_sigint_to_rank_0_alone_stops_both_ranks_and_saves(words, tmp_path, envi
     os.kill(read_status(run)["pid"], signal.SIGINT)
     process.wait(timeout=60)
     status = read_status(run)
-    assert (status["state"], status["why"]) == ("preempted", "SIGINT") and (run / "report.html").is_file()
+    assert (status["state"], status["cause"], status["why"]) == ("preempted", "signal", "SIGINT") and (
+        run / "report.html"
+    ).is_file()
     assert (run / "model.safetensors").is_file()
 
 

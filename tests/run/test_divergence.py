@@ -13,7 +13,7 @@ from hfbsz.recipe.load import load
 from hfbsz.records.evaluations import kept_of, not_better
 from hfbsz.records.folder import read_status
 from hfbsz.records.jsonl import JsonLines
-from hfbsz.records.record import Reading
+from hfbsz.records.record import Clock, Reading
 from hfbsz.records.run_data import read_run
 from hfbsz.run.outcome import _not_better
 from hfbsz.train.checkpoint import Collected, newest, save, steps
@@ -67,7 +67,7 @@ def test_the_first_weight_that_is_not_finite_is_named(ragged):
 def test_numbers_that_are_not_finite_are_values_in_records(tmp_path):
     lines = JsonLines(tmp_path / "records.jsonl")
     for step, loss in enumerate((6.25, math.nan, math.inf, -math.inf)):
-        lines.write(Reading("eval", step, step, step, 0.0, {"eval/loss": loss}))
+        lines.write(Reading("eval", Clock(step, step, step, 0.0), {"eval/loss": loss}))
     lines.close()
 
     def refuse(word):
@@ -87,14 +87,15 @@ def test_case_d09_a_new_model_that_ends_worse_than_it_began_has_diverged(tmp_pat
     watch, targets = Watch(None), torch.ones(4).numpy()
     watch.begin(6.0 * targets, targets)
     watch.see(1, 18.0 * targets, targets, None)
-    (told,) = _not_better(watch, Reading("eval", 1, 8, 8, 1.0, {"eval/loss": 18.0, "eval/rows": 4}), recipe).values()
+    final = Reading("eval", Clock(1, 8, 8, 1.0), {"eval/loss": 18.0, "eval/rows": 4})
+    (told,) = _not_better(watch, final, recipe).values()
     assert told.startswith(
         "6.0000 nats/target on the fixed 4 rows: step 1 (18.0000) is not better than before training"
     )
     assert ("has diverged: lower optim.lr" in told) == diverged
     lines = JsonLines(tmp_path / "records.jsonl")
     for step, loss in enumerate((6.0, 18.0)):
-        lines.write(Reading("eval", step, step, step, 0.0, {"eval/loss": loss}))
+        lines.write(Reading("eval", Clock(step, step, step, 0.0), {"eval/loss": loss}))
     lines.close()
     (tmp_path / "plan.json").write_text(json.dumps({"recipe": recipe.to_dict()}))
     assert ("has diverged: lower optim.lr" in not_better(read_run(tmp_path))) == diverged

@@ -16,7 +16,7 @@ from test_resume import Started
 
 from hfbsz.errors import LaunchError, TrainingError, UserError, described
 from hfbsz.recipe.load import load
-from hfbsz.records.folder import RunFolder, is_held, read_status
+from hfbsz.records.folder import Cause, RunFolder, is_held, read_status
 from hfbsz.system.launcher import _named, _option, check_launch
 
 
@@ -60,7 +60,7 @@ def test_case_33_a_run_outlives_the_reader_of_its_output(words, environment, tmp
     run.stdout.close()
     assert run.stderr.read() == b"" and run.wait(timeout=120) == 0
     status = read_status(tmp_path / "run")
-    assert (status["state"], status.get("why"), status["step"]) == ("finished", None, 5)
+    assert (status["state"], status["cause"], status["why"], status["step"]) == ("finished", "budget", None, 5)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def stopped(run, folder, number, process, cache):
     assert time.monotonic() - started < 30
     status = read_status(folder)
     assert status["state"] == "preempted" and not is_held(folder)
-    assert "before the first step" in status["why"] and status["why"].startswith("SIG")
+    assert status["cause"] == "signal" and status["why"].startswith("SIG")
     assert not list(cache.glob("*.tmp")) and not list(cache.glob(".*.tmp"))
 
 
@@ -161,7 +161,7 @@ def test_a_signal_in_preparation_keeps_what_an_earlier_start_has_come_to(tmp_pat
     loaded = load([TINY, f"output_dir={tmp_path}/run"])
     folder = RunFolder(loaded)
     folder.begin(loaded, anew=True)
-    folder.status("preempted", why="SIGTERM", step=7, clock=56)
+    folder.status("preempted", Cause.SIGNAL, "SIGTERM", step=7, clock=56)
     folder.release()
     again = RunFolder(loaded)
     again.status("running")

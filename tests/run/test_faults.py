@@ -46,7 +46,7 @@ def test_a_rank_that_dies_ends_the_others(ragged, environment, tmp_path):
     assert run.process.returncode != 0 and "error: rank 0: another rank has ended" in err
     assert "[rank0]: Traceback" not in err
     status = read_status(folder)
-    assert status["state"] == "failed" and "goes on from the newest checkpoint" in status["why"]
+    assert (status["state"], status["cause"]) == ("failed", "rank")
     assert whole_checkpoint(folder)
 
 
@@ -66,7 +66,7 @@ def test_a_rank_that_hangs_does_not_hold_a_signalled_one(ragged, environment, tm
     _, err = run.process.communicate(timeout=60)
     assert re.search(r"error: rank 0: SIGTERM: the other ranks did not answer within 1\d s", err)
     status = read_status(folder)
-    assert status["state"] == "preempted" and "without a checkpoint" in status["why"]
+    assert (status["state"], status["cause"]) == ("preempted", "signal") and "without a checkpoint" in status["why"]
     assert whole_checkpoint(folder)
 
 
@@ -89,7 +89,7 @@ def test_gradients_that_are_not_finite_end_the_run(hfbsz, ragged, tmp_path, proc
     assert ended.code != 0 and "5 steps in a row had gradients that are not finite" in ended.err
     assert "lower optim.lr" in ended.err and "hfbsz/loop.py" not in ended.err
     status = read_status(folder)
-    assert status["state"] == "diverged" and "not finite" in status["why"] and whole_checkpoint(folder)
+    assert (status["state"], status["cause"]) == ("diverged", "diverged") and whole_checkpoint(folder)
 
 
 BY_BLOCK = f"""
@@ -262,7 +262,7 @@ def test_a_signal_at_any_moment_ends_both_ranks_with_a_checkpoint(ragged, enviro
     run.wait_for(reached[moment])
     run.end(signal.SIGUSR1, ranks(run.process.pid)["1"].pid)
     status = read_status(folder)
-    assert (status["state"], status["why"]) == ("preempted", "a signal to another rank")
+    assert (status["state"], status["cause"]) == ("preempted", "signal")
     assert (folder / f"checkpoint-{status['step']}" / "complete.json").is_file() and whole_checkpoint(folder)
 
 

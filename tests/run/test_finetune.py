@@ -81,7 +81,7 @@ def test_the_overfit_is_seen_dated_and_stopped(tuned):
     assert last["overfit/gap"] > 0.3 and last["overfit/train_loss"] < 0.5 < last["eval/loss"]
     assert list(losses).index(last["train/global_step"]) - list(losses).index(best) == 4
     status = read_status(folder)
-    assert status["state"] == "finished" and "no evaluation was better in the 4 since" in status["why"]
+    assert (status["state"], status["cause"]) == ("finished", "patience") and "in the 4 since" in status["why"]
     assert "overfitting since step" in ended.out and "stopped" not in ended.err
     assert best in steps(folder)
 

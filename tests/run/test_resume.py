@@ -127,7 +127,7 @@ def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environ
         run.wait_for(lambda run=run, target=target: run.step() >= target)
         run.end(signal.SIGTERM, read_status(folder)["pid"])
         status = read_status(folder)
-        assert (status["state"], status["why"]) == ("preempted", "SIGTERM")
+        assert (status["state"], status["cause"], status["why"]) == ("preempted", "signal", "SIGTERM")
         assert (folder / f"checkpoint-{status['step']}" / "complete.json").is_file()
     ended = hfbsz("pretrain.py", *words, f"output_dir={folder}")
     assert ended.code == 0 and "going on from" in ended.out

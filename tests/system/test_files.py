@@ -5,7 +5,7 @@ import pytest
 from hfbsz.errors import UserError
 from hfbsz.records.folder import read_status
 from hfbsz.records.jsonl import JsonLines
-from hfbsz.records.record import Reading
+from hfbsz.records.record import Clock, Reading
 from hfbsz.system.files import json_object, read_object, refuse_others, write_text
 from hfbsz.system.yaml import read_yaml, write_yaml
 
@@ -18,7 +18,7 @@ def test_links_are_replaced_not_written_through(tmp_path):
     write_text(tmp_path / "status.json", "{}")
     write_yaml({"seed": 1}, tmp_path / "recipe.yaml")
     records = JsonLines(tmp_path / "records.jsonl")
-    records.write(Reading("lifecycle", 0, 0, 0, 0.0, {"state": "running"}))
+    records.write(Reading("lifecycle", Clock(0, 0, 0, 0.0), {"state": "running"}))
     records.close()
     assert victim.read_text() == "precious" and read_yaml(tmp_path / "recipe.yaml") == {"seed": 1}
     assert not any((tmp_path / name).is_symlink() for name in ("status.json", "recipe.yaml", "records.jsonl"))

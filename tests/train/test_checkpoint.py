@@ -10,7 +10,7 @@ from test_loop import Bench, _here  # noqa: F401  (the fixture puts the cache in
 from hfbsz.errors import UserError
 from hfbsz.records.jsonl import trim
 from hfbsz.train.checkpoint import collect, forget_after, newest, prune, read, restore, save, steps
-from hfbsz.train.loop import Progress
+from hfbsz.train.progress import Progress
 
 RATES = {"adamw": 3e-3, "sgd": 0.1, "lamb": 1e-2, "muon": 3e-3, "adafactor": 3e-2, "schedule_free": 3e-3}
 
@@ -25,7 +25,7 @@ def test_a_run_goes_on_as_if_nothing_had_been(ragged, tmp_path, name):
     unbroken = list(whole.steps())
     progress = Progress(first.accelerator.device)
     for step in first.steps(progress=progress):
-        if step.step == 14:
+        if step.at.step == 14:
             break
     path = save(
         tmp_path, 14, collect(first.model, first.optimizer), {"progress": progress.to_dict([progress.loss.item()])}
@@ -33,10 +33,10 @@ def test_a_run_goes_on_as_if_nothing_had_been(ragged, tmp_path, name):
     found = read(path)
     restore(found, second.model, second.optimizer)
     resumed = list(second.steps(progress=Progress(second.accelerator.device, found.state["progress"])))
-    assert [step.step for step in resumed] == [step.step for step in unbroken[14:]]
+    assert [step.at.step for step in resumed] == [step.at.step for step in unbroken[14:]]
     for one, other in zip(resumed, unbroken[14:], strict=True):
-        assert (one.clock, one.tokens, one.loss, one.grad_norm, one.skipped) == (
-            other.clock, other.tokens, other.loss, other.grad_norm, other.skipped,
+        assert (one.at.sequences, one.at.tokens, one.loss, one.grad_norm, one.skipped) == (
+            other.at.sequences, other.at.tokens, other.loss, other.grad_norm, other.skipped,
         )  # fmt: skip
     weights = zip(second.model.parameters(), whole.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in weights)
@@ -49,9 +49,9 @@ def test_the_decisions_of_an_adaptive_ramp_come_back(ragged, tmp_path):
         taken = []
         for step in bench.steps(progress=progress):
             taken.append(step.global_batch)
-            if step.step == 4:
-                progress.decisions.append((step.clock, 16))
-            if step.step == until:
+            if step.at.step == 4:
+                progress.decisions.append((step.at.sequences, 16))
+            if step.at.step == until:
                 break
         return taken
 
@@ -72,9 +72,9 @@ def saved(ragged, tmp_path):
     """Three checkpoints of a run."""
     bench = Bench(ragged)
     for step in bench.steps():
-        if step.step % 2 == 0:
-            save(tmp_path, step.step, collect(bench.model, bench.optimizer), {"progress": {"step": step.step}})
-        if step.step == 6:
+        if step.at.step % 2 == 0:
+            save(tmp_path, step.at.step, collect(bench.model, bench.optimizer), {"progress": {"step": step.at.step}})
+        if step.at.step == 6:
             return tmp_path
 
 

@@ -12,7 +12,9 @@ from hfbsz.data.rows import sample
 from hfbsz.errors import TrainingError
 from hfbsz.recipe.load import load
 from hfbsz.train.checkpoint import collect, read, restore, save
-from hfbsz.train.loop import Progress, evaluate, seed_of, train
+from hfbsz.train.evaluate import evaluate
+from hfbsz.train.loop import seed_of, train
+from hfbsz.train.progress import Progress
 from hfbsz.train.setup import setup
 from hfbsz.train.tasks.language_modeling import IGNORED
 
@@ -97,7 +99,7 @@ def test_unlogged_steps_carry_no_numbers_and_the_loss_is_the_mean_since_the_last
     mean = sum(step.loss * step.targets for step in every[:5]) / sum(step.targets for step in every[:5])
     assert fifth[4].loss == pytest.approx(mean, rel=1e-6)
     assert fifth[-1].grad_norm == pytest.approx(every[-1].grad_norm, rel=1e-4)
-    assert every[-1].tokens == sum(step.step_tokens for step in every) == sum(step.targets for step in every)
+    assert every[-1].at.tokens == sum(step.step_tokens for step in every) == sum(step.targets for step in every)
 
 
 def test_padding_is_its_share_since_the_last_record(ragged):
@@ -116,7 +118,7 @@ def test_padding_is_its_share_since_the_last_record(ragged):
 def test_filled_micro_batches_are_told_as_they_were(ragged):
     bench = Bench(ragged, "batch.micro_tokens=200", "duration=10steps")
     for step in bench.steps():
-        batches = bench.windows.window(bench.plan.step(step.clock - 8))
+        batches = bench.windows.window(bench.plan.step(step.at.sequences - 8))
         assert (step.accumulation, step.micro_batch) == (len(batches), max(len(batch.labels) for batch in batches))
 
 
@@ -127,7 +129,7 @@ def test_rows_of_like_length_go_on_from_a_checkpoint_as_if_nothing_had_been(ragg
     whole, begun, gone_on = (Bench(ragged, *words) for _ in range(3))
     told = list(whole.steps())
     progress = Progress(begun.accelerator.device)
-    before = list(begun.steps(progress=progress, stop=lambda: progress.step == 19))
+    before = list(begun.steps(progress=progress, stop=lambda: progress.at.step == 19))
     state = {"progress": progress.to_dict([float(progress.loss)])}
     checkpoint = read(save(tmp_path, 19, collect(begun.model, begun.optimizer), state))
     restore(checkpoint, gone_on.model, gone_on.optimizer)
@@ -144,7 +146,7 @@ def test_decisions_change_the_batch_between_two_steps(ragged):
     batches = []
     for step in bench.steps(progress=progress):
         batches.append(step.global_batch)
-        if step.clock == 80:
+        if step.at.sequences == 80:
             progress.decisions.append((80, 16))
     assert batches[9:12] == [8, 16, 16] and sum(batches) >= bench.plan.total
 
@@ -154,7 +156,7 @@ def test_a_stop_ends_after_the_step(ragged):
     seen = []
     for step in bench.steps(stop=lambda: len(seen) == 3):
         seen.append(step)
-    assert [step.step for step in seen] == [1, 2, 3]
+    assert [step.at.step for step in seen] == [1, 2, 3]
 
 
 def poisoned(bench, bad):
@@ -176,13 +178,13 @@ def test_a_non_finite_step_changes_no_weight_and_is_counted(ragged):
     before, seen = None, []
     for step in bench.steps():
         weights = torch.cat([weight.detach().flatten().clone() for weight in bench.model.parameters()])
-        if step.step == 4:
+        if step.at.step == 4:
             assert torch.equal(weights, before)
             moments = bench.optimizer.parts[0].state[next(bench.model.parameters())]
             assert moments["step"].item() == 3 and torch.isfinite(moments["exp_avg"]).all()
         before = weights
         seen.append(step)
-    assert [step.skipped for step in seen][2:6] == [0, 1, 1, 1] and seen[3].clock == 32
+    assert [step.skipped for step in seen][2:6] == [0, 1, 1, 1] and seen[3].at.sequences == 32
     assert math.isnan(seen[3].loss) and math.isfinite(seen[-1].loss)
 
 

@@ -15,9 +15,9 @@ from hfbsz.recipe.fields import Model
 from hfbsz.recipe.load import load
 from hfbsz.system.signals import Interrupt
 from hfbsz.train.checkpoint import collect, read, restore, save
-from hfbsz.train.loop import Progress
 from hfbsz.train.lora import merged
 from hfbsz.train.model import build_model
+from hfbsz.train.progress import Progress
 
 RATES = {"adamw": 3e-3, "sgd": 0.1, "lamb": 1e-2, "adafactor": 3e-2, "schedule_free": 3e-3}
 WORDS = ["model.shape=null", "model.lora.rank=4", "model.lora.dropout=0.1", "duration=12steps"]
@@ -94,7 +94,7 @@ def test_a_checkpoint_holds_adapters_alone_and_a_run_goes_on_from_it(bench, tmp_
     unbroken = list(whole.steps())
     progress = Progress(first.accelerator.device)
     for step in first.steps(progress=progress):
-        if step.step == 5:
+        if step.at.step == 5:
             break
     state = {"progress": progress.to_dict([progress.loss.item()])}
     path = save(tmp_path, 5, collect(first.model, first.optimizer), state)
@@ -105,7 +105,7 @@ def test_a_checkpoint_holds_adapters_alone_and_a_run_goes_on_from_it(bench, tmp_
     restore(found, second.model, second.optimizer)
     resumed = list(second.steps(progress=Progress(second.accelerator.device, found.state["progress"])))
     for one, other in zip(resumed, unbroken[5:], strict=True):
-        assert (one.clock, one.loss, one.grad_norm) == (other.clock, other.loss, other.grad_norm)
+        assert (one.at.sequences, one.loss, one.grad_norm) == (other.at.sequences, other.loss, other.grad_norm)
     assert all(map(same, parted(second.model), parted(whole.model)))
 
 

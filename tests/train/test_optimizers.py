@@ -29,10 +29,10 @@ def test_a_non_finite_step_changes_no_weight(ragged, name):
     before = None
     for step in made.steps():
         weights = torch.cat([weight.detach().flatten().clone() for weight in made.model.parameters()])
-        if step.step == 4:
+        if step.at.step == 4:
             assert torch.equal(weights, before) and step.skipped == 1
         before = weights
-        if step.step == 6:
+        if step.at.step == 6:
             break
     assert torch.isfinite(before).all()
 
@@ -75,7 +75,7 @@ def test_lambs_update_does_not_depend_on_the_gradients_scale(ragged):
 def test_schedule_free_evaluates_its_average_and_trains_on(ragged):
     made = bench(ragged, "schedule_free")
     for step in made.steps():
-        if step.step == 20:
+        if step.at.step == 20:
             break
     trained = [weight.detach().clone() for weight in made.model.parameters()]
     with made.optimizer.averaged():

@@ -1,0 +1,79 @@
+"""How a run that did not finish is recorded: its state, the cause for programs, and a line for people."""
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+from hfbsz.errors import Diverged, RankError, TrainingError, UserError, described
+from hfbsz.records.folder import Cause, RunFolder, read_status
+from hfbsz.system.disk import FULL
+from hfbsz.system.signals import Interrupted
+
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Outage(NamedTuple):
+    """A fault of the machine, and what it means for the run."""
+
+    cause: Cause
+    line: str
+
+
+def outage_of(problem: BaseException, folder: RunFolder | None) -> Outage | None:
+    """The fault of the machine that an exception stands for; None for any other exception."""
+    again = "the same command resumes from the newest checkpoint"
+    if isinstance(problem, OSError) and problem.strerror and folder is not None:
+        path = os.fsdecode(problem.filename) if problem.filename else str(folder.path)
+        if problem.errno in FULL:
+            return Outage(Cause.DISK_FULL, f"{path}: {problem.strerror}; make room; {again}")
+        remedy = "check its permissions; " if problem.errno in _DENIED else ""
+        return Outage(Cause.SYSTEM, f"{path}: {problem.strerror}; {remedy}{again}")
+    if isinstance(problem, dist.DistError) or any(word in str(problem) for word in ("gloo", "NCCL", "Connection")):
+        first = str(problem).splitlines()[0][:120]
+        return Outage(Cause.RANK, f"another rank has ended: it, or its launcher, says why; {again} ({first})")
+    return None
+
+
+def cause_of(problem: BaseException) -> Cause:
+    """The cause that an exception stands for."""
+    causes: list[tuple[type[BaseException], Cause]] = [
+        (Diverged, Cause.DIVERGED),
+        (TrainingError, Cause.TRAINING),
+        (RankError, Cause.RANK),
+        (UserError, Cause.REFUSED),
+        (KeyboardInterrupt, Cause.SIGNAL),
+    ]
+    return next((cause for kind, cause in causes if isinstance(problem, kind)), Cause.EXCEPTION)
+
+
+def record_failure(
+    folder: RunFolder | None,
+    close: Callable[[str], None] | None,
+    problem: BaseException,
+    outage: Outage | None = None,
+) -> None:
+    """Mark a run as failed or diverged, unless it had ended before; on a full disk as far as that is possible. `close`
+    ends records and reports of a run that had been assembled."""
+    if folder is None or read_status(folder.path).get("state") in ("finished", "preempted"):
+        return
+    cause, why = outage or (cause_of(problem), described(problem))
+    state = "diverged" if cause is Cause.DIVERGED else "failed"
+    with suppress(OSError):
+        folder.fail(cause, why, close is not None, state)
+    if close is not None:
+        with suppress(OSError):
+            close(state)
+
+
+def record_interruption(folder: RunFolder | None, close: Callable[[str], None] | None, problem: Interrupted) -> None:
+    """Mark a run that a signal ended before its first step."""
+    if folder is None:
+        return
+    with suppress(OSError):
+        folder.interrupt(str(problem))
+    if close is not None:
+        close("preempted")

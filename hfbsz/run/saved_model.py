@@ -1,0 +1,24 @@
+"""The model that a run saves, in Hugging Face form: weights, configuration, tokenizer."""
+
+from pathlib import Path
+
+import torch
+
+from hfbsz.data.tokenizer.tokenizer import save_tokenizer
+from hfbsz.system.disk import writing_into
+from hfbsz.train.lora import merged
+from hfbsz.train.model import set_generation_ends
+from hfbsz.train.setup import Setup
+
+
+def save_model(setup: Setup, weights: dict[str, torch.Tensor] | None, folder: Path) -> list[str]:
+    """Save the model and its tokenizer to a folder, complete or not at all; gives the names of the files, relative to
+    it. Rank 0 calls it. `weights`: gathered from all ranks, where they share them. Raises OSError."""
+    model = setup.accelerator.unwrap_model(setup.model, keep_torch_compile=False)
+    with setup.optimizer.averaged(), writing_into(folder) as partial:
+        saved = merged(model)
+        if ends := setup.data.manifest.end_ids:
+            set_generation_ends(saved, ends)
+        saved.save_pretrained(partial, state_dict=weights)
+        save_tokenizer(setup.tokenizer, partial)
+        return [file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()]

@@ -1,0 +1,50 @@
+"""How far a run has come, and what the loop carries from step to step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hfbsz.records.record import Clock
+
+_AXES = ("step", "clock", "tokens", "seconds")  # of a Clock, as a checkpoint names them
+NOTHING = (0, 0, 0, 0, 0.0)  # targets, tokens, positions, steps, seconds
+
+
+class Progress:
+    """How far a run has come, and what it carries from step to step; on the device where reading it would cost a
+    synchronisation. Changes with every step; a checkpoint holds what `to_dict` gives."""
+
+    def __init__(self, device: torch.device, saved: Mapping[str, Any] | None = None, rank: int = 0) -> None:
+        """`saved`: what `to_dict` gave, on any number of ranks."""
+        saved = saved or {}
+        self.at = Clock(*(saved.get(name, 0) for name in _AXES))
+        self.since_log = list(saved.get("since_log", NOTHING))
+        # (clock, batch) of an adaptive ramp; grows between two steps, on all ranks alike
+        self.decisions = [(clock, batch) for clock, batch in saved.get("decisions", [])]
+        losses = saved.get("losses", [0.0])
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        mine = losses[rank] if len(losses) == ranks else sum(losses) * (rank == 0)
+
+        def on_device(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.tensor(value, dtype=dtype, device=device)
+
+        self.loss = on_device(mine, torch.float64)  # this rank's sum since the last log
+        self.skipped = on_device(saved.get("skipped", 0))
+        self.streak = on_device(saved.get("streak", 0))  # non-finite steps in a row
+        self.worst = on_device(saved.get("worst", 0))  # the longest streak, and the clock that ended it
+        self.worst_clock = on_device(saved.get("worst_clock", 0), torch.int64)
+        self.norm = on_device(0)
+
+    def to_dict(self, losses: Sequence[float]) -> dict[str, Any]:
+        """Plain data; `losses` is `loss` of every rank."""
+        device = {name: float(getattr(self, name)) for name in ("skipped", "streak", "worst")}
+        host = {name: getattr(self, name) for name in ("since_log", "decisions")}
+        return {
+            **dict(zip(_AXES, self.at, strict=True)),
+            **host,
+            **device,
+            "worst_clock": int(self.worst_clock),
+            "losses": list(losses),
+        }
