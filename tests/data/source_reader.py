@@ -1,4 +1,4 @@
-"""Records of a source, with what a pass over it counted."""
+"""Read the records of a source in tests, with the tally of the pass."""
 
 import pytest
 
@@ -9,7 +9,8 @@ from hfbsz.recipe.fields import Data
 
 
 def read(*names: str, optional=(), **fields) -> tuple[list[Record], Tally]:
-    """What `data.*` fields read, asking for the columns that the named fields name (a field's own name, else)."""
+    """The records and tally of a source given by `data.*` fields, for the columns that the fields `names` name (for an
+    unset field, the column of the same name)."""
     data, tally = Data(**fields), Tally()
     named = {f"data.{name}": getattr(data, name) or name for name in names or ("text",)}
     return list(open_source(data).records(Columns(named, tuple(optional)), tally)), tally
@@ -20,7 +21,7 @@ def texts(records) -> list:
 
 
 def refused(*names: str, **fields) -> str:
-    """The one line that these fields are refused with."""
+    """The message of the UserError that these fields raise, which must be one line."""
     with pytest.raises(UserError) as caught:
         read(*names, **fields)
     (line,) = caught.value.lines

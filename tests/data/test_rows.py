@@ -139,7 +139,7 @@ def test_a_set_has_a_text_column_of_its_own_and_another_column_is_other_rows(tmp
         ("a.txt", b"too short", "fewer than one row"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl:2: not JSON"),
         ("a.jsonl", b'{"body": "x"}', "a.jsonl:1: no column 'text' (data.text); there are 'body'"),
-        ("a.jsonl", b'["x"]', "no object with columns but an array"),
+        ("a.jsonl", b'["x"]', "not an object with columns but an array"),
     ],
 )
 def test_files_that_are_no_corpus(tmp_path, name, content, message):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hfbsz.data.chat.template import Span
-from hfbsz.data.tokenizer.encoding import State, encode_plain, restored
+from hfbsz.data.tokenizer.encoding import State, encode_plain, temporary_state
 from hfbsz.data.tokenizer.special_tokens import special_pattern
 
 
@@ -73,7 +73,7 @@ class Encoder:
 
     def _with_ends(self, text: str) -> tuple[list[int], list[int]]:
         rust = self.tokenizer.backend_tokenizer
-        with restored(rust, State()):
+        with temporary_state(rust, State()):
             encoding = rust.encode(text, add_special_tokens=False)
         return encoding.ids, [end for _, end in encoding.offsets]
 

@@ -1,1 +1,1 @@
-"""Where records come from: files in every format, files of packages, Hub data sets."""
+"""Sources of records: files in every supported format, files of packages, Hub data sets."""

@@ -1,4 +1,4 @@
-"""How a file is opened: what the recipe says of its format, decompression, and the encoding of its text."""
+"""How a file is opened: the recipe's fields on its format, decompression, and the encoding of its text."""
 
 import bz2
 import codecs
@@ -15,9 +15,9 @@ from hfbsz.data.sources.texts import unescape
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe.fields import Origin
 
-CHUNK = 2**18  # bytes that are read at once
+CHUNK = 2**18  # bytes per read
 
-_BOMS = (  # the longer ones first: UTF-32's begins with UTF-16's
+_BOMS = (  # longer marks first: that of UTF-32 starts with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8 with a byte order mark"),
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
@@ -39,22 +39,20 @@ _OPENERS: dict[str, Callable[[Path], Any]] = {
     ".xz": lzma.open,
     ".zst": _zstd,
 }
-
-
-_MARKS = {
+_SIGNATURES = {
     ".gz": (b"\x1f\x8b",),
     ".bz2": (b"BZh",),
     ".xz": (b"\xfd7zX",),
-    ".zst": (
+    ".zst": (  # a frame, or a skippable frame
         b"\x28\xb5\x2f\xfd",
-        *(bytes([sign]) + b"\x2a\x4d\x18" for sign in range(0x50, 0x60)),
-    ),  # and skipped frames
+        *(bytes([number]) + b"\x2a\x4d\x18" for number in range(0x50, 0x60)),
+    ),
 }
 
 
 @dataclass(frozen=True)
-class Format:
-    """What a recipe's part says of the format of its files (`Origin.FORMAT`); messages name the part's fields."""
+class ReadOptions:
+    """The fields of a recipe's part (`Origin.FORMAT`) that say how its files are read; messages name that part."""
 
     part: str = "data"
     format: str = "auto"
@@ -68,149 +66,151 @@ class Format:
     separator: str | None = None
 
     @classmethod
-    def of(cls, origin: Origin, part: str) -> "Format":
-        """Of a recipe's part. Raises UserError for an encoding that Python does not have, and for texts that cannot
-        separate fields or begin comments."""
+    def of(cls, origin: Origin, part: str) -> "ReadOptions":
+        """The options of a recipe's part. Raises UserError for an encoding unknown to Python, and for an invalid
+        header, delimiter or comment prefix."""
         values = {name: getattr(origin, name) for name in Origin.FORMAT}
         if isinstance(values["header"], list):
-            values["header"] = _names(values["header"], part)
+            values["header"] = _checked_header(values["header"], part)
         if values["delimiter"] is not None:
-            values["delimiter"] = _delimiter(values["delimiter"], values["quoting"], part)
+            values["delimiter"] = _checked_delimiter(values["delimiter"], values["quoting"], part)
         if values["encoding"] is not None:
-            values["encoding"] = _encoding(values["encoding"], part)
+            values["encoding"] = _checked_encoding(values["encoding"], part)
         if values["comment"] is not None and not values["comment"].strip():
-            raise UserError(f"{part}.comment: {values['comment']!r} begins no comment: write a text such as '#'")
+            raise UserError(f"{part}.comment: {values['comment']!r} cannot start a comment: write a text such as '#'")
         return cls(part, **values)
 
-    def given(self) -> dict[str, Any]:
-        """The fields that are not as by default: the part of a cache's key."""
-        plain = asdict(Format(self.part))
-        return {name: value for name, value in asdict(self).items() if value != plain[name]}
+    def changed(self) -> dict[str, Any]:
+        """The options that differ from the defaults; they are part of the cache key."""
+        defaults = asdict(ReadOptions(self.part))
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
-def _names(names: list[str], part: str) -> tuple[str, ...]:
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{part}.header: two columns have the name {twice[0]!r}")
+def _checked_header(names: list[str], part: str) -> tuple[str, ...]:
+    if duplicates := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{part}.header: two columns have the name {duplicates[0]!r}")
     if not names:
         raise UserError(f"{part}.header: it names no column: write {part}.header=[text,label], or false")
     return tuple(names)
 
 
-def _delimiter(text: str, quoting: str, part: str) -> str:
+def _checked_delimiter(text: str, quoting: str, part: str) -> str:
     delimiter = unescape(text)
-    if not delimiter or any(sign in delimiter for sign in '"\r\n'):
-        raise UserError(f"{part}.delimiter: {text!r} separates no fields: write a text such as ';' or '\\t'")
+    if not delimiter or any(character in delimiter for character in '"\r\n'):
+        raise UserError(f"{part}.delimiter: {text!r} cannot separate fields: write a text such as ';' or '\\t'")
     if len(delimiter) > 1 and quoting == "minimal":
-        raise UserError(f"{part}.delimiter: fields in quotes are separated by one character, not by {text!r}")
+        raise UserError(
+            f"{part}.delimiter: {text!r} has several characters: with {part}.quoting=minimal it must be one character"
+        )
     return delimiter
 
 
-def _encoding(name: str, part: str) -> str:
-    known = ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis")
+def _checked_encoding(name: str, part: str) -> str:
+    common = ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "latin-1", "cp1252", "cp1251", "gb18030", "shift_jis")
     try:
-        found = codecs.lookup(name)
-        is_text = getattr(found, "_is_text_encoding", True)
+        codec = codecs.lookup(name)
+        is_text = getattr(codec, "_is_text_encoding", True)
     except (LookupError, ValueError):
         is_text = False
     if not is_text:
         raise UserError(
-            f"{part}.encoding: Python has no text encoding {name!r}{did_you_mean(name, known)}; such are "
-            + ", ".join(known)
+            f"{part}.encoding: Python has no text encoding {name!r}{did_you_mean(name, common)}; examples are "
+            + ", ".join(common)
         )
     return name
 
 
-def packed_by(path: Path) -> str:
-    """The ending by which a file is compressed, or an empty string."""
-    return ending if (ending := path.suffix.lower()) in _OPENERS else ""
+def compression_suffix(path: Path) -> str:
+    """`.gz`, `.bz2`, `.xz` or `.zst` if the file name ends in one of them, else an empty string."""
+    return suffix if (suffix := path.suffix.lower()) in _OPENERS else ""
 
 
-def is_packed(path: Path) -> bool:
-    """Whether a file that is named so begins as a compressed one does."""
+def is_compressed(path: Path) -> bool:
+    """Whether the first bytes of a file with a compression suffix are those of that compression."""
     with path.open("rb") as file:
-        return file.read(4).startswith(_MARKS[packed_by(path)])
+        return file.read(4).startswith(_SIGNATURES[compression_suffix(path)])
 
 
-def ending_of(path: Path) -> str:
-    """The ending that tells a file's format: before that of a compression."""
-    return Path(path.stem if packed_by(path) else path.name).suffix.lower()
+def format_suffix(path: Path) -> str:
+    """The suffix that gives the format of a file, in lower case: the one before a compression suffix."""
+    return Path(path.stem if compression_suffix(path) else path.name).suffix.lower()
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """A file's content, decompressed by its ending."""
-    opened: IO[bytes] = _OPENERS.get(path.suffix.lower(), lambda path: path.open("rb"))(path)
-    return opened
+    """Open a file for reading bytes, decompressed according to its suffix."""
+    file: IO[bytes] = _OPENERS.get(path.suffix.lower(), lambda path: path.open("rb"))(path)
+    return file
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the text of a file is encoded: Python's name, and the one for people."""
+    """The text encoding of a file: Python's codec name, a label for messages, and a note if the recipe differs."""
 
     codec: str
     label: str
     note: str | None = None
 
 
-def encoding_of(path: Path, form: Format) -> Encoding:
-    """By a byte order mark, else as the recipe says, else UTF-8."""
+def encoding_of(path: Path, options: ReadOptions) -> Encoding:
+    """The encoding given by a byte order mark, else by the recipe, else UTF-8."""
     with open_bytes(path) as file:
         head = file.read(4)
-    for mark, codec, label in _BOMS:
-        if head.startswith(mark):
-            wish = form.encoding
-            same = wish is None or codecs.lookup(wish).name.split("-")[:2] == codec.split("-")[:2]
-            note = None if same else f"it begins with a byte order mark and is read as {codec}, not as {wish}"
+    for bom, codec, label in _BOMS:
+        if head.startswith(bom):
+            requested = options.encoding
+            same = requested is None or codecs.lookup(requested).name.split("-")[:2] == codec.split("-")[:2]
+            note = None if same else f"it begins with a byte order mark and is read as {codec}, not as {requested}"
             return Encoding(codec, label, note)
-    return Encoding(form.encoding or "utf-8", form.encoding or "UTF-8")
+    return Encoding(options.encoding or "utf-8", options.encoding or "UTF-8")
 
 
-def open_text(path: Path, form: Format) -> IO[str]:
-    """A file's text, with its line ends as they are."""
-    return io.TextIOWrapper(open_bytes(path), encoding=encoding_of(path, form).codec, newline="")
+def open_text(path: Path, options: ReadOptions) -> IO[str]:
+    """Open a file for reading text, with its line ends unchanged."""
+    return io.TextIOWrapper(open_bytes(path), encoding=encoding_of(path, options).codec, newline="")
 
 
-def not_decodable(path: Path, form: Format) -> str:
-    """What is wrong with a file that cannot be decoded: the line, what stands there, and what reads it."""
-    encoding = encoding_of(path, form)
-    line, wrong, others = _first_wrong(path, encoding.codec)
+def not_decodable(path: Path, options: ReadOptions) -> str:
+    """The message for a file that cannot be decoded: the line, the bytes, and an encoding that fits."""
+    encoding = encoding_of(path, options)
+    line, wrong, has_non_ascii = _first_undecodable(path, encoding.codec)
     shown = repr(wrong)[2:-1]
     where = f"{path}:{line}: not {encoding.label} text (the bytes {shown})"
     if encoding.codec != codecs.lookup("utf-8").name:
-        is_utf8 = form.encoding is not None and not _first_wrong(path, "utf-8")[1]
+        is_utf8 = options.encoding is not None and not _first_undecodable(path, "utf-8")[1]
         return f"{where}: " + (
-            f"it is UTF-8: leave out {form.part}.encoding" if is_utf8 else "the file is damaged there"
+            f"it is UTF-8: leave out {options.part}.encoding" if is_utf8 else "the file is damaged there"
         )
-    if others:
-        return f"{where}, though text before it is UTF-8: the file is damaged there: mend or remove the line"
+    if has_non_ascii:
+        return f"{where}, though text before it is UTF-8: the file is damaged there: repair or remove the line"
     fits = [(name, text) for name in _candidates(wrong) if (text := _decoded(path, wrong, name)) is not None]
-    fits = [fit for fit in fits if fit[0] != "latin-1" or len(fits) == 1]  # which reads everything
-    listed = ", ".join(f"{form.part}.encoding={name} reads them as {text!r}" for name, text in fits)
+    fits = [fit for fit in fits if fit[0] != "latin-1" or len(fits) == 1]  # latin-1 decodes any bytes
+    listed = ", ".join(f"{options.part}.encoding={name} reads them as {text!r}" for name, text in fits)
     return f"{where}: {listed or 'convert it to UTF-8'}"
 
 
-def _first_wrong(path: Path, codec: str) -> tuple[int, bytes, bool]:
-    """The line of the first bytes that cannot be decoded, they and what stands around them, and whether characters
-    beyond ASCII were decoded before."""
+def _first_undecodable(path: Path, codec: str) -> tuple[int, bytes, bool]:
+    """The line of the first bytes that cannot be decoded (counted from 1), these bytes with their context (empty if all
+    of the file can be decoded), and whether non-ASCII characters were decoded before them."""
     decoder = codecs.getincrementaldecoder(codec)()
-    line, others, ended_by_return = 1, False, False
+    line, has_non_ascii, ended_by_return = 1, False, False
     for chunk in _chunks(path):
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as problem:
             before = problem.object[: problem.start].decode(codec, "replace")
-            others = others or not before.isascii()
+            has_non_ascii = has_non_ascii or not before.isascii()
             start = max(problem.object.rfind(b"\n", 0, problem.start) + 1, problem.start - 12)
             end = re.search(rb"[\r\n]|$", problem.object[problem.end : problem.end + 12])
             wrong = problem.object[start : problem.end + (end.start() if end else 0)]
-            return line + len(_LINE_END.findall(before)), wrong, others
-        others = others or not text.isascii()
+            return line + len(_LINE_END.findall(before)), wrong, has_non_ascii
+        has_non_ascii = has_non_ascii or not text.isascii()
         line += len(_LINE_END.findall(text)) - (ended_by_return and text.startswith("\n"))
         ended_by_return = text.endswith("\r")
-    return line, b"", others
+    return line, b"", has_non_ascii
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The content of a file, and an empty end."""
+    """The content of a file in chunks, followed by an empty one."""
     with open_bytes(path) as file:
         while chunk := file.read(CHUNK):
             yield chunk
@@ -218,7 +218,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _candidates(wrong: bytes) -> tuple[str, ...]:
-    """Encodings that the bytes may be of: single accents stand between letters, other scripts in runs."""
+    """Plausible encodings: accented letters are single bytes between ASCII letters, other scripts come in runs."""
     runs = re.findall(rb"[\x80-\xff]+", wrong)
     if max(map(len, runs), default=0) < 3:
         return ("cp1252", "latin-1")
@@ -226,7 +226,7 @@ def _candidates(wrong: bytes) -> tuple[str, ...]:
 
 
 def _decoded(path: Path, wrong: bytes, codec: str) -> str | None:
-    """The bytes as an encoding reads them, where it reads the whole file."""
+    """The bytes decoded with `codec`, or None if it cannot decode the complete file."""
     decoder = codecs.getincrementaldecoder(codec)()
     try:
         for chunk in _chunks(path):

@@ -9,19 +9,20 @@ from hfbsz.data.sources.records import Record, Tally
 from hfbsz.data.sources.texts import unescape
 from hfbsz.errors import UserError
 
-_CHUNK = 2**18  # characters that are read at once
+_CHUNK = 2**18  # characters per read
 _MARKERS = ("<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>", "<|im_end|>", "</s>", "<eos>", "[EOS]")
-_MANY = 20  # markers in a file that are told of
-_TITLE = re.compile(r"^ = [^=\n]+ = $", re.MULTILINE)  # of WikiText
+_MIN_MARKERS = 20  # occurrences in a file from which a note suggests a separator
+_WIKITEXT_TITLE = re.compile(r"^ = [^=\n]+ = $", re.MULTILINE)
 
 
 def read_text_file(
     path: object, name: str, column: str, open_text: Callable[[], IO[str]], separator: str | None, tally: Tally
 ) -> Iterator[Record]:
-    """The documents of a text file: the file itself, or what `separator` (data.separator) makes of it.
+    """The documents of a text file: the complete file, or the parts into which `separator` (data.separator) splits it.
 
-    A document comes in records of one name, of which all but the last say `more`; it is called `name`, or `name:1`,
-    `name:2`, … Raises UserError for a file that holds NUL bytes, and for a separator that is none.
+    A document may span several records of the same name, of which all but the last have `more` set. The name is `name`
+    without a separator, else `name:1`, `name:2`, … Raises UserError for a file that holds NUL bytes, and for an invalid
+    separator.
     """
     with closing(open_text()) as file:
         chunks = _checked(path, iter(lambda: file.read(_CHUNK), ""))
@@ -31,15 +32,15 @@ def read_text_file(
             yield Record(name, {column: ""})
             return
         number = 1
-        blank: str | None = ""  # the white space that a document begins with: alone it is none
+        leading: str | None = ""  # white space at the start of a document, which is no document by itself
         for text, ends in _parts(chunks, separator):
-            if blank is not None:
-                text = blank + text
-                blank = None if text.strip() else "" if ends else text
-            if blank is None:
+            if leading is not None:
+                text = leading + text
+                leading = None if text.strip() else "" if ends else text
+            if leading is None:
                 yield Record(f"{name}:{number}", {column: text}, not ends)
                 if ends:
-                    number, blank = number + 1, ""
+                    number, leading = number + 1, ""
 
 
 def _checked(path: object, chunks: Iterable[str]) -> Iterator[str]:
@@ -50,31 +51,34 @@ def _checked(path: object, chunks: Iterable[str]) -> Iterator[str]:
 
 
 def _counted(name: str, chunks: Iterable[str], tally: Tally) -> Iterator[str]:
-    """The chunks; markers of documents that stand in them many times are told of."""
+    """The chunks; a note suggests `data.separator` if they hold many document markers or titles."""
     counts = dict.fromkeys(_MARKERS, 0)
     titles = 0
     for chunk in chunks:
         for marker in _MARKERS:
             counts[marker] += chunk.count(marker)
-        titles += len(_TITLE.findall(chunk)) if " = " in chunk else 0
+        titles += len(_WIKITEXT_TITLE.findall(chunk)) if " = " in chunk else 0
         yield chunk
     marker = max(counts, key=lambda text: counts[text])
-    if counts[marker] >= _MANY:
-        tally.note(f"{name} holds {marker!r} {counts[marker]:,} times: data.separator='{marker}' makes documents of it")
-    elif titles >= _MANY:
+    if counts[marker] >= _MIN_MARKERS:
         tally.note(
-            f"{name} holds {titles:,} lines like ' = Title = ': data.separator='/^ = [^=]+ = $/' begins documents"
+            f"{name} holds {marker!r} {counts[marker]:,} times: data.separator='{marker}' splits it into documents"
+        )
+    elif titles >= _MIN_MARKERS:
+        tally.note(
+            f"{name} holds {titles:,} lines like ' = Title = ': data.separator='/^ = [^=]+ = $/' starts a document at "
+            "each"
         )
 
 
 def _parts(chunks: Iterator[str], separator: str) -> Iterator[tuple[str, bool]]:
-    """(text, whether a document ends after it): the documents, one after the other, in as many parts as they take."""
+    """(text, whether a document ends after it) for all documents in order, each in one or more parts."""
     if separator == "lines":
         return ((line.rstrip("\r\n"), True) for line in _lines(chunks))
     if separator == "blank":
         return _paragraphs(chunks)
     if len(separator) > 2 and separator.startswith("/") and separator.endswith("/"):
-        return _begun(chunks, separator[1:-1])
+        return _split_before_lines(chunks, separator[1:-1])
     return _split(chunks, unescape(separator))
 
 
@@ -84,37 +88,38 @@ def _paragraphs(chunks: Iterator[str]) -> Iterator[tuple[str, bool]]:
     yield "", True
 
 
-def _begun(chunks: Iterator[str], pattern: str) -> Iterator[tuple[str, bool]]:
+def _split_before_lines(chunks: Iterator[str], pattern: str) -> Iterator[tuple[str, bool]]:
+    """A document starts at each line in which the regular expression matches."""
     try:
-        begins = re.compile(pattern)
+        compiled = re.compile(pattern)
     except re.error as problem:
-        raise UserError(f"data.separator: {pattern!r} is no regular expression: {problem}") from None
+        raise UserError(f"data.separator: {pattern!r} is not a valid regular expression: {problem}") from None
     for line in _lines(chunks):
-        if begins.search(line.rstrip("\r\n")):
+        if compiled.search(line.rstrip("\r\n")):
             yield "", True
         yield line, False
     yield "", True
 
 
 def _split(chunks: Iterator[str], separator: str) -> Iterator[tuple[str, bool]]:
-    """(text, whether a document ends after it), the separator taken out."""
+    """The documents between occurrences of a separator, without the separator."""
     if not separator:
         raise UserError("data.separator: it is empty: write a text, blank, lines or /pattern/")
-    left = ""
+    rest = ""
     for chunk in chunks:
-        *documents, left = (left + chunk).split(separator)
+        *documents, rest = (rest + chunk).split(separator)
         yield from ((document, True) for document in documents)
-        keep = len(left) - len(separator) + 1  # the separator may go on in the next chunk
-        if keep > _CHUNK:
-            yield left[:keep], False
-            left = left[keep:]
-    yield left, True
+        complete = len(rest) - len(separator) + 1  # the last characters may be the start of a separator
+        if complete > _CHUNK:
+            yield rest[:complete], False
+            rest = rest[complete:]
+    yield rest, True
 
 
 def _lines(chunks: Iterator[str]) -> Iterator[str]:
-    left = ""
+    rest = ""
     for chunk in chunks:
-        *lines, left = (left + chunk).split("\n")
+        *lines, rest = (rest + chunk).split("\n")
         yield from (f"{line}\n" for line in lines)
-    if left:
-        yield left
+    if rest:
+        yield rest

@@ -1,4 +1,4 @@
-"""Texts from the values of columns: what counts as text, and texts built from several columns."""
+"""Texts from column values: what counts as text, and templates that combine several columns."""
 
 import math
 import string
@@ -11,7 +11,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def as_text(value: Any) -> str | None:
-    """A value as text: None where it is null or not a number. Raises ValueError for lists, mappings and bytes."""
+    """A value as text; None for null and NaN. Raises ValueError for lists, tuples, mappings and bytes."""
     if isinstance(value, str):
         return value
     if is_missing(value):
@@ -22,23 +22,28 @@ def as_text(value: Any) -> str | None:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is null: None, or NaN, which tables with missing numbers hold."""
+    """Whether a value is None or NaN, which stands for a missing value in numeric columns."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def unescape(text: str) -> str:
-    r"""`\n`, `\t`, `\r` and `\\`, which a shell and a plain YAML scalar pass on as two characters, as one."""
+    r"""The text with `\n`, `\t`, `\r` and `\\` replaced by the characters that they stand for.
+
+    A shell and a plain YAML scalar pass each of them on as two characters.
+    """
     parts, start = [], 0
-    while (place := text.find("\\", start)) >= 0:
-        sign = text[place + 1 : place + 2]
-        parts.append(text[start:place] + _ESCAPES.get(sign, "\\" + sign))
-        start = place + 2
+    while (index := text.find("\\", start)) >= 0:
+        character = text[index + 1 : index + 2]
+        parts.append(text[start:index] + _ESCAPES.get(character, "\\" + character))
+        start = index + 2
     return "".join([*parts, text[start:]])
 
 
 class Template:
-    """A text with column names in braces, `{instruction}\n{input}`; `{{` is a brace. Raises UserError for a pattern
-    that is none."""
+    """A text with column names in braces, such as `{instruction}\n{input}`; `{{` is a literal brace.
+
+    Raises UserError for a pattern that is not valid or names no column.
+    """
 
     def __init__(self, pattern: str, field: str) -> None:
         try:
@@ -51,14 +56,15 @@ class Template:
             raise UserError(f"{field}: {pattern!r} names no column: write column names in braces, {{instruction}}")
 
     def fill(self, row: Mapping[str, Any]) -> str:
-        """The text of a row. An empty column is left out with the words between it and the column before it."""
-        text, any_yet = "", False
+        """The text of a row. An empty column is dropped together with the literal text between it and the column
+        before it; the result is empty if all columns are."""
+        text, has_value = "", False
         for literal, name in self._parts:
             if name is None:
                 text += literal
                 continue
             value = as_text(row.get(name)) or ""
-            if value.strip() or not any_yet:
+            if value.strip() or not has_value:
                 text += literal + value
-            any_yet = any_yet or bool(value.strip())
-        return text if any_yet else ""
+            has_value = has_value or bool(value.strip())
+        return text if has_value else ""

@@ -1,1 +1,1 @@
-"""The tokenizer of a run, and texts as token ids."""
+"""The tokenizer of a run, and the encoding of texts as token ids."""

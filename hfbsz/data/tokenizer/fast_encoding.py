@@ -1,18 +1,18 @@
-"""Text to token ids at the rate of gigatoken where that is installed, else of the tokenizer's own library.
+"""Encode texts with gigatoken if it is installed, else with the tokenizer's own library.
 
-gigatoken (the optional dependency `hfbsz[fast]`) gives the tokens of byte-level and SentencePiece BPE tokenizers, many
-times as fast. It is believed only as far as it is checked: at first on a sample, then on a part of every batch.
+gigatoken (the optional dependency `hfbsz[fast]`) is many times faster for byte-level and SentencePiece BPE tokenizers.
+Its ids are compared with the tokenizer's own: first on a sample, then on a part of every batch.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from hfbsz.data.tokenizer.encoding import encode_plain, is_of_rust
+from hfbsz.data.tokenizer.encoding import encode_plain, is_backend_error
 from hfbsz.errors import UserError
 
-_SAMPLE = 2**16  # characters that are compared before it is used
-_CHECKED = 2**11  # characters of every batch that are compared
-_RENEWED = 2**26  # characters after which it is built anew: its cache of words grows without end
+_SAMPLE = 2**16  # characters that are compared before gigatoken is used
+_COMPARED = 2**11  # characters of every batch that are compared
+_RESET_AFTER = 2**26  # characters after which gigatoken's tokenizer is rebuilt, because its word cache has no limit
 
 
 class PlainEncoder:
@@ -23,45 +23,48 @@ class PlainEncoder:
         self._fast = _gigatoken(tokenizer)
         self._checked = False
         self._characters = self._batches = 0
-        rust = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-        added = rust.get_added_tokens_decoder().values() if rust is not None else ()
+        backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        added = backend.get_added_tokens_decoder().values() if backend is not None else ()
         self._special = [token.content for token in added if token.special]
-        self._beginnings = {word[:2] for word in self._special}  # few, where there are hundreds of special tokens
+        self._prefixes = {name[:2] for name in self._special}  # few, even if there are hundreds of special tokens
 
     @property
     def is_fast(self) -> bool:
+        """Whether gigatoken is used."""
         return self._fast is not None
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, as `encode_plain` gives them. Raises UserError where the fast library no longer does."""
+        """The ids of each text, equal to those of `encode_plain`. Raises UserError if gigatoken later gives others."""
         if self._fast is not None and not self._checked:
             self._check(texts)
         if self._fast is None:
             return encode_plain(self.tokenizer, texts)
-        slowly = [place for place, text in enumerate(texts) if self._has_special(text)]  # there it is a control token
-        found = self._fast.encode_batch_list(list(texts))
-        for place, ids in zip(slowly, encode_plain(self.tokenizer, [texts[place] for place in slowly]), strict=True):
-            found[place] = ids
-        self._compare(texts[self._batches % len(texts)][:_CHECKED])
+        # gigatoken encodes the names of special tokens as special tokens
+        with_special = [index for index, text in enumerate(texts) if self._has_special(text)]
+        encoded = self._fast.encode_batch_list(list(texts))
+        replacements = encode_plain(self.tokenizer, [texts[index] for index in with_special])
+        for index, ids in zip(with_special, replacements, strict=True):
+            encoded[index] = ids
+        self._compare(texts[self._batches % len(texts)][:_COMPARED])
         self._batches += 1
         self._characters += sum(map(len, texts))
-        if self._characters > _RENEWED:
+        if self._characters > _RESET_AFTER:
             self._fast, self._characters = _gigatoken(self.tokenizer), 0
-        return found
+        return encoded
 
     def _check(self, texts: Sequence[str]) -> None:
-        """Leave the fast library aside where it gives other tokens, or fails, on the first texts."""
-        sample, left = [], _SAMPLE
+        """Do not use gigatoken if it gives other ids, or fails, on the first texts."""
+        sample, remaining = [], _SAMPLE
         for text in texts:
-            sample.append(text[:left])
-            left -= len(text)
-            if left <= 0:
+            sample.append(text[:remaining])
+            remaining -= len(text)
+            if remaining <= 0:
                 break
         plain = [text for text in sample if not self._has_special(text)]
         try:
             same = self._fast.encode_batch_list(plain) == encode_plain(self.tokenizer, plain)
-        except BaseException as problem:  # whatever a tokenizer of a kind that it does not know raises
-            if not isinstance(problem, Exception) and not is_of_rust(problem):
+        except BaseException as problem:  # it raises errors of many types on tokenizers that it does not support
+            if not isinstance(problem, Exception) and not is_backend_error(problem):
                 raise
             same = False
         self._fast, self._checked = self._fast if same else None, True
@@ -71,22 +74,23 @@ class PlainEncoder:
             return
         if self._fast.encode_batch_list([text]) != encode_plain(self.tokenizer, [text]):
             raise UserError(
-                f"gigatoken gives other tokens than the tokenizer, from {text[:40]!r} on: pip uninstall gigatoken"
+                f"gigatoken gives other tokens than the tokenizer on the text that starts with {text[:40]!r}: "
+                "pip uninstall gigatoken"
             )
 
     def _has_special(self, text: str) -> bool:
-        return any(start in text for start in self._beginnings) and any(word in text for word in self._special)
+        return any(prefix in text for prefix in self._prefixes) and any(name in text for name in self._special)
 
 
 def _gigatoken(tokenizer: Any) -> Any:
-    """gigatoken's own form of a tokenizer; None where it is not installed, or does not know the tokenizer's kind."""
+    """gigatoken's form of a tokenizer; None if it is not installed or does not support the tokenizer."""
     if not tokenizer.is_fast:
         return None
     try:
         import gigatoken
 
         return gigatoken.Tokenizer(tokenizer.backend_tokenizer)
-    except BaseException as problem:  # each unknown kind of tokenizer has an error of its own
-        if not isinstance(problem, Exception) and not is_of_rust(problem):
+    except BaseException as problem:  # each unsupported kind of tokenizer raises another type of error
+        if not isinstance(problem, Exception) and not is_backend_error(problem):
             raise
         return None

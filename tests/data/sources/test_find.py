@@ -1,4 +1,4 @@
-"""Which files a path or a glob names."""
+"""The files that paths and globs match."""
 
 import os
 import shlex
@@ -32,7 +32,7 @@ def test_names_are_paths_below_the_fixed_part(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("target", ["..", ".", "../a", "b/loop"])
-def test_loops_of_links_end(folder, target):
+def test_loops_of_links_are_not_followed(folder, target):
     before = names(folder / "**/*.txt")
     (folder / "a" / "b" / "loop").symlink_to(target, target_is_directory=True)
     (folder / "a" / "self").symlink_to("self")
@@ -40,7 +40,7 @@ def test_loops_of_links_end(folder, target):
     assert names(folder / "**/*.txt") == before
 
 
-def test_links_that_lead_out_are_followed_once_and_back_again_never(folder, tmp_path_factory):
+def test_links_out_of_the_folder_are_followed_once_and_links_back_are_not(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     (other / "o.txt").write_text("o")
     (other / "back").symlink_to(folder)
@@ -51,13 +51,13 @@ def test_links_that_lead_out_are_followed_once_and_back_again_never(folder, tmp_
     assert "a/out/o.txt" in names(folder / "**/*.txt")
 
 
-def test_a_file_of_two_names_keeps_the_one_that_is_no_link(folder):
+def test_a_file_and_a_link_to_it_are_listed_once_by_the_real_path(folder):
     (folder / "0").symlink_to("c")
     assert names(folder / "*/*.txt") == ["a/x.txt", "c/z.txt"]
 
 
 @pytest.mark.parametrize("name", ["d[1].txt", "what?.txt", "a*.txt"])
-def test_a_path_that_exists_is_that_file_whatever_signs_it_holds(tmp_path, name):
+def test_an_existing_path_with_wildcard_characters_is_that_file(tmp_path, name):
     inside = tmp_path / "run [v1]"
     inside.mkdir()
     for each in (name, "d1.txt", "whats.txt", "ab.txt"):
@@ -73,7 +73,7 @@ def test_case_15_the_home_folder(folder, monkeypatch):
     assert find_files(data.data.validation_files)[0][0].name == "z.txt"
 
 
-def test_a_folder_says_what_to_type_and_that_works(folder, tmp_path):
+def test_a_folder_is_refused_with_a_pattern_that_works(folder, tmp_path):
     line = refused(files=str(folder))
     assert "is a folder: name its files, 'data.files=" in line
     (folder / "t.csv").write_text("text,label\na,b\n")
@@ -81,7 +81,7 @@ def test_a_folder_says_what_to_type_and_that_works(folder, tmp_path):
     assert word.endswith("**/*.csv") and texts(read(files=load([word]).recipe.data.files)[0]) == ["a"]
 
 
-def test_a_folder_of_a_data_set_is_named_as_such(tmp_path):
+def test_the_folder_of_a_data_set_is_refused_with_the_hub_field(tmp_path):
     import datasets
 
     datasets.DatasetDict(train=datasets.Dataset.from_list([{"text": "a"}])).save_to_disk(tmp_path / "saved")
@@ -91,7 +91,7 @@ def test_a_folder_of_a_data_set_is_named_as_such(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_that_cannot_be_read_is_told(folder):
+def test_an_unreadable_folder_gives_a_note(folder):
     (folder / "c").chmod(0)
     try:
         assert "c cannot be read: its files are left out" in find_files(str(folder / "**/*.txt"))[1][0]

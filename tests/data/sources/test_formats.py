@@ -38,7 +38,7 @@ def parquet_bytes(rows):
 
 
 LINES = "\n".join(json.dumps(row) for row in ROWS).encode()
-FORMS = {
+CONTENTS = {
     "x.jsonl": LINES,
     "x.jsonl.gz": gzip.compress(LINES),
     "x.json": json.dumps(ROWS).encode(),
@@ -50,12 +50,12 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_every_form_gives_the_same_texts(tmp_path, name):
-    (tmp_path / name).write_bytes(FORMS[name])
-    found, tally = read(files=str(tmp_path / name))
-    assert texts(found) == TEXTS and tally.rows == len(TEXTS) and list(tally.columns) == ["text", "label"]
-    assert len({record.name for record in found}) == len(TEXTS)
+@pytest.mark.parametrize("name", CONTENTS)
+def test_every_format_gives_the_same_texts(tmp_path, name):
+    (tmp_path / name).write_bytes(CONTENTS[name])
+    records, tally = read(files=str(tmp_path / name))
+    assert texts(records) == TEXTS and tally.rows == len(TEXTS) and list(tally.columns) == ["text", "label"]
+    assert len({record.name for record in records}) == len(TEXTS)
     data = made(files=str(tmp_path / name))
     assert documents(data) == len(TEXTS) and data.manifest.validation.documents > 2
     is_table = name.startswith(("x.csv", "x.ts"))
@@ -68,33 +68,33 @@ def test_a_compressed_text_file_is_one_document(tmp_path):
     assert documents(made(files=str(tmp_path / "*.gz"))) == len(TEXTS)
 
 
-def test_further_columns_of_a_record_come_along_for_other_tasks(tmp_path):
+def test_other_needed_columns_are_read_too(tmp_path):
     for name in ("x.jsonl", "x.parquet", "x.csv"):
-        (tmp_path / name).write_bytes(FORMS[name])
+        (tmp_path / name).write_bytes(CONTENTS[name])
         labels = [int(record.columns["label"]) for record in read("text", "label", files=str(tmp_path / name))[0]]
         assert labels == [row["label"] for row in ROWS]
 
 
-def test_an_object_of_objects_names_its_rows(tmp_path):
+def test_the_keys_of_an_object_of_objects_name_the_rows(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({f"id{number}": row for number, row in enumerate(ROWS)}))
     assert documents(made(files=str(tmp_path / "x.json"))) == len(ROWS)
     assert read(files=str(tmp_path / "x.json"))[0][0].name == "x.json:id0"
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
-def test_rows_without_text_are_left_out_and_counted(tmp_path, form):
+@pytest.mark.parametrize("format", ["jsonl", "csv", "parquet"])
+def test_rows_without_text_are_left_out_and_counted(tmp_path, format):
     rows = [*ROWS, {"text": "", "label": 1}, {"text": "  ", "label": 1}]
-    if form != "csv":
+    if format != "csv":
         rows.append({"text": None, "label": 0})
     content = {"jsonl": "\n".join(map(json.dumps, rows)).encode(), "csv": table(rows), "parquet": parquet_bytes(rows)}
-    (tmp_path / f"x.{form}").write_bytes(content[form])
-    data = made(files=str(tmp_path / f"x.{form}"))
+    (tmp_path / f"x.{format}").write_bytes(content[format])
+    data = made(files=str(tmp_path / f"x.{format}"))
     assert documents(data) == len(ROWS)
     assert data.notes[-1].startswith(f"{len(rows) - len(ROWS)} of {len(rows)} documents hold no text and were left out")
 
 
-def test_validation_files_and_sets_take_every_form(tmp_path):
-    (tmp_path / "x.parquet").write_bytes(FORMS["x.parquet"])
+def test_validation_files_and_sets_may_have_any_format(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(CONTENTS["x.parquet"])
     (tmp_path / "y.csv").write_bytes(table(ROWS[:25]))
     data = made(
         files=str(tmp_path / "x.parquet"),
@@ -106,13 +106,13 @@ def test_validation_files_and_sets_take_every_form(tmp_path):
     assert counts == {"lines": 5}
 
 
-def test_few_rows_hold_out_their_tail(tmp_path):
+def test_with_few_rows_validation_is_the_tail_of_the_text(tmp_path):
     data = made(files=str(json_lines(tmp_path / "x.jsonl", ROWS[:10])))
     assert "10 documents only: validation is the last 20% of the text" in data.notes[0]
     assert data.manifest.validation.rows and tokens(data.train)
 
 
-class Harmful:
+class CodeInPickle:
     def __reduce__(self):
         return print, ("unpickled",)
 
@@ -121,7 +121,7 @@ class Harmful:
     ("name", "content", "message"),
     [
         ("x.parquet", b"PAR1 and no more", "broken Parquet"),
-        ("x.parquet", FORMS["x.parquet"][:-100], "broken Parquet"),
+        ("x.parquet", CONTENTS["x.parquet"][:-100], "broken Parquet"),
         (
             "x.parquet",
             parquet_bytes([{"txt": "a"}]),
@@ -141,11 +141,11 @@ class Harmful:
         ("x.json", b"[1, 2]", "its rows are objects"),
         ("x.json", b'[{"text": "x"', "not JSON"),
         ("x.jsonl", b'{"text": 5}', "x.jsonl:1 holds a int, not text"),
-        ("x.pkl", pickle.dumps(Harmful()), "pickled data can run code"),
-        ("x.npy.gz", pickle.dumps(Harmful()), "pickled data can run code"),
+        ("x.pkl", pickle.dumps(CodeInPickle()), "pickled data can run code"),
+        ("x.npy.gz", pickle.dumps(CodeInPickle()), "pickled data can run code"),
     ],
 )
-def test_broken_files_are_one_line_and_leave_the_cache_alone(tmp_path, capfd, name, content, message):
+def test_unreadable_files_give_one_line_and_no_cache_entry(tmp_path, capfd, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
         made(files=str(tmp_path / name))
@@ -154,7 +154,7 @@ def test_broken_files_are_one_line_and_leave_the_cache_alone(tmp_path, capfd, na
     assert kept_entries() == [] and capfd.readouterr().out == ""
 
 
-def test_no_source_means_the_standard_library():
+def test_the_default_source_is_the_standard_library():
     from hfbsz.data.sources.sources import open_source
     from hfbsz.recipe.fields import Data
     from hfbsz.recipe.load import load

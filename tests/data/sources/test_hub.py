@@ -1,4 +1,4 @@
-"""Hub data sets as local folders: in the Hub's form and of `save_to_disk`, whole and streamed."""
+"""Local folders of data sets, in the Hub's layout or written by `save_to_disk`, streamed or not."""
 
 import json
 import shutil
@@ -26,13 +26,13 @@ def _caches(tmp_path, monkeypatch):
 
 
 def saved(folder, several):
-    whole = datasets.Dataset.from_list(ROWS)
-    splits = datasets.DatasetDict(train=whole, validation=whole.select(range(30)))
-    (splits if several else whole).save_to_disk(folder)
+    dataset = datasets.Dataset.from_list(ROWS)
+    splits = datasets.DatasetDict(train=dataset, validation=dataset.select(range(30)))
+    (splits if several else dataset).save_to_disk(folder)
     return folder
 
 
-def test_a_folder_in_the_hubs_form_with_a_share_or_a_split_held_out(tmp_path):
+def test_a_folder_in_the_hubs_layout_with_a_share_or_a_split_held_out(tmp_path):
     folder = str(hub_folder(tmp_path / "corpus"))
     assert documents(made(hub=folder)) == len(TEXTS)
     data = made(hub=folder, validation_split="validation")
@@ -61,7 +61,7 @@ def test_configurations_of_a_readme(tmp_path):
         made(hub=str(folder), hub_config="trian")
 
 
-def test_an_evaluation_set_is_a_split_with_names_of_its_own(tmp_path):
+def test_an_evaluation_set_may_be_a_split(tmp_path):
     folder = str(hub_folder(tmp_path / "corpus"))
     data = made(hub=folder, sets={"other": EvalSet(hub=folder, split="validation", text="text")})
     assert data.manifest.sets["other"].documents == 30 and documents(data) == len(TEXTS)
@@ -80,7 +80,7 @@ class Counting(Hub):
 
 @pytest.mark.parametrize("several", [None, False, True])
 @pytest.mark.parametrize("pack", [True, False])
-def test_a_stream_gives_the_first_rows_of_the_whole_and_reads_no_further(tmp_path, monkeypatch, several, pack):
+def test_a_stream_gives_the_first_rows_of_the_split_and_reads_no_further(tmp_path, monkeypatch, several, pack):
     rows = [{"text": f"{number} " + TEXTS[number % 60]} for number in range(3000)]
     if several is None:
         folder = str(hub_folder(tmp_path / "corpus", rows))
@@ -88,19 +88,19 @@ def test_a_stream_gives_the_first_rows_of_the_whole_and_reads_no_further(tmp_pat
         monkeypatch.setitem(globals(), "ROWS", rows)
         folder = str(saved(tmp_path / "corpus", several))
     tokenizer = str(made(hub=folder, pack=pack).tokenizer_path)
-    whole = made(hub=folder, pack=pack, tokenizer=tokenizer)
+    complete = made(hub=folder, pack=pack, tokenizer=tokenizer)
     monkeypatch.setattr("hfbsz.data.sources.sources.Hub", Counting)
     monkeypatch.setattr(Counting, "read", 0)
     part = made(needed=Needed(200), hub=folder, stream=True, pack=pack, tokenizer=tokenizer)
-    first, count = tokens(whole.train), len(part.train)
+    first, count = tokens(complete.train), len(part.train)
     assert tokens(part.train) == first[:count] and 200 <= count < 200 + 10  # at most a document more
     used = documents(part)
     assert used <= Counting.read <= used + 256 < len(rows)
-    held = tokens(whole.validation)
-    assert tokens(part.validation)[:-1] == held[: len(part.validation) - 1] and len(part.validation) > 2
+    held_out = tokens(complete.validation)
+    assert tokens(part.validation)[:-1] == held_out[: len(part.validation) - 1] and len(part.validation) > 2
 
 
-def test_a_stream_that_trains_its_tokenizer_reads_only_its_beginning_for_it(tmp_path, monkeypatch):
+def test_training_a_tokenizer_reads_only_the_beginning_of_a_stream(tmp_path, monkeypatch):
     rows = [{"text": f"{number} " + TEXTS[number % 60]} for number in range(5000)]
     folder = str(hub_folder(tmp_path / "corpus", rows))
     monkeypatch.setattr("hfbsz.data.sources.sources.Hub", Counting)
@@ -109,7 +109,7 @@ def test_a_stream_that_trains_its_tokenizer_reads_only_its_beginning_for_it(tmp_
     assert Counting.read < 2 * (documents(part) + 256) and len(part.train) < 110
 
 
-def test_a_set_beside_a_stream_is_streamed_too(tmp_path, monkeypatch):
+def test_an_evaluation_set_is_streamed_if_the_training_source_is(tmp_path, monkeypatch):
     rows = [{"text": f"{number} " + TEXTS[number % 60]} for number in range(5000)]
     folder = str(hub_folder(tmp_path / "corpus", rows))
     tokenizer = str(made(hub=folder).tokenizer_path)
@@ -119,7 +119,7 @@ def test_a_set_beside_a_stream_is_streamed_too(tmp_path, monkeypatch):
     assert 100 <= len(part.sets["other"]) < 110 and Counting.read < 1500
 
 
-def test_other_needs_are_other_rows_and_the_same_need_comes_from_the_cache(tmp_path):
+def test_the_rows_of_a_stream_are_cached_by_the_number_needed(tmp_path):
     folder = str(hub_folder(tmp_path / "corpus"))
     counts = []
     for need in (Needed(40), Needed(60), Needed(40)):
@@ -127,13 +127,13 @@ def test_other_needs_are_other_rows_and_the_same_need_comes_from_the_cache(tmp_p
     assert counts[0][0] < counts[1][0] and counts[2] == (counts[0][0], 2)
 
 
-def test_a_stream_that_ends_early_says_so(tmp_path):
+def test_a_stream_that_ends_early_gives_a_note(tmp_path):
     folder = str(hub_folder(tmp_path / "corpus"))
     data = made(needed=Needed(10_000), hub=folder, stream=True)
     assert documents(data) == len(TEXTS) and "the stream ended after" in data.notes[0]
 
 
-def test_ragged_rows_of_a_budget_in_tokens_hold_that_many(tmp_path):
+def test_ragged_rows_for_a_budget_in_tokens_hold_that_many_tokens(tmp_path):
     rows = [{"text": f"{number} short"} for number in range(3000)]
     folder = str(hub_folder(tmp_path / "corpus", rows))
     words = [
@@ -150,7 +150,7 @@ def test_ragged_rows_of_a_budget_in_tokens_hold_that_many(tmp_path):
     assert need.tokens <= targets < need.tokens + 64 and need.tokens == 4096 + 8 * 64
 
 
-def test_what_a_run_needs_is_its_budget_and_a_batch_on_any_number_of_processes():
+def test_a_run_needs_its_budget_and_one_batch():
     words = ["data.hub=x", "data.stream=true", "batch.ramp=0:4 50%:16"]
     assert needed_by(load([*words, "duration=100seq"]).recipe) == Needed(116)
     assert needed_by(load([*words, "duration=12800tok"]).recipe) == Needed(116)
@@ -159,7 +159,7 @@ def test_what_a_run_needs_is_its_budget_and_a_batch_on_any_number_of_processes()
         needed_by(load([*words, "duration=2epochs"]).recipe)
 
 
-def test_the_preset_streams_and_without_a_network_says_so(monkeypatch):
+def test_the_streaming_preset_without_a_network_is_refused(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the Hub's client tries for a minute
     recipe = load(["data=fineweb_edu", "batch.size=16seq", "duration=1Mtok"]).recipe
     assert recipe.data.stream and needed_by(recipe) == Needed(977 + 16)
@@ -186,7 +186,7 @@ def test_the_preset_streams_and_without_a_network_says_so(monkeypatch):
         ("broken", {}, "Parquet magic bytes not found"),
     ],
 )
-def test_what_is_not_there_is_one_line_and_leaves_the_cache_alone(tmp_path, form, fields, message, stream):
+def test_a_missing_split_column_or_folder_gives_one_line_and_no_cache_entry(tmp_path, form, fields, message, stream):
     folder = tmp_path / form
     if form == "hub":
         hub_folder(folder)
@@ -218,7 +218,7 @@ def labelled(rows=LABELLED):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("form", ["hub", "one", "several"])
-def test_case_20_classes_of_a_data_set_have_their_names_and_minus_one_is_none(tmp_path, form, stream):
+def test_case_20_classes_are_read_by_name_and_minus_one_is_null(tmp_path, form, stream):
     folder = tmp_path / form
     if form == "hub":
         (folder / "data").mkdir(parents=True)
@@ -233,10 +233,10 @@ def test_case_20_classes_of_a_data_set_have_their_names_and_minus_one_is_none(tm
     assert list(tally.columns) == ["text", "label", "more"] and set(records[0].columns) == {"text", "label"}
 
 
-def test_case_20_a_parquet_file_keeps_the_names_that_datasets_wrote(tmp_path):
+def test_case_20_a_parquet_file_has_the_class_names_that_datasets_wrote(tmp_path):
     labelled().to_parquet(tmp_path / "x.parquet")
-    found, _ = read("text", "label", optional=["more", "none"], files=str(tmp_path / "x.parquet"))
-    assert [record.columns["label"] for record in found] == NAMES and found[3].columns["more"] == 3
+    records, _ = read("text", "label", optional=["more", "none"], files=str(tmp_path / "x.parquet"))
+    assert [record.columns["label"] for record in records] == NAMES and records[3].columns["more"] == 3
     source = open_source(Data(files=str(tmp_path / "*.parquet")))
     assert source.class_names("label") == ["negative", "positive"] and source.class_names("more") is None
     datasets.Dataset.from_list([{"text": "a", "label": 1}]).to_parquet(tmp_path / "y.parquet")
@@ -245,7 +245,7 @@ def test_case_20_a_parquet_file_keeps_the_names_that_datasets_wrote(tmp_path):
 
 
 @pytest.mark.parametrize(("ending", "sign"), [("tsv", "\t"), ("csv", ",")])
-def test_quotes_by_which_datasets_would_join_rows_are_refused(tmp_path, ending, sign):
+def test_quotes_with_which_datasets_would_join_rows_are_refused(tmp_path, ending, sign):
     rows = [f"row {number}{sign}pos" for number in range(30)]
     rows[4], rows[9] = '"' + rows[4], rows[9].replace(sign, '"' + sign)
     folder = tmp_path / "tables"
@@ -259,18 +259,18 @@ def test_quotes_by_which_datasets_would_join_rows_are_refused(tmp_path, ending, 
     assert len(read("text", "label", hub=str(folder))[0]) == 2
 
 
-def test_fields_of_files_are_refused_beside_a_hub_data_set(tmp_path):
+def test_fields_for_files_are_refused_for_a_hub_data_set(tmp_path):
     assert "data.delimiter is for files" in refused(hub=str(hub_folder(tmp_path / "corpus")), delimiter=";")
 
 
-def test_a_link_that_leads_back_ends(tmp_path):
+def test_a_link_to_a_parent_folder_is_not_followed(tmp_path):
     folder = hub_folder(tmp_path / "corpus")
     (folder / "data" / "up").symlink_to("..")
     assert len(read(hub=str(folder))[0]) == 60
 
 
-def leading_out(tmp_path, form):
-    """A folder in the form of a data set, that leads to a file beside it."""
+def outside_reference(tmp_path, form):
+    """The folder of a data set that refers to a file outside of it."""
     (tmp_path / "victim.txt").write_text("SECRET\n" * 20)
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -295,14 +295,14 @@ def leading_out(tmp_path, form):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("form", ["absolute", "above", "deeper", "data_dir", "link", "saved"])
-def test_case_s13_a_folder_is_read_inside_itself(tmp_path, form, stream):
-    folder = leading_out(tmp_path, form)
-    with pytest.raises(UserError, match=r"leads out of itself, to '.*': it is read inside itself alone") as told:
+def test_case_s13_files_outside_of_the_folder_are_refused(tmp_path, form, stream):
+    folder = outside_reference(tmp_path, form)
+    with pytest.raises(UserError, match=r"refers to '.*', which is outside of its folder") as caught:
         list(Hub(str(folder), None, "train", None, stream).records(Columns({"data.text": "text"}), Tally()))
-    assert len(told.value.lines) == 1 and "SECRET" not in str(told.value)
+    assert len(caught.value.lines) == 1 and "SECRET" not in str(caught.value)
 
 
-def test_case_s13_links_inside_a_folder_and_those_of_the_hubs_cache_are_followed(tmp_path):
+def test_case_s13_links_inside_a_folder_and_inside_the_hubs_cache_are_followed(tmp_path):
     blob = tmp_path / "datasets--a--b" / "blobs" / "0a"
     snapshot = tmp_path / "datasets--a--b" / "snapshots" / "1f"
     for folder in (blob.parent, snapshot):
@@ -310,15 +310,15 @@ def test_case_s13_links_inside_a_folder_and_those_of_the_hubs_cache_are_followed
     blob.write_text("a row\n")
     (snapshot / "x.txt").symlink_to("../../blobs/0a")
     (tmp_path / "plain").mkdir()
-    (tmp_path / "plain" / "kept").write_text("a row\n")
-    (tmp_path / "plain" / "x.txt").symlink_to("kept")
+    (tmp_path / "plain" / "target").write_text("a row\n")
+    (tmp_path / "plain" / "x.txt").symlink_to("target")
     for folder in (snapshot, tmp_path / "plain"):
         records = Hub(str(folder), None, "train", None, False).records(Columns({"data.text": "text"}), Tally())
         assert [record.columns["text"] for record in records] == ["a row"]
 
 
 @pytest.mark.parametrize("text", ["[]", "[" * 10**5, '{"_data_files": 3}', '{"_data_files": [3]}', "{}"])
-def test_a_saved_folder_of_other_types_is_one_line(tmp_path, text):
+def test_an_invalid_state_json_gives_one_line(tmp_path, text):
     folder = saved(tmp_path / "corpus", False)
     (folder / "state.json").write_text(text)
     with pytest.raises(UserError, match=r"^data\.hub: .* cannot be read: "):

@@ -1,4 +1,4 @@
-"""JSON in the forms that people have it in, and files whose ending does not say what they hold."""
+"""JSON documents of every supported layout, and files whose suffix does not give their format."""
 
 import bz2
 import gzip
@@ -36,14 +36,14 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("packed", PACKED)
 @pytest.mark.parametrize("ending", [".jsonl", ".ndjson", ".json", ".JSONL"])
-def test_case_14_json_lines_under_every_ending(write, ending, packed):
+def test_case_14_json_lines_with_every_suffix(write, ending, packed):
     records, tally = read("text", "label", files=write(f"x{ending}{packed}", PACKED[packed](LINES.encode())))
     assert texts(records) == TEXTS and tally.rows == 40 and list(tally.columns) == ["text", "label"]
     assert tally.notes == ([f"x.json{packed} holds JSON lines"] if ending == ".json" else [])
     assert records[4].name == f"x{ending}{packed}:5"
 
 
-def test_frames_of_zstd_that_follow_each_other_and_one_that_is_cut(write):
+def test_several_zstd_frames_and_a_truncated_one(write):
     pack = PACKED[".zst"]
     frames = b"\x50\x2a\x4d\x18\x04\0\0\0skip" + b"".join(pack(line.encode()) for line in LINES.splitlines(True))
     assert texts(read(files=write("x.jsonl.zst", frames))[0]) == TEXTS
@@ -51,14 +51,14 @@ def test_frames_of_zstd_that_follow_each_other_and_one_that_is_cut(write):
 
 
 @pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz", ".zst"])
-def test_a_file_that_is_not_compressed_as_its_name_says(write, packed):
+def test_a_file_with_the_wrong_compression_suffix(write, packed):
     assert f"its content is not {packed}-compressed" in refused(files=write(f"x.jsonl{packed}", LINES))
     assert f"add {packed} to its name" in refused(files=write("x.jsonl", PACKED[packed](LINES.encode())))
 
 
 @pytest.mark.parametrize("orient", ["records", "columns", "index", "split", "table"])
 @pytest.mark.parametrize("indent", [0, 2])
-def test_every_form_that_pandas_writes(write, orient, indent):
+def test_every_orient_that_pandas_writes(write, orient, indent):
     path = write("x.json", pandas.DataFrame(ROWS).to_json(orient=orient, indent=indent))
     records, _ = read("text", "label", files=path)
     assert [(record.columns["text"], record.columns["label"]) for record in records] == [
@@ -90,7 +90,7 @@ def test_columns_of_values_and_rows_under_a_key(write):
     ("name", "content", "message"),
     [
         ("x.json", '{"text": "a"}', "one object with the keys 'text', neither an array nor an object of objects"),
-        ("x.json", "[1, 2]", "x.json:1: a number, no object: its rows are objects"),
+        ("x.json", "[1, 2]", "x.json:1: a number, not an object: its rows are objects"),
         ("x.json", "3", "a number, neither an array"),
         ("x.json", '{\n"text": "a"\n}\n{\n"text": "b"\n}', "several JSON values follow each other"),
         ("x.json", "text,label\na,b\n", "it seems to hold a comma-separated table: data.format=csv"),
@@ -101,11 +101,11 @@ def test_columns_of_values_and_rows_under_a_key(write):
         ("x.jsonl", b'{"text": "caf\xe9"}\n', "x.jsonl:1: not UTF-8 text"),
     ],
 )
-def test_other_json_is_one_line(write, name, content, message):
+def test_other_json_is_refused_in_one_line(write, name, content, message):
     assert message in refused(files=write(name, content))
 
 
-def test_a_column_that_rows_leave_out_is_null_and_one_that_no_row_has_is_refused(write):
+def test_a_column_that_some_rows_lack_is_null_and_one_that_all_lack_is_refused(write):
     path = write("x.jsonl", '{"text": "a"}\n{"text": "b", "label": 1, "more": 2}\n\n{"label": 0}\n')
     records, tally = read("text", "label", files=path)
     assert [(r.columns["text"], r.columns["label"]) for r in records] == [("a", None), ("b", 1), (None, 0)]
@@ -125,36 +125,36 @@ def test_line_ends_inside_and_between_the_rows(write):
 
 
 @pytest.mark.parametrize("form", ["jsonl", "json"])
-def test_case_23_halves_of_surrogate_pairs_become_a_question_mark_wherever_they_are(write, form):
+def test_case_23_unpaired_surrogates_are_read_as_question_marks(write, form):
     raw = '{"text": "a \\ud83d", "messages": [{"role": "user", "content": "\\uDE00 b \\ud83d\\ude00"}], "\\ud800": 1}'
     records, tally = read("text", "messages", files=write(f"x.{form}", raw if form == "jsonl" else f"[{raw}]"))
     (columns,) = [record.columns for record in records]
     assert columns == {"text": "a ?", "messages": [{"role": "user", "content": "? b 😀"}], "?": 1}
     json.dumps(columns, ensure_ascii=False).encode()
-    assert "3 texts hold half of a surrogate pair" in tally.notes[0]
+    assert "3 texts hold an unpaired surrogate" in tally.notes[0]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
-        ("x.txt", LINES, "JSON lines: say data.format=jsonl"),
+        ("x.txt", LINES, "JSON lines: set data.format=jsonl"),
         ("x", LINES, "it has no ending and is read as text, but it seems to hold JSON lines"),
         ("x.log", LINES, "its ending .log is read as text, but it seems to hold JSON lines"),
-        ("x.dat", json.dumps(ROWS), "a JSON array of objects: say data.format=json"),
-        ("x.txt", json.dumps({"data": ROWS}, indent=1), "a JSON object: say data.format=json"),
-        ("x.txt", "text\tlabel\n" + "a film\tpos\n" * 3, "a tab-separated table: say data.format=tsv"),
-        ("x.all", "id;body\n" + "1;a film\n" * 12, "a semicolon-separated table: say data.format=csv"),
-        ("x.txt", 'name,text\nbo,"a, b"\n', "a comma-separated table: say data.format=csv"),
+        ("x.dat", json.dumps(ROWS), "a JSON array of objects: set data.format=json"),
+        ("x.txt", json.dumps({"data": ROWS}, indent=1), "a JSON object: set data.format=json"),
+        ("x.txt", "text\tlabel\n" + "a film\tpos\n" * 3, "a tab-separated table: set data.format=tsv"),
+        ("x.all", "id;body\n" + "1;a film\n" * 12, "a semicolon-separated table: set data.format=csv"),
+        ("x.txt", 'name,text\nbo,"a, b"\n', "a comma-separated table: set data.format=csv"),
         (
             "x.txt",
             "ham\tsee you\nspam\tfree\n" * 12,
-            "without a header (columns 0, 1, …): say data.format=tsv data.header=false",
+            "without a header (columns 0, 1, …): set data.format=tsv data.header=false",
         ),
     ],
 )
-def test_case_14_data_under_an_ending_of_text_is_told_of(write, name, content, told):
+def test_case_14_data_with_the_suffix_of_text_is_refused(write, name, content, message):
     line = refused(files=write(name, content))
-    assert told in line and line.endswith("or data.format=text to learn it as text")
+    assert message in line and line.endswith("or data.format=text to use it as text")
     assert len(read(files=write(name, content), format="text")[0]) >= 1
 
 
@@ -170,23 +170,23 @@ def test_case_14_data_under_an_ending_of_text_is_told_of(write, name, content, t
         "",
     ],
 )
-def test_text_is_not_taken_for_data(write, content):
+def test_text_is_not_mistaken_for_data(write, content):
     assert texts(read(files=write("x.md", content))[0]) is not None
 
 
-def test_no_file_of_the_standard_library_is_taken_for_data():
+def test_no_file_of_the_standard_library_is_mistaken_for_data():
     assert len(read(files="{stdlib}/*.py")[0]) > 100
     assert Path(sysconfig.get_path("stdlib")).is_dir()
 
 
 @pytest.mark.parametrize("name", ["x.foo", "x"])
-def test_case_14_a_task_with_columns_is_told_which_files_have_them(write, name):
+def test_case_14_text_is_refused_for_a_task_that_reads_columns(write, name):
     line = refused("text", "label", files=write(name, "words\n"))
     assert "a document without columns, and data.label=label asks for one: .jsonl, .ndjson, .json, .csv" in line
     assert "data.format=csv" in line and "there are" not in line
 
 
-def test_what_archives_and_office_files_hold_is_named(write):
+def test_archives_and_office_files_are_refused_by_name(write):
     zipped, tarred = b"PK\x03\x04" + b"\0" * 60, b"\0" * 257 + b"ustar\x0000" + b"\0" * 250
     for name, content, what in (
         ("x.zip", zipped, "a zip archive"),
@@ -194,7 +194,7 @@ def test_what_archives_and_office_files_hold_is_named(write):
         ("x.xlsx", zipped + b"xl/workbook.xml", "an Excel workbook: save it as CSV"),
         ("x.tar.gz", gzip.compress(tarred), "a tar archive in .gz"),
         ("x.db", b"SQLite format 3\0" + b"\0" * 99, "an SQLite database"),
-        ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid x", "a pointer of git-lfs, not the data"),
+        ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid x", "a git-lfs pointer, not the data"),
         ("x.txt", b"PAR1" + b"\0" * 99, "Parquet: data.format=parquet"),
         ("x.jsonl", b"\x80\x04\x95\x05", "pickled data: it can run code, and is never read"),
     ):

@@ -1,4 +1,4 @@
-"""A corpus in one text file: little memory, the tokens of the whole, documents by a separator."""
+"""A corpus in one text file: bounded memory, the same tokens as of the complete file, documents by a separator."""
 
 import subprocess
 import sys
@@ -34,22 +34,22 @@ def made(path, **fields):
 
 
 def stream(rows):
-    """The tokens that packed rows hold, each once."""
+    """The tokens of packed rows, without the one that neighbouring rows share."""
     return np.concatenate([rows[0][:1], *(rows[number][1:] for number in range(len(rows)))])
 
 
 @pytest.mark.parametrize("pack", [True, False], ids=["packed", "ragged"])
-def test_the_tokens_are_those_of_the_whole_file(tmp_path, pack):
+def test_the_tokens_are_those_of_the_complete_file(tmp_path, pack):
     text = (SOURCE * 6)[: 2 * LONGEST]
     (tmp_path / "corpus.txt").write_text(text)
     data = made(tmp_path / "corpus.txt", validation="10%", pack=pack)
-    cut = len(text) - round(0.1 * len(text))
-    cut = text.rfind("\n", 0, cut) + 1
+    split = len(text) - round(0.1 * len(text))
+    split = text.rfind("\n", 0, split) + 1
     tokenizer = load_tokenizer(data.tokenizer_path)
-    expected = [*encode_plain(tokenizer, [text[:cut]])[0], tokenizer.eos_token_id]
+    expected = [*encode_plain(tokenizer, [text[:split]])[0], tokenizer.eos_token_id]
     if pack:
-        got = stream(data.train)
-        assert got.tolist() == expected[: len(got)] and len(expected) - len(got) < 64
+        tokens = stream(data.train)
+        assert tokens.tolist() == expected[: len(tokens)] and len(expected) - len(tokens) < 64
     else:
         rows = [data.train[number] for number in range(len(data.train))]
         assert all(len(row) == 65 for row in rows[:-1]) and all(a[-1] == b[0] for a, b in pairwise(rows))
@@ -59,7 +59,7 @@ def test_the_tokens_are_those_of_the_whole_file(tmp_path, pack):
     assert not any("pieces" in note for note in data.notes)
 
 
-def test_documents_by_a_separator_and_whole_ones_in_validation(tmp_path):
+def test_documents_by_a_separator_and_complete_ones_in_validation(tmp_path):
     documents = [f"document {number}: " + SOURCE[number * 300 : number * 300 + 250] for number in range(60)]
     (tmp_path / "corpus.txt").write_text("<|endoftext|>".join(documents))
     data = made(tmp_path / "corpus.txt", separator="<|endoftext|>", validation="20%")
@@ -81,11 +81,11 @@ def test_case_s14_memory_does_not_grow_with_the_file(tmp_path, environment):
         path = tmp_path / f"{size}.txt"
         path.write_text((SOURCE * (size * 10**6 // len(SOURCE) + 1))[: size * 10**6])
         env = {**environment, "HFBSZ_CACHE": str(tmp_path / "cache")}
-        ended = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", code, path], cwd=ROOT, env=env, capture_output=True, text=True, check=True
         )
-        peaks.append(int(ended.stdout) // 1024)
-    assert peaks[1] < 600 and peaks[1] - peaks[0] < 200  # MiB; it took 110 bytes for each of text
+        peaks.append(int(result.stdout) // 1024)
+    assert peaks[1] < 600 and peaks[1] - peaks[0] < 200  # MiB; it once took 110 bytes per byte of text
 
 
 class TestTheFastLibrary:
@@ -100,13 +100,13 @@ class TestTheFastLibrary:
         ]
         assert encode(texts) == encode_plain(tokenizer, texts) and encode.is_fast
 
-    def test_is_left_aside_where_it_gives_others(self, monkeypatch):
+    def test_is_not_used_if_it_gives_others(self, monkeypatch):
         tokenizer = train_tokenizer([SOURCE[:50_000]], 400)
         monkeypatch.setattr(fast_encoding, "_gigatoken", lambda tokenizer: Wrong(0))
         encode = PlainEncoder(tokenizer)
         assert encode(["some text"]) == encode_plain(tokenizer, ["some text"]) and not encode.is_fast
 
-    def test_ends_the_run_where_it_does_so_midway(self, monkeypatch):
+    def test_raises_if_it_gives_others_later(self, monkeypatch):
         tokenizer = train_tokenizer([SOURCE[:50_000]], 400)
         monkeypatch.setattr(fast_encoding, "_gigatoken", lambda tokenizer: Wrong(2, tokenizer))
         encode = PlainEncoder(tokenizer)
@@ -115,7 +115,7 @@ class TestTheFastLibrary:
 
 
 class Wrong:
-    """A library that gives the right tokens so many times."""
+    """A library that gives the right tokens for the first `right` calls only."""
 
     def __init__(self, right, tokenizer=None):
         self.right, self.tokenizer = right, tokenizer

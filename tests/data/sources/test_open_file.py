@@ -1,4 +1,4 @@
-"""Encodings, byte order marks and line ends of files of text."""
+"""Encodings, byte order marks and line ends of text files."""
 
 import csv
 import io
@@ -40,14 +40,14 @@ def test_byte_order_marks_and_line_ends(write, codec, end):
     [("café", "latin-1", "cp1252"), ("“so”", "cp1252", "cp1252"), ("привет", "cp1251", "cp1251"),
      ("你好世界", "gb18030", "gb18030"), ("hello", "utf-16-le", "utf-16-le"), ("hello", "utf-16-be", "utf-16-be")],
 )  # fmt: skip
-def test_another_encoding_is_named_and_what_is_named_reads_it(write, word, codec, field):
+def test_another_encoding_is_refused_with_one_that_reads_the_file(write, word, codec, field):
     path = write("x.csv", table([*ROWS, (word, "pos")]).encode(codec))
     line = refused("text", "label", files=path)
     assert f"data.encoding={field}" in line and (f"{path}:32" in line or codec.startswith("utf"))
     assert texts(read("text", "label", files=path, encoding=field)[0])[-1] == word
 
 
-def test_encodings_that_do_not_fit(write):
+def test_wrong_encodings_are_refused(write):
     damaged = write("x.csv", "text,label\nné,pos\n".encode() + b"caf\xe9,neg\n")
     assert f"{damaged}:3: not UTF-8" in refused("text", "label", files=damaged)
     assert "the file is damaged there" in refused("text", "label", files=damaged)
@@ -61,7 +61,7 @@ def test_encodings_that_do_not_fit(write):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_the_line_of_what_is_wrong_is_right_far_into_a_file(write, end):
+def test_the_line_of_undecodable_bytes_is_right_far_into_a_file(write, end):
     content = end.join(["text,label", *(f"row {number} of the film,pos" for number in range(40_000)), ""]).encode()
     path = write("x.csv", content + b"caf\xe9,neg")
     assert refused("text", "label", files=path).startswith(f"{path}:40002: not UTF-8 text")

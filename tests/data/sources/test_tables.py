@@ -1,4 +1,4 @@
-"""Delimited tables as people have them: every line is a row, or it is told where it went."""
+"""Delimited tables of many kinds: every line is read as a row, or a note accounts for it."""
 
 import csv
 import io
@@ -22,12 +22,12 @@ def table(rows=ROWS, head=("text", "label"), **form) -> str:
     return text.getvalue()
 
 
-def literal(rows, sign="\t") -> str:
-    return "\n".join(sign.join(row) for row in [("text", "label"), *rows]) + "\n"
+def unquoted(rows, delimiter="\t") -> str:
+    return "\n".join(delimiter.join(row) for row in [("text", "label"), *rows]) + "\n"
 
 
 def spanning(first=10, last=30) -> list[tuple[str, str]]:
-    """Rows of which one begins with a quote and a later one ends with one."""
+    """Rows of which one begins with a quote and a later one ends with a quote."""
     rows = [(f"r{number} film", ("neg", "pos")[number % 2]) for number in range(80)]
     rows[first] = ('"' + rows[first][0], rows[first][1])
     rows[last] = (rows[last][0] + '"', rows[last][1])
@@ -45,28 +45,28 @@ def write(tmp_path):
 
 
 def typed(line: str, path: str) -> dict:
-    """The fields that the words of a message stand for, read as the command line reads them."""
+    """The recipe fields that a message advises to set, parsed as on the command line."""
     words = [word.rstrip(",:;") for word in shlex.split(line.replace("'", "")) if re.match(r"data\.\w+=", word)]
     return load(["task=classification", f"data.files={path}", *words]).recipe.data.model_dump(exclude_unset=True)
 
 
 def counted(note: str) -> bool:
-    """Whether rows and what is no row of a note make up its lines."""
+    """Whether the counts of a note add up to its number of lines."""
     rows, lines = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+) (?:rows|lines)", note)[:2])
     return rows + sum(int(number) for number in re.findall(r"(\d+) (?:header|skip|comm|blank|insi)", note)) == lines
 
 
-def test_case_01_literal_quotes_of_a_tsv_swallow_no_row(write):
+def test_case_01_literal_quotes_of_a_tsv_join_no_rows(write):
     for ending in ("tsv", "tab"):
-        records, tally = read("text", "label", files=write(f"x.{ending}", literal(spanning())))
+        records, tally = read("text", "label", files=write(f"x.{ending}", unquoted(spanning())))
         assert len(records) == tally.rows == 80 and texts(records)[10] == '"r10 film'
-        assert "open in line 12 and close in line 32 are characters (data.quoting=none)" in tally.notes[0]
+        assert "open in line 12 and close in line 32" in tally.notes[0] and "data.quoting=none" in tally.notes[0]
         assert tally.notes[-1] == f"x.{ending}: 80 rows of 81 lines (1 header), tab-separated, UTF-8"
 
 
-def test_the_same_quotes_of_a_csv_are_refused_and_both_ways_out_work(write):
-    path = write("x.csv", literal(spanning(), ","))
-    mixed = literal([('"a, b"', "pos"), *spanning()], ",")
+def test_the_same_quotes_of_a_csv_are_refused_and_both_remedies_work(write):
+    path = write("x.csv", unquoted(spanning(), ","))
+    mixed = unquoted([('"a, b"', "pos"), *spanning()], ",")
     line = refused("text", "label", files=path)
     assert f"{path}:12: the quotes that open in line 12 and close in line 32 hold 21 lines that are each a row" in line
     assert "data.quoting=none reads" in line and "data.quoting=minimal reads" in line
@@ -76,68 +76,67 @@ def test_the_same_quotes_of_a_csv_are_refused_and_both_ways_out_work(write):
     assert len(records) == 60 and "60 rows of 81 lines (1 header, 20 inside quotes)" in tally.notes[-1]
 
 
-@pytest.mark.parametrize("sign", ["\t", ","])
-def test_a_quote_that_nothing_closes_is_a_character(write, sign):
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+def test_an_unclosed_quote_is_an_ordinary_character(write, delimiter):
     rows = spanning(5, 5)[:20]
     rows[5] = ('"' + rows[5][0].strip('"'), rows[5][1])
-    path = write("x.csv" if sign == "," else "x.tsv", literal(rows, sign))
+    path = write("x.csv" if delimiter == "," else "x.tsv", unquoted(rows, delimiter))
     records, tally = read("text", "label", files=path)
-    assert (
-        texts(records) == [text for text, _ in rows] and "a quote opens that nothing closes in line 7" in tally.notes[0]
-    )
+    assert texts(records) == [text for text, _ in rows]
+    assert "data.quoting=none" in tally.notes[0] and "line 7" in tally.notes[0]
 
 
-@pytest.mark.parametrize("said", ['5" disk', '"hello" he said', 'he said "hello"'])
-@pytest.mark.parametrize("sign", ["\t", ","])
-def test_quotes_inside_a_text_stay(write, sign, said):
-    rows = [(f"{said} {number}", "pos") for number in range(6)]
-    path = write("x.csv" if sign == "," else "x.tsv", literal(rows, sign))
+@pytest.mark.parametrize("start", ['5" disk', '"hello" he said', 'he said "hello"'])
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+def test_quotes_inside_a_text_are_not_removed(write, delimiter, start):
+    rows = [(f"{start} {number}", "pos") for number in range(6)]
+    path = write("x.csv" if delimiter == "," else "x.tsv", unquoted(rows, delimiter))
     assert texts(read("text", "label", files=path)[0]) == [text for text, _ in rows]
 
 
-def test_a_tsv_some_of_whose_texts_are_citations_keeps_their_quotes(write):
+def test_quotes_around_some_texts_of_a_tsv_are_not_removed(write):
     rows = [('"a great film"' if number == 3 else "bad", "pos") for number in range(6)]
-    records, tally = read("text", "label", files=write("x.tsv", literal(rows)))
+    records, tally = read("text", "label", files=write("x.tsv", unquoted(rows)))
     assert texts(records)[3] == '"a great film"' and "data.quoting=none" in tally.notes[0]
 
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
-@pytest.mark.parametrize(("ending", "sign"), [("csv", ","), ("tsv", "\t"), ("tab", "\t")])
-def test_what_a_writer_quotes_is_read_as_pandas_reads_it(write, ending, sign, quoting):
+@pytest.mark.parametrize(("ending", "delimiter"), [("csv", ","), ("tsv", "\t"), ("tab", "\t")])
+def test_quoted_tables_are_read_as_by_pandas(write, ending, delimiter, quoting):
     rows = [*ROWS, ('say "so", twice\r\nand\n\n# again\t', "pos"), ("é\u2028ü", "neg"), ("", "pos")]
-    path = write(f"x.{ending}", table(rows, delimiter=sign, quoting=quoting))
+    path = write(f"x.{ending}", table(rows, delimiter=delimiter, quoting=quoting))
     records, tally = read("text", "label", files=path)
-    theirs = pandas.read_csv(path, sep=sign, keep_default_na=False)
-    assert texts(records) == [text for text, _ in rows] and len(theirs) == len(records)
+    frame = pandas.read_csv(path, sep=delimiter, keep_default_na=False)
+    assert texts(records) == [text for text, _ in rows] and len(frame) == len(records)
     assert counted(tally.notes[-1]) and "3 inside quotes" in tally.notes[-1]
 
 
 @pytest.mark.parametrize(
     ("content", "text", "note"),
     [
-        ("text,label\n" + '"he said \\"hi, you\\"",pos\n' * 3, 'he said "hi, you"', "follow backslashes"),
-        ("label,text\n" + 'pos, "a, b"\n' * 3, "a, b", "spaces before quotes are no text"),
+        ("text,label\n" + '"he said \\"hi, you\\"",pos\n' * 3, 'he said "hi, you"', "backslashes"),
+        ("label,text\n" + 'pos, "a, b"\n' * 3, "a, b", "spaces before opening quotes"),
     ],
 )
-def test_other_ways_to_quote_are_told(write, content, text, note):
+def test_other_quoting_rules_give_a_note(write, content, text, note):
     records, tally = read("text", "label", files=write("x.csv", content))
     assert texts(records) == [text] * 3 and note in tally.notes[0]
 
 
-def test_quotes_that_fit_in_no_way_name_the_line(write):
+def test_malformed_quotes_are_refused_with_their_line(write):
     path = write("x.csv", 'text,label\n"a, b",pos\n"he said "hi", and left",neg\n')
     line = refused("text", "label", files=path)
-    assert line.startswith(f"{path}:3: text follows the quote that ends a field") and "data.quoting=none" in line
+    assert line.startswith(f"{path}:3: ") and "data.quoting=none" in line
 
 
-@pytest.mark.parametrize("sign", [";", "\t", "|", ","])
+@pytest.mark.parametrize("delimiter", [";", "\t", "|", ","])
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
-def test_delimiters_are_found(write, ending, sign):
-    rows = PLAIN if ending == "csv" and sign != "," else ROWS
-    records, tally = read("text", "label", files=write(f"x.{ending}", table(rows, delimiter=sign)))
+def test_delimiters_are_detected(write, ending, delimiter):
+    rows = PLAIN if ending == "csv" and delimiter != "," else ROWS
+    records, tally = read("text", "label", files=write(f"x.{ending}", table(rows, delimiter=delimiter)))
     assert texts(records) == [text for text, _ in rows]
-    usual = sign == {"csv": ",", "tsv": "\t"}[ending]
-    assert ("found in place of" in tally.notes[-1]) is not usual
+    usual = delimiter == {"csv": ",", "tsv": "\t"}[ending]
+    assert ("detected, not" in tally.notes[-1]) is not usual
 
 
 def test_delimiters_of_a_recipe(write):
@@ -150,9 +149,9 @@ def test_delimiters_of_a_recipe(write):
     assert "1 skipped" in read("text", "label", files=spreadsheet)[1].notes[-1]
 
 
-def test_a_column_of_texts_without_quotes_is_a_text_a_line(write):
+def test_one_unquoted_column_is_read_as_one_text_per_line(write):
     records, tally = read(files=write("x.csv", "text\nHello, world\nBye\n"))
-    assert texts(records) == ["Hello, world", "Bye"] and "each line is a text" in tally.notes[0]
+    assert texts(records) == ["Hello, world", "Bye"] and "each line is one text" in tally.notes[0]
     assert texts(read(files=write("y.csv", 'text\n"Hello, world"\nBye\n'))[0]) == ["Hello, world", "Bye"]
     assert "data.quoting=minimal" in refused(files=write("z.csv", 'text\n"two\nlines"\nBye\n'))
 
@@ -161,13 +160,13 @@ def test_every_line_is_accounted_for(write):
     content = 'Report\n# by me\ntext,label\n\na,pos\n# no\n   \n"b\nc",neg\n'
     records, tally = read("text", "label", files=write("x.csv", content), comment="#", skip_lines=1)
     assert texts(records) == ["a", "b\nc"]
-    told = (
+    note = (
         "x.csv: 2 rows of 9 lines (1 header, 1 skipped, 2 comments, 2 blank, 1 inside quotes), comma-separated, UTF-8"
     )
-    assert tally.notes == [told] and counted(told)
+    assert tally.notes == [note] and counted(note)
 
 
-def test_many_tables_are_one_line(write, tmp_path):
+def test_many_tables_give_one_note(write, tmp_path):
     for number in range(3):
         write(f"{number}.csv", table())
     records, tally = read("text", "label", files=str(tmp_path / "*.csv"))
@@ -175,10 +174,10 @@ def test_many_tables_are_one_line(write, tmp_path):
     assert tally.notes == ["3 tables (0.csv … 2.csv): 90 rows of 93 lines (3 headers), comma-separated, UTF-8"]
 
 
-def test_a_table_without_a_header_says_what_to_type_and_that_works(write):
-    for name, sign in (("x.csv", ","), ("x.tsv", "\t")):
+def test_a_table_without_a_header_is_refused_with_fields_that_work(write):
+    for name, delimiter in (("x.csv", ","), ("x.tsv", "\t")):
         rows = [(("ham", "spam")[number % 2], f"this is the long text of row {number}") for number in range(10)]
-        path = write(name, table(rows, head=None, delimiter=sign))
+        path = write(name, table(rows, head=None, delimiter=delimiter))
         line = refused("text", "label", files=path)
         assert "data.header=false data.text=1 data.label=0" in line and "there are 'ham', 'this is" in line
         records, tally = read("text", "label", **typed(line, path))
@@ -187,7 +186,7 @@ def test_a_table_without_a_header_says_what_to_type_and_that_works(write):
         assert texts(named) == [text for _, text in rows]
 
 
-def test_lines_before_the_header_say_what_to_type_and_that_works(write):
+def test_lines_before_the_header_are_refused_with_fields_that_work(write):
     path = write("x.csv", "Report of May\n\n" + table())
     line = refused("text", "label", files=path)
     assert "line 3 names them: data.skip_lines=2" in line
@@ -195,7 +194,7 @@ def test_lines_before_the_header_say_what_to_type_and_that_works(write):
 
 
 @pytest.mark.parametrize("row", ["{0},film {0},pos", "film {0},pos,"])
-def test_a_column_without_a_name_says_what_to_type_and_that_works(write, row):
+def test_an_unnamed_column_is_refused_with_fields_that_work(write, row):
     path = write("x.csv", "text,label\n" + "".join(row.format(number) + "\n" for number in range(5)))
     line = refused("text", "label", files=path)
     assert "each row has one more: name it" in line
@@ -204,10 +203,10 @@ def test_a_column_without_a_name_says_what_to_type_and_that_works(write, row):
     assert "put quotes around texts that hold ','" in refused("text", "label", files=same)
 
 
-def test_columns_of_one_name(write):
+def test_duplicate_column_names(write):
     path = write("x.csv", "text,label,text\na,pos,b\n")
     line = refused("text", "label", files=path)
-    assert "2 columns have the name 'text'" in line and texts(read("text", "label", **typed(line, path))[0]) == ["a"]
+    assert "data.header=[text,label,text_2]" in line and texts(read("text", "label", **typed(line, path))[0]) == ["a"]
     records, tally = read("text", "label", files=write("y.csv", "text,label,x,x\na,pos,b,c\n"))
     assert records[0].columns == {"text": "a", "label": "pos"} and "'x'; they are not read" in tally.notes[0]
 
@@ -223,49 +222,49 @@ def test_columns_of_one_name(write):
         ("<!DOCTYPE html><html>text,label</html>", "it holds an HTML page"),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_line(write, content, message):
+def test_rows_that_do_not_fit_are_refused_with_their_line(write, content, message):
     assert message in refused("text", "label", files=write("x.csv", content))
 
 
-def test_a_header_that_is_named_twice(write):
-    assert "leave that out" in refused("text", "label", files=write("x.csv", table()), header=["text", "label"])
+def test_a_header_in_both_the_recipe_and_the_file_is_refused(write):
+    assert "leave data.header out" in refused("text", "label", files=write("x.csv", table()), header=["text", "label"])
 
 
-def test_nul_characters_are_told_of(write):
+def test_nul_characters_give_a_note(write):
     records, tally = read("text", "label", files=write("x.csv", table([*ROWS, ("a\0b", "pos")])))
     assert texts(records)[-1] == "a\0b" and "1 row holds NUL" in tally.notes[0]
 
 
-def test_fields_of_tables_are_refused_where_there_is_none(write):
+def test_fields_for_tables_are_refused_for_other_files(write):
     path = write("x.txt", "words\n")
     assert "data.skip_lines is for tables" in refused(files=path, skip_lines=2)
     assert "data.json_field is for JSON documents" in refused(files=write("x.csv", table()), json_field="x")
 
 
-def test_orange_writes_two_lines_more(write):
+def test_the_two_additional_header_lines_of_orange_are_skipped(write):
     content = 'Category\tText\r\nd\tstring\r\nclass\tinclude=True\r\n\r\nearn\tshares rose\r\nacq\ta "bid" won\r\n'
     records, tally = read("text", "label", files=write("x.tab", content), text="Text", label="Category")
     assert [record.columns["Category"] for record in records] == ["earn", "acq"]
     assert "lines 2 and 3, Orange's types and flags" in tally.notes[0] and counted(tally.notes[-1])
 
 
-def test_the_detection_follows_the_file(write, tmp_path):
-    path = write("x.tsv", literal(spanning()))
+def test_a_changed_file_is_detected_again(write, tmp_path):
+    path = write("x.tsv", unquoted(spanning()))
     assert len(read("text", "label", files=path)[0]) == 80
     write("x.tsv", table(delimiter=";"))
     assert len(read("text", "label", files=path)[0]) == 30
 
 
-def test_advice_names_the_part_that_it_is_for(write):
+def test_advice_names_the_part_of_the_recipe(write):
     from hfbsz.data.sources.records import Columns, Tally
     from hfbsz.data.sources.sources import open_set
     from hfbsz.recipe.fields import Data, EvalSet
 
-    path = write("x.csv", literal(spanning(), ","))
+    path = write("x.csv", unquoted(spanning(), ","))
     opened = open_set("other", EvalSet(files=path), Data())
     with pytest.raises(UserError, match=r"eval.sets.other.quoting=none"):
         list(opened.source.records(Columns({"eval.sets.other.text": "text"}), Tally()))
     other = load([f"eval.sets.other={path}", "eval.sets.other.quoting=none"]).recipe.eval.sets["other"]
-    read_so = open_set("other", other, Data())
-    assert len(list(read_so.source.records(Columns({"data.text": "text"}), Tally()))) == 80
-    assert opened.source.stamp() != read_so.source.stamp()
+    as_characters = open_set("other", other, Data())
+    assert len(list(as_characters.source.records(Columns({"data.text": "text"}), Tally()))) == 80
+    assert opened.source.stamp() != as_characters.source.stamp()

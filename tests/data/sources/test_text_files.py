@@ -1,4 +1,4 @@
-"""A corpus in one text file: documents by a separator, pieces of long ones, and the same tokens as of the whole."""
+"""A corpus in one text file: documents by a separator, and the pieces of long documents."""
 
 import io
 import random
@@ -15,13 +15,13 @@ from hfbsz.errors import UserError
 
 
 def documents(text, separator=None, tally=None):
-    """name -> text of every document; a document of several records is joined."""
-    found, more = {}, False
+    """The text of every document, with the records of each document joined."""
+    texts, more = {}, False
     for record in read_text_file("p", "n", "text", lambda: io.StringIO(text), separator, tally or Tally()):
-        found[record.name] = found.get(record.name, "") + record.columns["text"]
+        texts[record.name] = texts.get(record.name, "") + record.columns["text"]
         more = record.more
     assert not more
-    return list(found.values())
+    return list(texts.values())
 
 
 def test_without_a_separator_the_file_is_one_document():
@@ -45,16 +45,16 @@ def test_separators(text, separator, expected):
 
 
 @pytest.mark.parametrize("size", [2**18 - 3, 2**18 - 1, 2**18, 2**18 + 2])
-def test_a_separator_that_two_reads_share(size):
+def test_a_separator_across_two_reads(size):
     assert documents("x" * size + "<|e|>" + "y" * size + "<|e|>z", "<|e|>") == ["x" * size, "y" * size, "z"]
 
 
-def test_a_document_longer_than_what_is_read_at_once():
+def test_a_document_longer_than_one_read():
     long = "".join(random.Random(0).choices("ab \n", k=3 * LONGEST))
     assert documents(f"a|{long}|b", "|") == ["a", long, "b"]
 
 
-def test_a_marker_that_stands_there_many_times_is_told_of():
+def test_a_frequent_marker_gives_a_note():
     tally = Tally()
     documents("x<|endoftext|>" * 30, None, tally)
     (note,) = tally.notes
@@ -68,28 +68,28 @@ def test_a_marker_that_stands_there_many_times_is_told_of():
     assert tally.notes == []
 
 
-def test_what_is_no_text_or_no_separator_is_refused():
+def test_nul_bytes_and_invalid_separators_are_refused():
     with pytest.raises(UserError, match="NUL bytes"):
         documents("a\0b")
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a valid regular expression"):
         documents("a", "/(/")
 
 
-def test_pieces_make_up_the_text_and_end_where_a_pre_tokenizer_does():
+def test_pieces_add_up_to_the_text_and_end_where_a_pre_tokenizer_splits():
     text = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_text() * 20
     assert len(text) > LONGEST
     chunks = [text[start : start + 1000] for start in range(0, len(text), 1000)]
-    found = list(pieces(chunks))
-    assert "".join(piece.text for piece in found) == text
-    assert [piece.more for piece in found] == [True] * (len(found) - 1) + [False]
-    assert all(len(piece.text) <= 2 * PIECE for piece in found) and len(found) > 4
-    assert [piece.text for piece in pieces([text])] == [piece.text for piece in found]  # however it was read
-    for piece, following in pairwise(found):
+    result = list(pieces(chunks))
+    assert "".join(piece.text for piece in result) == text
+    assert [piece.more for piece in result] == [True] * (len(result) - 1) + [False]
+    assert all(len(piece.text) <= 2 * PIECE for piece in result) and len(result) > 4
+    assert [piece.text for piece in pieces([text])] == [piece.text for piece in result]  # regardless of the chunks
+    for piece, following in pairwise(result):
         assert piece.text[-1].isalpha() and following.text[0].isspace()
         assert piece.text.endswith(following.before) and 0 < len(following.before) <= 128
     (short,) = pieces(["short"])
     assert short.text == "short" and not short.more
 
 
-def test_a_text_without_spaces_is_cut_too():
+def test_a_text_without_spaces_is_split_too():
     assert "".join(piece.text for piece in pieces(["字" * (3 * LONGEST)])) == "字" * (3 * LONGEST)

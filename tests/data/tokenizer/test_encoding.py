@@ -1,4 +1,4 @@
-"""Texts as token ids: no special token out of a text, cuts that keep the tokenizer's own, and no trace left."""
+"""Texts as token ids: text gives no special tokens, truncation keeps the added ones, and settings are restored."""
 
 import json
 
@@ -16,7 +16,7 @@ TRICKY = ["a [SEP] b", "x[CLS]", "[PAD][PAD]", "a <|endoftext|> b", "</s> and <s
 
 
 def wrapped(model, trainer, split, special):
-    """A tokenizer that puts its first special token before a text and its second after it."""
+    """A tokenizer that adds the second-last special token before a text and the last one after it."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = split
     tokenizer.train_from_iterator(TEXTS, trainer)
@@ -72,52 +72,54 @@ def test_special_tokens_inside_a_text_are_text(tokenizer):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_cut_keeps_the_tokens_that_the_tokenizer_adds(tokenizer, side):
+def test_truncation_keeps_the_tokens_that_the_tokenizer_adds(tokenizer, side):
     tokenizer.truncation_side = side
     usual = ["plain words " * 30, "short", "", *TEXTS[:5]]
     for limit in (None, 8):
         rows, lengths = encode_texts(tokenizer, usual, limit)
-        cut = {"truncation": True, "max_length": limit} if limit else {}
-        assert rows == tokenizer(usual, **cut)["input_ids"]
+        arguments = {"truncation": True, "max_length": limit} if limit else {}
+        assert rows == tokenizer(usual, **arguments)["input_ids"]
         assert lengths == [len(ids) for ids in tokenizer(usual)["input_ids"]]
 
 
-def test_no_room_beside_the_tokens_that_are_added():
+def test_a_limit_without_room_for_text_is_refused():
     with pytest.raises(UserError, match=r"data\.sequence_length: 2 leaves no room for text beside the 2 tokens"):
         encode_texts(wordpiece(), ["a"], 2)
 
 
-def test_the_tokenizer_is_left_as_it_was():
-    rust = (tokenizer := wordpiece()).backend_tokenizer
-    rust.enable_truncation(128, stride=3)
-    rust.enable_padding(length=128, pad_token="[PAD]")
-    before = rust.to_str(), rust.encode_special_tokens
+def test_the_settings_of_the_tokenizer_are_restored():
+    backend = (tokenizer := wordpiece()).backend_tokenizer
+    backend.enable_truncation(128, stride=3)
+    backend.enable_padding(length=128, pad_token="[PAD]")
+    before = backend.to_str(), backend.encode_special_tokens
     encode_texts(tokenizer, TRICKY, 6)
     encode_plain(tokenizer, TRICKY)
-    assert (rust.to_str(), rust.encode_special_tokens) == before
+    assert (backend.to_str(), backend.encode_special_tokens) == before
     with pytest.raises(TypeError):
         encode_plain(tokenizer, [None])
-    assert (rust.to_str(), rust.encode_special_tokens) == before
+    assert (backend.to_str(), backend.encode_special_tokens) == before
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_case_40_the_saved_tokenizer_is_the_models_own(tmp_path, own):
-    """Without the cut of a use, and with that of its own file, as MiniLM's has."""
+@pytest.mark.parametrize("truncates", [False, True])
+def test_case_40_the_saved_tokenizer_has_the_settings_that_it_was_loaded_with(tmp_path, truncates):
+    """Truncation set during use is not saved; that of the tokenizer's file, such as MiniLM's, is."""
     tokenizer = wordpiece()
-    if own:
+    if truncates:
         tokenizer.backend_tokenizer.enable_truncation(128)
         tokenizer.backend_tokenizer.enable_padding(length=128, pad_token="[PAD]")
-    tokenizer.save_pretrained(tmp_path / "own")
-    loaded = load_tokenizer(tmp_path / "own", needs_end=False)
+    tokenizer.save_pretrained(tmp_path / "original")
+    loaded = load_tokenizer(tmp_path / "original", needs_end=False)
     for use in range(2):
         encode_texts(loaded, TRICKY, 8)
         loaded(["a text " * 20], truncation=True, max_length=8, padding="max_length")
         save_tokenizer(loaded, tmp_path / "saved")
-        was, now = (json.loads((tmp_path / name / "tokenizer.json").read_text()) for name in ("own", "saved"))
-        assert was == now and (now["truncation"] is not None) is own, use
+        original, saved = (
+            json.loads((tmp_path / name / "tokenizer.json").read_text()) for name in ("original", "saved")
+        )
+        assert original == saved and (saved["truncation"] is not None) is truncates, use
         loaded = load_tokenizer(tmp_path / "saved", needs_end=False)
     alone = Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
-    assert len(alone.encode("word " * 200).ids) == (128 if own else 202)
+    assert len(alone.encode("word " * 200).ids) == (128 if truncates else 202)
     assert AutoTokenizer.from_pretrained(tmp_path / "saved")("a b")["input_ids"] == loaded("a b")["input_ids"]
 
 

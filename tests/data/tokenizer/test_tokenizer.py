@@ -14,7 +14,7 @@ from hfbsz.recipe.fields import Data
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """vocab.json and merges.txt of a tokenizer trained here, and that tokenizer."""
+    """A folder with vocab.json and merges.txt of a trained tokenizer, and that tokenizer."""
     monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path / "cache"))
     trained = train_tokenizer(TEXTS, 300)
     path = tmp_path / "tokenizer"
@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch):
     return path, trained
 
 
-def test_vocab_and_merges_alone_give_the_whole_tokenizer(folder, tmp_path):
+def test_vocab_and_merges_suffice_for_the_tokenizer(folder, tmp_path):
     path, trained = folder
     assert sorted(file.name for file in path.iterdir()) == ["merges.txt", "vocab.json"]
     loaded = load_tokenizer(path)
@@ -32,11 +32,11 @@ def test_vocab_and_merges_alone_give_the_whole_tokenizer(folder, tmp_path):
     assert loaded.eos_token_id == trained.eos_token_id == loaded("<|endoftext|>")["input_ids"][0]
     data = made(files=str(json_lines(tmp_path / "x.jsonl")), tokenizer=str(path))
     assert data.manifest.vocab_size == len(trained) and len(data.train) > 10
-    loaded.save_pretrained(tmp_path / "saved")  # as a run does at its end
+    loaded.save_pretrained(tmp_path / "saved")  # as at the end of a run
     assert load_tokenizer(tmp_path / "saved")(text)["input_ids"] == trained(text)["input_ids"]
 
 
-def test_a_changed_merge_makes_other_rows(folder, tmp_path):
+def test_a_changed_merge_gives_another_cache_entry(folder, tmp_path):
     path, _ = folder
     fields = {"files": str(json_lines(tmp_path / "x.jsonl")), "tokenizer": str(path)}
     made(**fields)
@@ -46,7 +46,7 @@ def test_a_changed_merge_makes_other_rows(folder, tmp_path):
     assert len(kept_entries()) == 2
 
 
-def test_folders_that_hold_no_tokenizer(folder, tmp_path):
+def test_folders_without_a_tokenizer_are_refused(folder, tmp_path):
     path, _ = folder
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no tokenizer.json, nor vocab.json and merges.txt"):
@@ -54,9 +54,9 @@ def test_folders_that_hold_no_tokenizer(folder, tmp_path):
     shutil.copy(path / "vocab.json", tmp_path / "empty")
     with pytest.raises(UserError, match=r"lacks merges.txt"):
         load_tokenizer(tmp_path / "empty")
-    known = json.loads((path / "vocab.json").read_text())
-    del known["<|endoftext|>"]
-    (path / "vocab.json").write_text(json.dumps(known))
+    vocabulary = json.loads((path / "vocab.json").read_text())
+    del vocabulary["<|endoftext|>"]
+    (path / "vocab.json").write_text(json.dumps(vocabulary))
     with pytest.raises(UserError, match="has no end-of-text token"):
         load_tokenizer(path)
     (path / "vocab.json").write_text("{")
@@ -69,45 +69,45 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 def test_case_16_damaged_files_are_named(folder, tmp_path, file):
-    folder[1].save_pretrained(tmp_path / "whole")
-    path = tmp_path / "whole" / file
-    whole = path.read_text()
-    for content, reason in (
+    folder[1].save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / file
+    content = path.read_text()
+    for damaged, reason in (
         (POINTER, f" is a git-lfs pointer, not the file itself: git -C {path.parent} lfs pull"),
-        (whole[: len(whole) // 2], " is cut or damaged ("),
+        (content[: len(content) // 2], " is cut or damaged ("),
         ("", " is empty: fetch it again"),
     ):
-        path.write_text(content)
+        path.write_text(damaged)
         with pytest.raises(UserError) as caught:
             load_tokenizer(path.parent)
         (line,) = caught.value.lines
         assert line.startswith(f"data.tokenizer: '{path.parent}': {file}{reason}"), line
 
 
-def test_case_16_a_vocabulary_that_is_not_there(folder, tmp_path):
-    folder[1].save_pretrained(tmp_path / "whole")
-    (tmp_path / "whole" / "tokenizer.json").unlink()
+def test_case_16_a_missing_vocabulary_is_refused(folder, tmp_path):
+    folder[1].save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer.json").unlink()
     with pytest.raises(UserError) as caught:
-        load_tokenizer(tmp_path / "whole")
+        load_tokenizer(tmp_path / "saved")
     (line,) = caught.value.lines
     assert "data.tokenizer: " in line and "github" not in line
 
 
-def test_a_vocabulary_in_place_of_which_there_is_a_pointer(tmp_path):
+def test_a_git_lfs_pointer_instead_of_the_vocabulary_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text(POINTER)  # transformers would build a tokenizer of its three lines
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     with pytest.raises(UserError, match=r"vocab\.txt is a git-lfs pointer"):
         load_tokenizer(tmp_path, needs_end=False)
 
 
-def test_another_chat_template_is_another_tokenizer(folder, tmp_path):
+def test_the_chat_template_is_among_the_tokenizer_files(folder, tmp_path):
     folder[1].chat_template = "{{ messages }}"
-    folder[1].save_pretrained(tmp_path / "whole")
-    assert "chat_template.jinja" in {path.name for path in tokenizer_files(str(tmp_path / "whole"))}
+    folder[1].save_pretrained(tmp_path / "saved")
+    assert "chat_template.jinja" in {path.name for path in tokenizer_files(str(tmp_path / "saved"))}
 
 
 def split_by(regex):
-    """What a tokenizer.json holds whose pre-tokenizer splits by a regular expression."""
+    """The content of a tokenizer.json whose pre-tokenizer splits by a regular expression."""
     written = json.loads(train_tokenizer(TEXTS, 300).backend_tokenizer.to_str())
     split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
     written["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, written["pre_tokenizer"]]}
@@ -115,7 +115,7 @@ def split_by(regex):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("tokenizer.json", split_by("(((("), "unmatched parenthesis"),
         ("tokenizer.json", "[" * 200_000, "tokenizer.json is cut or damaged (maximum recursion depth"),
@@ -129,16 +129,16 @@ def split_by(regex):
         ("config.json", "{" * 10**5, "config.json is cut or damaged"),
     ],
 )
-def test_case_s09_a_tokenizer_that_cannot_be_used_is_one_line(tmp_path, name, text, said):
+def test_case_s09_an_unusable_tokenizer_gives_one_line(tmp_path, name, text, message):
     save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path)
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         load_tokenizer(tmp_path)
-    (line,) = told.value.lines
-    assert said in line and line.startswith("data.tokenizer: ")
+    (line,) = caught.value.lines
+    assert message in line and line.startswith("data.tokenizer: ")
 
 
-def test_case_s09_a_pattern_that_fails_on_a_text_names_its_row(tmp_path, monkeypatch):
+def test_case_s09_a_text_that_cannot_be_encoded_is_reported_with_its_row(tmp_path, monkeypatch):
     monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path / "cache"))
     save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(split_by("(a+)+$"))
@@ -147,13 +147,13 @@ def test_case_s09_a_pattern_that_fails_on_a_text_names_its_row(tmp_path, monkeyp
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fields = {"files": str(tmp_path / "x.jsonl"), "tokenizer": str(tmp_path / "tokenizer")}
     for task, more in (("language_modeling", {}), ("classification", {"label": "label", "pack": False})):
-        with pytest.raises(UserError) as told:
-            prepare(Data(**fields, **more), {}, lambda *told: None, task=task)
-        (line,) = told.value.lines
+        with pytest.raises(UserError) as caught:
+            prepare(Data(**fields, **more), {}, lambda *_: None, task=task)
+        (line,) = caught.value.lines
         assert "x.jsonl:24: data.tokenizer: it cannot tokenise this text: " in line and "retry-limit-in-match" in line
 
 
 @pytest.mark.parametrize("text", ["[" * 10**5, "[]", '{"eos_token_id": "x"}', '{"eos_token_id": [1, null, "x"]}'])
-def test_a_generation_config_of_other_types_names_no_end(tmp_path, text):
+def test_an_invalid_generation_config_gives_no_end_token(tmp_path, text):
     (tmp_path / "generation_config.json").write_text(text)
     assert ends_of(str(tmp_path)) <= {1}
