@@ -121,7 +121,7 @@ def test_a_kept_file_that_stays_damaged_is_named_in_one_line(tmp_path):
         with pytest.raises(UserError) as caught:
             made(**NAMED, sha256=FOUND)
         (told,) = caught.value.lines
-        assert told.startswith(f"{kept} is damaged, and cannot be made again: {line}")
+        assert told.startswith(f"{kept} is damaged and cannot be rebuilt: {line}")
 
 
 def test_a_kept_model_that_is_damaged_is_fetched_again(tmp_path):
