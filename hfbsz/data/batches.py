@@ -1,4 +1,4 @@
-"""Which rows a step trains on, and how ranks and micro-batches share them."""
+"""Which rows a step trains on, and how they are divided among ranks and micro-batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,29 +13,29 @@ from hfbsz.plan.plan import Plan, PlannedStep
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the host: the model's `inputs`, `labels` with −100 where nothing counts, and counts."""
+    """One micro-batch on the host: the model's `inputs`, its `labels` (−100 is ignored by the loss), and counts."""
 
     inputs: dict[str, Any]
     labels: Any
-    targets: int  # labels that count
-    tokens: int  # input tokens, padding excluded
+    targets: int  # labels that the loss counts
+    tokens: int  # input tokens without padding
 
     @property
     def positions(self) -> int:
-        """Positions that the model computes, padding included: rows × the longest."""
+        """Number of positions that the model computes, padding included: rows × the longest row."""
         return self.inputs["input_ids"].numel()
 
 
-Collate = Callable[[Sequence[Any]], Batch]  # of rows; None stands for a row without targets
+Collate = Callable[[Sequence[Any]], Batch]  # takes rows; None stands for a row without targets
 
 
 class Windows:
     """The micro-batches of every step, for one rank.
 
-    A step takes rows [clock, clock + global_batch) of the order, dealt out micro-batch by micro-batch, so that it
-    trains on the same rows on any number of ranks. With `batch.micro_tokens` ranks get equally many rows of like
-    lengths, and each cuts its own into micro-batches; `equal_counts` (FSDP2) has them make equally many, which they
-    know without a message, for every rank knows all lengths.
+    A step takes the rows at positions [clock, clock + global_batch) of the order and assigns them micro-batch by
+    micro-batch, so it trains on the same rows on any number of ranks. With `batch.micro_tokens`, every rank gets the
+    same number of rows of similar lengths and splits them into micro-batches itself. With `equal_counts` (FSDP2), all
+    ranks use the same number of micro-batches; no communication is needed because every rank knows all lengths.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Windows:
         self.micro_tokens, self.equal_counts = plan.recipe.batch.micro_tokens, equal_counts
 
     def row_numbers(self, start: int, stop: int) -> np.ndarray:
-        """Row numbers of the clocks start … stop−1."""
+        """Row numbers (int64, shape [stop − start]) at the clocks start … stop−1."""
         return self.order.take(start, stop - start)
 
     def window(self, planned: PlannedStep) -> list[Batch]:
@@ -55,15 +55,15 @@ class Windows:
         return [self.collate([self.rows[int(number)] for number in micro]) for micro in self._split(numbers, planned)]
 
     def _split(self, numbers: np.ndarray, planned: PlannedStep) -> Iterable[np.ndarray]:
-        """This rank's row numbers of a window, micro-batch by micro-batch."""
+        """This rank's row numbers of a step, micro-batch by micro-batch."""
         if planned.micro_batch is not None:
             return numbers.reshape(-1, self.world_size, planned.micro_batch)[:, self.rank]
-        assert self.micro_tokens is not None  # or the plan would name a micro-batch
-        dealt = numbers[deal(self.rows.lengths[numbers], self.world_size)]
-        lengths = self.rows.lengths[dealt]
+        assert self.micro_tokens is not None  # otherwise the plan sets a micro-batch
+        by_rank = numbers[split_by_length(self.rows.lengths[numbers], self.world_size)]
+        lengths = self.rows.lengths[by_rank]
         ranks = range(self.world_size) if self.equal_counts else [self.rank]
-        count = max(len(cut(lengths[rank], self.micro_tokens)) for rank in ranks)
-        return np.split(dealt[self.rank], cut(lengths[self.rank], self.micro_tokens, count)[1:])
+        count = max(len(micro_batch_starts(lengths[rank], self.micro_tokens)) for rank in ranks)
+        return np.split(by_rank[self.rank], micro_batch_starts(lengths[self.rank], self.micro_tokens, count)[1:])
 
 
 def _order(rows: Rows, plan: Plan) -> Order | LengthOrder:
@@ -73,22 +73,23 @@ def _order(rows: Rows, plan: Plan) -> Order | LengthOrder:
     return Order(len(rows), seed)
 
 
-def deal(lengths: np.ndarray, ranks: int) -> np.ndarray:
-    """Places of rows (shape [ranks, rows ÷ ranks]), the longest of each rank first: dealt by length there and back, so
-    that ranks get like lengths."""
-    places = np.argsort(-lengths, kind="stable").reshape(-1, ranks)
-    places[1::2] = places[1::2, ::-1].copy()
-    return places.T
+def split_by_length(lengths: np.ndarray, ranks: int) -> np.ndarray:
+    """Indices of rows for each rank (shape [ranks, rows ÷ ranks]), longest first. Rows sorted by length are assigned in
+    alternating (snake) order, so that the ranks get similar lengths."""
+    indices = np.argsort(-lengths, kind="stable").reshape(-1, ranks)
+    indices[1::2] = indices[1::2, ::-1].copy()
+    return indices.T
 
 
-def cut(lengths: np.ndarray, most: int, count: int = 1) -> list[int]:
-    """Where micro-batches begin among rows that grow shorter, so that rows × longest ≤ `most` tokens (a longer row is
-    alone): as few as that takes, or `count` if that is more (at most one for each row)."""
-    starts, place = [], 0
-    while place < len(lengths):
-        starts.append(place)
-        place += max(1, most // max(1, int(lengths[place])))
-    while len(starts) < count:  # halve the one with the most rows
+def micro_batch_starts(lengths: np.ndarray, max_tokens: int, min_count: int = 1) -> list[int]:
+    """Start indices of the micro-batches of rows sorted from longest to shortest, with rows × longest ≤ `max_tokens` in
+    each (a longer row gets a micro-batch of its own): as few as possible, but at least `min_count` (at most one for
+    each row)."""
+    starts, index = [], 0
+    while index < len(lengths):
+        starts.append(index)
+        index += max(1, max_tokens // max(1, int(lengths[index])))
+    while len(starts) < min_count:  # halve the one with the most rows
         sizes = np.diff([*starts, len(lengths)])
         largest = int(sizes.argmax())
         starts.insert(largest + 1, starts[largest] + int(sizes[largest]) // 2)
@@ -98,9 +99,9 @@ def cut(lengths: np.ndarray, most: int, count: int = 1) -> list[int]:
 def evaluation_batches(
     rows: Rows, numbers: Sequence[int], micro_batch: int, collate: Collate, rank: int, world_size: int
 ) -> Iterator[Batch]:
-    """This rank's share of an evaluation; every rank gets the same number of passes, padded with rows that count
-    nothing."""
+    """This rank's share of an evaluation on the rows `numbers`. Every rank gets the same number of batches: missing
+    rows are passed to `collate` as None, and have no targets."""
     step = micro_batch * world_size
     for start in range(0, len(numbers), step):
-        mine = [start + rank * micro_batch + i for i in range(micro_batch)]
-        yield collate([rows[numbers[place]] if place < len(numbers) else None for place in mine])
+        indices = range(start + rank * micro_batch, start + (rank + 1) * micro_batch)
+        yield collate([rows[numbers[index]] if index < len(numbers) else None for index in indices])

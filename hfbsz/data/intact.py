@@ -1,4 +1,4 @@
-"""Files of models and tokenizers that are not what their names say: git-lfs pointers, cut or damaged files."""
+"""Checks of model and tokenizer files: git-lfs pointers, and truncated or damaged files."""
 
 import json
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def refuse_pointers(field: str, paths: Iterable[Path]) -> None:
-    """Raise UserError for the first file that git-lfs left a pointer in place of. `field`: the field and its value."""
+    """Raise UserError for the first file that is a git-lfs pointer. `field`: the recipe's field and its value."""
     for path in paths:
         if path.is_file() and (reason := _pointer(path)):
             raise UserError(f"{field}: {path.name} {reason}")
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a file, in words that follow its name; None where it can be read. A .json file is parsed."""
+    """What is wrong with a file, as words that follow its name; None if it is readable. A .json file is parsed too."""
     try:
         if path.stat().st_size == 0:
             return "is empty: fetch it again"
@@ -28,7 +28,7 @@ def damage_of(path: Path) -> str | None:
             json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         return f"cannot be read: {problem.strerror or problem}"
-    except (ValueError, RecursionError) as problem:  # of the JSON, or of its encoding
+    except (ValueError, RecursionError) as problem:  # invalid JSON or encoding
         return f"is cut or damaged ({problem}): fetch it again"
     return None
 

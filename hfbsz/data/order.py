@@ -1,19 +1,19 @@
-"""The order in which a run sees its rows: a seeded pseudo-random permutation with O(1) memory and O(1) seek, and one
-whose batches hold rows of like length."""
+"""The order in which a run sees its rows: a seeded pseudo-random permutation with O(1) memory and O(1) seek, and a
+variant whose batches hold rows of similar length."""
 
 import numpy as np
 
 from hfbsz.plan.plan import BLOCK
 
-SMALL = 1024  # below this a true permutation is as cheap, and uniform
+SMALL = 1024  # up to this many rows a permutation in memory is as cheap, and uniform
 _ROUNDS = 6
 
 
 class Order:
-    """Row numbers of a run over `rows` rows: epoch after epoch, each in its own order.
+    """Row numbers of a run over `rows` rows; every epoch has its own permutation.
 
-    An unbalanced Feistel network on the bits of rows−1, with cycle walking (Black & Rogaway 2002): position `i` of the
-    run is known from `i` and the seed alone.
+    An unbalanced Feistel network on the bits of rows−1, with cycle walking (Black & Rogaway 2002): the row at position
+    `i` of the run depends only on `i` and the seed. Raises ValueError if `rows` is less than 1.
     """
 
     def __init__(self, rows: int, seed: int) -> None:
@@ -24,7 +24,7 @@ class Order:
         self._left, self._right = bits // 2, bits - bits // 2
 
     def take(self, start: int, count: int) -> np.ndarray:
-        """Row numbers (int64, shape [count]) of the run's positions start … start+count−1."""
+        """Row numbers (int64, shape [count]) at the run's positions start … start+count−1."""
         positions = np.arange(start, start + count, dtype=np.int64)
         epochs = positions // self.rows
         parts = [self._permute(positions[epochs == epoch] % self.rows, int(epoch)) for epoch in np.unique(epochs)]
@@ -50,22 +50,22 @@ class Order:
 
 
 class LengthOrder:
-    """Row numbers of a run whose batches hold rows of like length, so that little is padded.
+    """Row numbers of a run whose batches hold rows of similar length, so that little padding is needed.
 
-    Positions 0 … end−1 of `Order`, `end` being `total` in whole batches, are cut into blocks of 16 batches, the last of
-    which ends with the run: so every block holds the rows that it holds in `Order`. A block is sorted by length
-    (`lengths`, shape [rows]), cut into batches, and its batches are shuffled. A pure function of seed, lengths, batch
-    and total; the block that was read last is kept.
+    Positions 0 … end−1 of `Order` (`end` is `total` rounded up to full batches) are split into blocks of 16 batches;
+    the last block may be shorter. So every block holds the same rows as in `Order`. A block is sorted by length
+    (`lengths`, shape [rows]) and split into batches, and these batches are shuffled. The result depends only on seed,
+    lengths, batch and total. The last block that was computed is cached.
     """
 
     def __init__(self, lengths: np.ndarray, seed: int, batch: int, total: int) -> None:
         self.order = Order(len(lengths), seed)
         self.lengths, self.batch, self.end = lengths, batch, -(-total // batch) * batch
-        self._kept: tuple[int, np.ndarray] = -1, np.empty(0, np.int64)
+        self._cached: tuple[int, np.ndarray] = -1, np.empty(0, np.int64)
 
     def take(self, start: int, count: int) -> np.ndarray:
-        """Row numbers (int64, shape [count]) of the run's positions start … start+count−1; raises ValueError beyond its
-        end."""
+        """Row numbers (int64, shape [count]) at the run's positions start … start+count−1. Raises ValueError for
+        positions beyond the end of the run."""
         size, stop = BLOCK * self.batch, start + count
         if start < 0 or stop > self.end:
             raise ValueError(f"positions {start} to {stop} of a run of {self.end}")
@@ -74,13 +74,13 @@ class LengthOrder:
         return np.concatenate(blocks)[start - first * size : stop - first * size] if count else np.empty(0, np.int64)
 
     def _block(self, number: int) -> np.ndarray:
-        if self._kept[0] != number:
+        if self._cached[0] != number:
             start = number * BLOCK * self.batch
             rows = self.order.take(start, min(BLOCK * self.batch, self.end - start))
             batches = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(-1, self.batch)
-            generator = np.random.default_rng((self.order.seed, number, 1))  # the 1: not the generator of an epoch
-            self._kept = number, generator.permutation(batches).ravel()
-        return self._kept[1]
+            generator = np.random.default_rng((self.order.seed, number, 1))  # the 1: differs from all epochs'
+            self._cached = number, generator.permutation(batches).ravel()
+        return self._cached[1]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A few training rows as a person reads them, with the part that the model learns marked."""
+"""A few training rows as readable text, with the part that the model learns marked."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,13 +11,13 @@ from hfbsz.data import IGNORED
 from hfbsz.data.manifest import Manifest
 from hfbsz.data.rows import Prepared, Row, sample
 
-_SHOWN = 240  # characters of a part; a longer one is shown by its beginning and its end
+_SHOWN = 240  # characters of a part; a longer one is shown as its beginning and end
 _OPEN, _CLOSE = "⟦", "⟧"
 
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row in parts of text, each learnt or not; a classification's row has its label instead of learnt parts."""
+    """A row as parts of text, each learnt or not; a classification row has its label instead of learnt parts."""
 
     number: int
     parts: tuple[tuple[str, bool], ...]
@@ -26,7 +26,7 @@ class ShownRow:
     label: str | None = None
 
     def line(self) -> str:
-        """The row in one line, the learnt part in brackets."""
+        """The row as one line, with the learnt parts in brackets."""
         text = "".join(f"{_OPEN}{part}{_CLOSE}" if learnt else part for part, learnt in self.parts)
         text = text.replace("\r", "").replace("\n", "⏎")
         if self.label is not None:
@@ -36,23 +36,24 @@ class ShownRow:
 
 @dataclass(frozen=True)
 class Preview:
-    """What is learnt: rows, the columns that are read and those that are not, and what ends a text or an answer."""
+    """Sample rows, the columns that are read and those that are not, and what ends a text or an answer."""
 
     rows: tuple[ShownRow, ...]
-    of: int
+    of: int  # training rows in total
     read: tuple[str, ...]
     unused: tuple[str, ...]
     end: str
 
     def lines(self) -> list[str]:
-        """For a console: a row a line, each with a heading of ten characters."""
-        first = f"rows      {len(self.rows)} of {self.of:,} training rows, what is learnt in {_OPEN}{_CLOSE}:"
+        """Lines for a console: each begins with a heading or ten spaces."""
+        heading = f"rows      {len(self.rows)} of {self.of:,} training rows, what is learnt in {_OPEN}{_CLOSE}:"
         rows = [f"          {row.number}: {row.line()}" for row in self.rows]
         unused = f"; not used: {', '.join(self.unused)}" if self.unused else "; no other"
         columns = [f"columns   read: {', '.join(self.read)}{unused}"] if self.read != ("text",) or self.unused else []
-        return [first, *rows, *columns, *([f"end       {self.end}"] if self.end else [])]
+        return [heading, *rows, *columns, *([f"end       {self.end}"] if self.end else [])]
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data, for JSON."""
         return asdict(self)
 
 
@@ -68,8 +69,8 @@ def _shown(row: Any, number: int, tokenizer: Any, labels: Sequence[str] | None) 
     if labels is not None:
         return ShownRow(number, ((_shortened(_text(tokens, tokenizer)), False),), len(tokens), 1, labels[row.labels[0]])
     counted = row.labels != IGNORED if isinstance(row, Row) else np.arange(len(tokens)) > 0
-    borders = [0, *(np.flatnonzero(np.diff(counted)) + 1).tolist(), len(tokens)]
-    spans = [(start, stop) for start, stop in pairwise(borders) if stop > start]
+    boundaries = [0, *(np.flatnonzero(np.diff(counted)) + 1).tolist(), len(tokens)]
+    spans = [(start, stop) for start, stop in pairwise(boundaries) if stop > start]
     parts = tuple((_shortened(_text(tokens[start:stop], tokenizer)), bool(counted[start])) for start, stop in spans)
     return ShownRow(number, parts, len(tokens), int(counted.sum()))
 

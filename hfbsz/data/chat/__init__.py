@@ -1,1 +1,1 @@
-"""Conversations: their forms, their rendering by a chat template, and what of it is learnt."""
+"""Conversations: input formats, rendering by a chat template, and which tokens are learnt."""

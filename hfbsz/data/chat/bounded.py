@@ -1,4 +1,4 @@
-"""A bound on what a chat template, which is another's program, may take: of time, and of memory."""
+"""Limits on the time and memory of a chat template, which is code from a third party."""
 
 import signal
 import sys
@@ -8,19 +8,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-SECONDS = 10.0  # of the processor
-BYTES = 2**30  # beyond what the process has
+SECONDS = 10.0  # of CPU time
+BYTES = 2**30  # beyond what the process uses already
 
 
 class TooLong(BaseException):
-    """More time than that; no Exception, for a template's own compiler swallows these."""
+    """The time limit was exceeded. Not an Exception, because Jinja's compiler catches those."""
 
 
 @contextmanager
-def bounded(seconds: float = SECONDS, room: int = BYTES) -> Iterator[None]:
-    """Inside, TooLong is raised after so much time, and MemoryError where more than `room` bytes are taken.
+def bounded(seconds: float = SECONDS, memory: int = BYTES) -> Iterator[None]:
+    """Context that raises TooLong after `seconds` of CPU time, and MemoryError for more than `memory` new bytes.
 
-    Outside the main thread, and on Windows, nothing is bounded; without /proc, memory is not.
+    There are no limits outside the main thread and on Windows, and no memory limit without /proc.
     """
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
@@ -28,7 +28,7 @@ def bounded(seconds: float = SECONDS, room: int = BYTES) -> Iterator[None]:
     handler = signal.signal(signal.SIGVTALRM, _stop)
     try:
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)
-        with _room(room):
+        with _memory_limit(memory):
             yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
@@ -40,11 +40,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _room(size: int) -> Iterator[None]:
-    import resource  # not there on Windows
+def _memory_limit(size: int) -> Iterator[None]:
+    import resource  # not available on Windows
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with suppress(OSError, ValueError):  # no /proc, or a lower limit is set
+    with suppress(OSError, ValueError):  # no /proc, or a lower hard limit
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + size
         if before[0] == resource.RLIM_INFINITY or limit < before[0]:

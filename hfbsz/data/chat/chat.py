@@ -1,4 +1,4 @@
-"""Conversations as rows of token ids and labels: what is learnt, and whether it ends."""
+"""Conversations as rows of token ids and labels, and statistics of the tokens that end answers."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -17,19 +17,20 @@ from hfbsz.data.tokenizer.special_tokens import hide, special_pattern
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row: as many labels as ids, IGNORED where nothing is learnt."""
+    """A row of token ids with one label for each: the id itself, or IGNORED where it is not learnt."""
 
     ids: list[int]
     labels: list[int]
-    text_bytes: float  # of what the labels stand for
+    text_bytes: float  # bytes of the text that the labels stand for
     was_cut: bool
 
 
 class Chat:
-    """Makes rows of conversations by the chat template of one tokenizer, and remembers what they were like.
+    """Converts conversations to rows by the chat template of one tokenizer, and collects statistics for notes.
 
-    A row of n inputs has n targets, so it holds `length` tokens and one more. `ends` are the ids at which generation
-    with the model ends, the tokenizer's own end where they are not known; `day` is what the template takes for today.
+    A row holds at most `length` + 1 tokens, because n inputs have n targets. `ends` are the token ids at which
+    generation with the model ends; empty: the tokenizer's end-of-sequence token. `day` is the date that the template
+    takes for today.
     """
 
     def __init__(
@@ -41,28 +42,29 @@ class Chat:
         day: date | None = None,
     ) -> None:
         self.tokenizer, self.answers, self.length, self.day = tokenizer, answers, length, day
-        own_end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        self.ends = frozenset(ends) or frozenset(own_end)
-        self._marks_of_end = self.ends | set(own_end) | _added(tokenizer)
+        eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        self.ends = frozenset(ends) or frozenset(eos)
+        self._end_tokens = self.ends | set(eos) | _turn_tokens(tokenizer)
         self._special = special_pattern(tokenizer)
-        self._finder, self._encode = Answers(tokenizer, day), Encoder(tokenizer)
-        self._ended: Counter[int] = Counter()  # learnt answers by the token that ends them
-        self._ended_last: Counter[int] = Counter()  # those that are known to end so at generation too
-        self._open: Counter[str] = Counter()  # those that no such token ends, by their last characters
-        self._named: Counter[str] = Counter()  # conversations by the special token that they name
-        self._flagged = 0
+        self._answers, self._encode = Answers(tokenizer, day), Encoder(tokenizer)
+        self._ended: Counter[int] = Counter()  # learnt answers, by the token that ends them
+        self._ended_last: Counter[int] = Counter()  # those that end with it at generation too
+        self._unended: Counter[str] = Counter()  # learnt answers without an end token, by their last characters
+        self._named: Counter[str] = Counter()  # conversations, by the special token that their text names
+        self._flagged = 0  # conversations that flag other messages than the assistant's as learnt
 
     def encode(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[Encoded]:
-        """The rows of a conversation: one, or several where the template writes earlier turns otherwise later on.
+        """The rows of a conversation: one, or several if the template renders earlier turns differently later on.
 
-        Raises ValueError where the template refuses, with its own words, and where it would leave something out.
+        Raises ValueError if the template rejects the conversation (with its own message) or leaves out a part of it.
         """
         hidden = hide([list(messages), tools], self._special)
         messages, tools = hidden.value
         try:
-            rows = self._finder.rows(messages, tools, self.answers == "last")
+            rows = self._answers.rows(messages, tools, self.answers == "last")
         except ValueError as problem:
-            raise ValueError("".join(hidden.names.get(sign, sign) for sign in str(problem))) from None
+            message = "".join(hidden.names.get(character, character) for character in str(problem))
+            raise ValueError(message) from None
         self._flagged += any(message["role"] != "assistant" and message["learnt"] for message in messages)
         self._named.update(hidden.names.values())
         return [self._row(row, hidden.names) for row in rows]
@@ -74,26 +76,26 @@ class Chat:
         learnt[self.length + 1 :] = False
         labels = np.where(learnt, tokens.ids, IGNORED)[: self.length + 1]
         for span in row.answers:
-            place = tokens.last_of(span)
-            if place is None or place > self.length:
+            index = tokens.last_of(span)
+            if index is None or index > self.length:
                 continue
-            if (end := int(tokens.ids[place])) in self._marks_of_end:
+            if (end := int(tokens.ids[index])) in self._end_tokens:
                 self._ended[end] += 1
-                self._ended_last[end] += row.at_own_time or not row.text[span[1] :].strip()
+                self._ended_last[end] += row.as_last or not row.text[span[1] :].strip()
             else:
-                self._open[row.text[slice(*span)].rstrip()[-12:]] += 1
+                self._unended[row.text[slice(*span)].rstrip()[-12:]] += 1
         was_cut = len(tokens.ids) > self.length + 1
         ids = tokens.ids[: self.length + 1].tolist()
         return Encoded(ids, labels.tolist(), float(tokens.bytes_of(learnt)), was_cut)
 
     @property
     def end_ids(self) -> set[int]:
-        """The ids that end learnt answers: generation with the tuned model must end at each of them."""
+        """Token ids that end learnt answers: generation with the tuned model must end at each of them."""
         return set(+self._ended_last or self._ended)
 
     @property
     def end_token_learnt(self) -> str | None:
-        """The token that ends most learnt answers; None where none does."""
+        """The token that ends most learnt answers; None if none does."""
         common = (+self._ended_last or self._ended).most_common(1)
         return self._name(common[0][0]) if common else None
 
@@ -101,60 +103,60 @@ class Chat:
         return str(self.tokenizer.convert_ids_to_tokens(token))
 
     def notes(self) -> list[str]:
-        """What all rows so far together said: a line each."""
-        return [*self._of_ends(), *self._of_template()]
+        """One line for each thing that is unusual about the rows so far."""
+        return [*self._end_notes(), *self._template_notes()]
 
-    def _of_ends(self) -> list[str]:
-        unended, ended = self._open.total(), self._ended.total()
+    def _end_notes(self) -> list[str]:
+        unended, ended = self._unended.total(), self._ended.total()
         if not unended and not ended:
             return []
-        shown = f"like {self._open.most_common(1)[0][0]!r}" if unended else ""
+        example = f"like {self._unended.most_common(1)[0][0]!r}" if unended else ""
         if not ended:
             return [
-                f"no learnt token ends generation: answers end {shown} and no end token, so the tuned model does not "
-                "stop by itself: take a tokenizer whose chat template ends answers with a token"
+                f"no learnt token ends generation: answers end {example} and no end token, so the tuned model does not "
+                "stop by itself: use a tokenizer whose chat template ends answers with a token"
             ]
         notes = []
         if unended:
             notes.append(
-                f"{unended:,} of {unended + ended:,} learnt answers end with no token that ends generation, {shown}"
+                f"{unended:,} of {unended + ended:,} learnt answers end with no token that ends generation, {example}"
             )
         if others := self.end_ids - self.ends:
             names = ", ".join(f"{self._name(token)} ({token})" for token in sorted(others))
             notes.append(f"answers end with {names}: the saved generation_config.json ends generation there too")
         return notes
 
-    def _of_template(self) -> list[str]:
-        odd, notes = self._finder.odd, []
-        if odd["rewritten"]:
+    def _template_notes(self) -> list[str]:
+        counts, notes = self._answers.counts, []
+        if counts["rewritten"]:
             notes.append(
-                f"the chat template rewrites earlier turns once later ones are there: {_some(odd['rewritten'])} became "
-                f"{odd['rows']:,} rows, each answer as at its own time (data.answers=last: the last of each alone)"
+                f"the chat template renders earlier turns differently after later ones: {_some(counts['rewritten'])} "
+                f"became {counts['rows']:,} rows, each answer as in its own turn (data.answers=last: only the last)"
             )
-        if odd["dated"] and self.day is not None:
+        if counts["dated"] and self.day is not None:
             notes.append(
-                f"the chat template writes the current date into rows: {self.day} stands in all of them, so that they "
-                "are the same on every day (data.date)"
+                f"the chat template writes the current date: all rows have {self.day}, so that they are the same on "
+                "every day (data.date)"
             )
-        if odd["prompt"]:
+        if counts["prompt"]:
             notes.append(
-                f"the chat template's generation prompt ends with {self._finder.prompt_end!r}, and the answers begin "
-                "otherwise: at generation the model is asked otherwise than it learnt"
+                f"the chat template's generation prompt ends with {self._answers.prompt_end!r}, which answers "
+                "do not begin with: at generation the model gets another prompt than in training"
             )
-        if odd["changed"]:
+        if counts["changed"]:
             notes.append(
-                f"{odd['changed']:,} learnt answers are not rendered word for word: the chat template leaves out or "
-                "changes a part of them (mostly thoughts, in <think>)"
+                f"{counts['changed']:,} learnt answers are not rendered word for word: the chat template leaves out or "
+                "changes a part of them (often reasoning, in <think>)"
             )
-        if odd["tools"]:
-            notes.append(f"the chat template ignores the tools of {_some(odd['tools'])}")
+        if counts["tools"]:
+            notes.append(f"the chat template ignores the tools of {_some(counts['tools'])}")
         if self._flagged:
             notes.append(
                 f"messages that are not the assistant's are flagged as learnt in {_some(self._flagged)}: they are "
-                "context"
+                "treated as context"
             )
         for name, count in self._named.most_common():
-            notes.append(f"messages name the special token {name} in {_some(count)}: it is text there")
+            notes.append(f"messages contain the special token {name} in {_some(count)}: it is encoded as text")
         return notes
 
 
@@ -162,10 +164,10 @@ def _some(count: int) -> str:
     return f"{count:,} conversation" + "s" * (count != 1)
 
 
-def _added(tokenizer: Any) -> set[int]:
-    """Tokens that can end a turn: those beside the vocabulary of words, but for tags that close a part of a turn."""
+def _turn_tokens(tokenizer: Any) -> set[int]:
+    """Ids of added tokens that can end a turn: all but blank ones and tags that close a part of a turn."""
     return {
-        number
-        for number, token in tokenizer.added_tokens_decoder.items()
+        token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
         if token.content.strip() and (token.special or not token.content.startswith(("</", "<｜/")))
     }

@@ -1,4 +1,4 @@
-"""Conversations as text by a tokenizer's chat template."""
+"""Rendering of conversations to text by a tokenizer's chat template."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from hfbsz.data.chat.bounded import BYTES, SECONDS, TooLong, bounded
 from hfbsz.data.chat.conversations import Message
 from hfbsz.errors import UserError
 
-# for a tokenizer without a template of its own; the answer begins after the colon, so that a prompt ends there
+# for tokenizers without a template; the answer begins directly after the colon, where the generation prompt ends
 TEMPLATE = (
     "{% if tools %}Tools: {{ tools | tojson }}{{ '\\n' }}{% endif %}"
     "{% for message in messages %}{{ message['role'].capitalize() }}:"
@@ -24,40 +24,40 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TODAY = re.compile(r"strftime_now\(\s*(['\"])(?P<format>.*?)\1\s*\)")
 
 _WHOSE = "the tokenizer's chat template"
-_SWELLS, _OWN_WORDS = (
-    20,
-    2**20,
-)  # a text has so many times the characters of its conversation, and so many more, at most
+# the longest rendering, in characters: _MAX_RATIO times those of the conversation, and _MAX_EXTRA more
+_MAX_RATIO, _MAX_EXTRA = 20, 2**20
 Span = tuple[int, int]  # of characters
 
 
 class Dialect(NamedTuple):
-    """What a template wants messages to be like: most take calls as mappings, and content as text. DeepSeek's join the
-    texts of calls, and ask for content that is null; those of models that see images want content in parts."""
+    """The form of messages that a template expects. Most take arguments of calls as mappings, and content as text.
+    DeepSeek's concatenate arguments as text and test for null content; those of vision models expect content in
+    parts."""
 
-    text_arguments: bool = False
-    null_content: bool = False
-    parts: bool = False
+    text_arguments: bool = False  # arguments of calls as JSON text
+    null_content: bool = False  # null instead of empty content beside calls
+    parts: bool = False  # content as a list of parts
 
-    def put(self, message: Message) -> dict[str, Any]:
-        told: dict[str, Any] = dict(message)
+    def convert(self, message: Message) -> dict[str, Any]:
+        """The message in this form."""
+        converted: dict[str, Any] = dict(message)
         if self.parts:
-            told["content"] = [{"type": "text", "text": message["content"]}]
+            converted["content"] = [{"type": "text", "text": message["content"]}]
         if "tool_calls" not in message:
-            return told
+            return converted
         if self.text_arguments:
-            told["tool_calls"] = [_with_text(call) for call in message["tool_calls"]]
+            converted["tool_calls"] = [_with_text(call) for call in message["tool_calls"]]
         if self.null_content and not message["content"].strip():
-            told["content"] = None
-        return told
+            converted["content"] = None
+        return converted
 
 
 DIALECTS = [Dialect(), Dialect(parts=True)]
-DIALECTS_OF_CALLS = [Dialect(text, null) for null in (False, True) for text in (False, True)] + DIALECTS[1:]
+CALL_DIALECTS = [Dialect(text, null) for null in (False, True) for text in (False, True)] + DIALECTS[1:]
 
 
 class ChatTemplate:
-    """Renders conversations by the template that a tokenizer has for them, with tools or without."""
+    """Renders conversations, with or without tools, by a tokenizer's chat template."""
 
     def __init__(
         self,
@@ -66,21 +66,21 @@ class ChatTemplate:
         dialect: Dialect = DIALECTS[0],
         day: date | None = None,
     ) -> None:
-        """`day` is what the template takes for today; null: the day of the call."""
+        """`day` is the date that the template takes for today; None: the current date."""
         self.tools, self.dialect = tools, dialect
         source = str(tokenizer.get_chat_template(None, tools))
         self.writes_date = bool(_TODAY.search(source))
-        self.source = source if day is None else _TODAY.sub(lambda asked: _quoted(day, asked["format"]), source)
+        self.source = source if day is None else _TODAY.sub(lambda match: _quoted(day, match["format"]), source)
         self.marks_answers = bool(_GENERATION.search(self.source))
         self._variables = {key: text for key, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
 
     def render(self, messages: Sequence[Message], prompt: bool = False, tools: bool = True) -> str:
-        """The text of messages, with the generation prompt behind them or not. Raises ValueError, with the template's
-        own words, where it refuses them."""
+        """The text of messages, followed by the generation prompt if `prompt`. Raises ValueError, with the template's
+        own message, if it rejects them, and UserError if it exceeds the limits of time, memory or length."""
         return self._render(messages, prompt, tools, False)[0]
 
     def render_blocks(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """The text of messages, and where the template's own `generation` blocks stand in it."""
+        """The text of messages, and the spans of the template's own `generation` blocks in it. Raises like `render`."""
         text, spans = self._render(messages, False, True, self.marks_answers)
         return text, spans[0] if self.marks_answers else []
 
@@ -89,12 +89,12 @@ class ChatTemplate:
     ) -> tuple[str, list[list[Span]]]:
         from transformers.utils import chat_template_utils
 
-        rendering: Any = chat_template_utils.render_jinja_template  # it says that it returns a text: it returns lists
-        given = [self.dialect.put(message) for message in messages]
+        rendering: Any = chat_template_utils.render_jinja_template  # annotated as returning str, but it returns lists
+        converted = [self.dialect.convert(message) for message in messages]
         try:
             with bounded():
                 texts, spans = rendering(
-                    [given],
+                    [converted],
                     tools=self.tools if tools else None,
                     chat_template=self.source,
                     add_generation_prompt=prompt,
@@ -102,20 +102,20 @@ class ChatTemplate:
                     **self._variables,
                 )
         except TooLong:
-            raise UserError(f"{_WHOSE} does not end: stopped after {SECONDS:g} s") from None
+            raise UserError(f"{_WHOSE} does not end: stopped after {SECONDS:g} s of CPU time") from None
         except MemoryError:
-            raise UserError(f"{_WHOSE} swells: it takes more than {BYTES / 2**30:g} GiB of memory") from None
-        except Exception as problem:  # a template is a program: it can fail in any way
+            raise UserError(f"{_WHOSE} is too large: it takes more than {BYTES / 2**30:g} GiB of memory") from None
+        except Exception as problem:  # a template is code: it can raise anything
             words = " ".join(str(problem).split()) or type(problem).__name__
             raise ValueError(f"{_WHOSE} refuses this conversation: {words}") from None
-        said = sum(len(str(part)) for part in (given, self.tools))
-        if len(texts[0]) > _SWELLS * said + _OWN_WORDS:
-            raise UserError(f"{_WHOSE} swells: {len(texts[0]):,} characters of a conversation of {said:,}")
+        size = sum(len(str(part)) for part in (converted, self.tools))
+        if len(texts[0]) > _MAX_RATIO * size + _MAX_EXTRA:
+            raise UserError(f"{_WHOSE} is too large: it renders {len(texts[0]):,} characters from {size:,}")
         return texts[0], spans
 
 
 def _quoted(day: date, form: str) -> str:
-    """The text that a template gets for `strftime_now`, in the template's language."""
+    """The date as a Jinja string literal, which replaces the call of `strftime_now`."""
     return json.dumps(day.strftime(form), ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""Rendered conversations as token ids: which tokens belong to an answer, and what each of them stands for."""
+"""Encoding of rendered conversations: token ids, and the characters that each token stands for."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,48 +15,49 @@ from hfbsz.data.tokenizer.special_tokens import special_pattern
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a text."""
+    """A text, and its tokens."""
 
     text: str
     ids: np.ndarray
-    ends: np.ndarray  # the character behind each token; a token begins where the one before it ends
-    names: Mapping[str, str]  # characters of the text that stand for the name of a special token
+    ends: np.ndarray  # end offset of each token in characters; a token begins where the one before it ends
+    names: Mapping[str, str]  # private-use character in the text: the name of a special token that it stands for
 
     def within(self, spans: Sequence[Span]) -> np.ndarray:
-        """Whether each token ends inside one of the spans: one that straddles a beginning is part of what is said.
+        """Whether each token (bool, shape [tokens]) ends inside one of the spans. A token that crosses the start of a
+        span counts as inside.
 
-        Starts of tokens are not asked for: tokenizers that trim offsets give runs of blanks a width of nothing.
+        Start offsets are not used: tokenizers that trim offsets give white space a width of zero.
         """
         inside = np.zeros(len(self.ids), bool)
         for start, end in spans:
             inside |= (self.ends > start) & (self.ends <= end)
         return inside
 
-    def bytes_of(self, kept: np.ndarray) -> int:
-        """Bytes of the text that the kept tokens stand for."""
-        changes = np.flatnonzero(np.diff(kept, prepend=False, append=False))
+    def bytes_of(self, selected: np.ndarray) -> int:
+        """UTF-8 bytes of the text of the selected tokens (bool, shape [tokens])."""
+        changes = np.flatnonzero(np.diff(selected, prepend=False, append=False))
         starts = np.concatenate([[0], self.ends])
         runs = (self.text[starts[first] : starts[last]] for first, last in changes.reshape(-1, 2))
-        return sum(len(self._named(run).encode()) for run in runs)
+        return sum(len(self._with_names(run).encode()) for run in runs)
 
     def last_of(self, span: Span) -> int | None:
-        """The place of the token that holds the last character of a span, blanks at its end aside."""
+        """Index of the token with the last character of a span, trailing white space aside; None for a blank span."""
         end = span[0] + len(self.text[span[0] : span[1]].rstrip())
         return int(np.searchsorted(self.ends, end)) if end > span[0] else None
 
-    def _named(self, text: str) -> str:
+    def _with_names(self, text: str) -> str:
         return "".join(self.names.get(character, character) for character in text) if self.names else text
 
 
 class _Piece(NamedTuple):
     start: int
     end: int
-    as_text: bool  # whether the names of special tokens are text in it
+    as_text: bool  # whether special tokens in it are encoded as text
 
 
 class Encoder:
-    """Encodes rendered conversations by one tokenizer: what the template writes gives special tokens, what a message
-    says gives none."""
+    """Encodes rendered conversations by one tokenizer. Special tokens of the template are encoded as such; their names
+    in the text of messages are encoded as text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -64,8 +65,8 @@ class Encoder:
         self._newline = encode_plain(tokenizer, ["\n"])[0]
 
     def __call__(self, text: str, spans: Sequence[Span], names: Mapping[str, str]) -> Tokens:
-        """Tokens of a text in which `names` stand for special tokens that a message names. Raises ValueError where the
-        tokenizer does not tell which characters a token stands for, and no token border is known at a span's."""
+        """Tokens of a text in which the characters in `names` stand for special tokens that a message names. Raises
+        ValueError if the tokenizer has no offsets and a token crosses the start or end of a span."""
         if names or not self.tokenizer.is_fast:
             return self._in_pieces(text, spans, names)
         ids, ends = self._with_ends(text)
@@ -78,34 +79,36 @@ class Encoder:
         return encoding.ids, [end for _, end in encoding.offsets]
 
     def _in_pieces(self, text: str, spans: Sequence[Span], names: Mapping[str, str]) -> Tokens:
-        borders = sorted({border for span in spans for border in span})
+        boundaries = sorted({boundary for span in spans for boundary in span})
         ids: list[int] = []
         ends: list[int] = []
         for piece in self._pieces(text, names):
-            said = text[piece.start : piece.end]
+            content = text[piece.start : piece.end]
             if not piece.as_text and self.tokenizer.is_fast:
-                found, places = self._with_ends(said)
-                ids, ends = ids + found, ends + [piece.start + place for place in places]
+                piece_ids, piece_ends = self._with_ends(content)
+                ids, ends = ids + piece_ids, ends + [piece.start + end for end in piece_ends]
                 continue
-            cuts = [piece.start, *(border for border in borders if piece.start < border < piece.end), piece.end]
+            inside = [boundary for boundary in boundaries if piece.start < boundary < piece.end]
+            cuts = [piece.start, *inside, piece.end]
             parts = [self._part(text[start:end], piece.as_text, names) for start, end in pairwise(cuts)]
-            if len(parts) > 1 and not piece.as_text and [*chain(*parts)] != self._part(said, False, names):
+            if len(parts) > 1 and not piece.as_text and [*chain(*parts)] != self._part(content, False, names):
                 raise ValueError(
-                    "the tokenizer does not tell which characters its tokens stand for, and they reach across the "
-                    "border of an answer: take the fast form of the tokenizer (tokenizer.json)"
+                    "the tokenizer has no character offsets, and a token crosses the start or end of an answer: "
+                    "use the fast form of the tokenizer (tokenizer.json)"
                 )
             for part, end in zip(parts, cuts[1:], strict=True):
                 ids, ends = ids + part, ends + [end] * len(part)
         return Tokens(text, np.array(ids, np.int64), np.maximum.accumulate(np.array(ends, np.int64)), names)
 
     def _pieces(self, text: str, names: Mapping[str, str]) -> list[_Piece]:
-        """A text cut at those of the template's special tokens between which a message names one."""
+        """The pieces of a text between special tokens of the template; those that name a special token are text."""
         if not names:
             return [_Piece(0, len(text), False)]
-        borders = [0, *(border for match in self._special.finditer(text) for border in match.span()), len(text)]
+        matches = self._special.finditer(text)
+        boundaries = [0, *(boundary for match in matches for boundary in match.span()), len(text)]
         named = re.compile(f"[{''.join(map(re.escape, names))}]")
         pieces: list[_Piece] = []
-        for number, (start, end) in enumerate(pairwise(borders)):
+        for number, (start, end) in enumerate(pairwise(boundaries)):
             as_text = number % 2 == 0 and named.search(text, start, end) is not None
             if pieces and not as_text and not pieces[-1].as_text:
                 pieces[-1] = pieces[-1]._replace(end=end)
@@ -117,7 +120,7 @@ class Encoder:
         if not as_text:
             return self.tokenizer.encode(text, add_special_tokens=False)
         text = "".join(names.get(character, character) for character in text)
-        # behind a line break, so that SentencePiece puts no blank before what is no beginning
-        behind, alone = encode_plain(self.tokenizer, ["\n" + text, text])
+        # after a line break, so that SentencePiece adds no space before a piece that is not the beginning
+        after, alone = encode_plain(self.tokenizer, ["\n" + text, text])
         size = len(self._newline)
-        return behind[size:] if behind[:size] == self._newline else alone
+        return after[size:] if after[:size] == self._newline else alone

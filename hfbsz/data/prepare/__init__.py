@@ -1,1 +1,1 @@
-"""From documents and examples to rows on the disk."""
+"""Preparation: documents and examples become rows in Arrow files."""

@@ -1,4 +1,4 @@
-"""One pass over each source: documents are tokenised and dealt to the training rows or to validation's."""
+"""Preparation of a text corpus: documents are tokenised and written as training or evaluation rows, in one pass."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ import numpy as np
 
 from hfbsz.data.manifest import TRAIN, VALIDATION, Manifest, SetCounts
 from hfbsz.data.prepare.budget import BYTES_PER_TOKEN, Needed
-from hfbsz.data.prepare.documents import Document, Documents, deal
+from hfbsz.data.prepare.documents import Document, Documents, split_documents
 from hfbsz.data.prepare.pieces import PIECE
 from hfbsz.data.prepare.row_writer import RowWriter
 from hfbsz.data.sources.hub import Hub
@@ -23,29 +23,30 @@ from hfbsz.errors import UserError
 from hfbsz.recipe.amounts import counted
 from hfbsz.recipe.fields import SMALL_CORPUS, Data
 
-Progress = Callable[[str, int, int], None]  # (what is being done, done, of all)
-Dealt = Iterable[tuple[Document, bool]]  # a document, and whether it is held out
+Progress = Callable[[str, int, int], None]  # (activity, amount done, total; 0: not known)
+Split = Iterable[tuple[Document, bool]]  # documents, and whether each is held out
 
 _TOKENIZER_TEXT = 50_000_000  # characters that train a tokenizer at most: half a minute
 _DOCUMENTS_AT_ONCE = 256
-_CHARACTERS_AT_ONCE = max(2**21, 2 * PIECE * (os.cpu_count() or 1))  # a tokenizer takes about 100 bytes for each
+# a tokenizer uses about 100 bytes of memory per character
+_CHARACTERS_AT_ONCE = max(2**21, 2 * PIECE * (os.cpu_count() or 1))
 
 
 class Builder:
-    """Makes the rows of all sets: `sources` are the training source, TRAIN; validation, by VALIDATION, where it has a
-    source of its own; and evaluation sets. `needed`: how far the training source is read; None: to its end."""
+    """Writes the rows of all sets. `sources` has the training source (TRAIN), validation if it has its own source
+    (VALIDATION), and the evaluation sets. `needed`: how much of the training source is read; None: all of it."""
 
     def __init__(self, data: Data, sources: Mapping[str, Opened], needed: Needed | None, progress: Progress) -> None:
         self.data, self.sources, self.progress, self.needed = data, sources, progress, needed
-        self.most = None if needed is None else needed.sequences * data.sequence_length * BYTES_PER_TOKEN
+        self.max_characters = None if needed is None else needed.sequences * data.sequence_length * BYTES_PER_TOKEN
         self.share = 0.0 if VALIDATION in sources else share_of(data)
         self.documents = Documents(sources[TRAIN])
         self.notes: list[str] = []
-        self.cuts = self.changed = 0  # of long documents, and those at which a token may be another
+        self.cuts = self.changed = 0  # cuts in long documents, and those at which tokens may differ
 
     def build(self, folder: Path) -> Manifest:
-        """Write train.arrow, validation.arrow, eval-N.arrow and the tokenizer into `folder`."""
-        self.tokenizer = load_tokenizer(self.data.tokenizer) if self.data.tokenizer else self._trained()
+        """Write train.arrow, validation.arrow, eval-N.arrow and the tokenizer to `folder`. Raises UserError."""
+        self.tokenizer = load_tokenizer(self.data.tokenizer) if self.data.tokenizer else self._trained_tokenizer()
         save_tokenizer(self.tokenizer, folder / "tokenizer")
         self.encode = PlainEncoder(self.tokenizer)
         names = [name for name in self.sources if name not in (TRAIN, VALIDATION)]
@@ -58,24 +59,29 @@ class Builder:
                 self._evaluation(Documents(self.sources[name]), writer)
         return self._manifest(train, validation, sets)
 
-    def _trained(self) -> Any:
-        limit = _TOKENIZER_TEXT if self.most is None else min(_TOKENIZER_TEXT, self.most)
-        texts = (document.text for document, held in self._dealt() if not held)
+    def _trained_tokenizer(self) -> Any:
+        limit = _TOKENIZER_TEXT if self.max_characters is None else min(_TOKENIZER_TEXT, self.max_characters)
+        texts = (document.text for document, held in self._split() if not held)
         size = min(limit, self.documents.source.size() or limit)
-        taken = _Beginning(texts, limit, lambda done: self.progress("training the tokenizer", min(done, size), size))
-        tokenizer = train_tokenizer(taken, self.data.vocab_size)
-        if taken.was_cut and self.needed is None:
+
+        def show(done: int) -> None:
+            self.progress("training the tokenizer", min(done, size), size)
+
+        beginning = _Beginning(texts, limit, show)
+        tokenizer = train_tokenizer(beginning, self.data.vocab_size)
+        if beginning.truncated and self.needed is None:
             self.notes.append(f"the tokenizer was trained on the first {limit:,} characters")
         return tokenizer
 
-    def _dealt(self) -> Iterator[tuple[Document, bool]]:
-        most = None if self.most is None else 2 * self.most  # of few documents: a token may stand for more text
-        return deal(self.documents, self.share, most)
+    def _split(self) -> Iterator[tuple[Document, bool]]:
+        # with few documents twice as much, because a token may stand for more text than usual
+        limit = None if self.max_characters is None else 2 * self.max_characters
+        return split_documents(self.documents, self.share, limit)
 
     def _train(self, train: RowWriter, held_out: RowWriter) -> None:
-        dealt = self._dealt()
+        split = self._split()
         has_tail = self.share > 0 and self.documents.is_few
-        self._pass(self.documents, dealt, train, held_out, None if has_tail else self.needed)
+        self._pass(self.documents, split, train, held_out, None if has_tail else self.needed)
         self._note_training(train, has_tail)
         self._note_cuts()
 
@@ -83,17 +89,17 @@ class Builder:
         return RowWriter(path, self.data, token_count(self.tokenizer), self.tokenizer.eos_token_id, keep_tail)
 
     def _pass(
-        self, documents: Documents, dealt: Dealt, train: RowWriter, held_out: RowWriter, needed: Needed | None
+        self, documents: Documents, split: Split, train: RowWriter, held_out: RowWriter, needed: Needed | None
     ) -> None:
-        """Tokenise documents, each into one of two sets; as many as give the training rows that are needed."""
+        """Tokenise documents and add each to one of two sets, until there are as many training rows as needed."""
         size = documents.source.size()
-        for batch in _batches(dealt):
+        for batch in _batches(split):
             try:
-                found = self._tokenise(batch)
+                tokens = self._tokenise(batch)
             except Unencodable as problem:
                 where = f"{documents.source.where}: {batch[problem.place][0].name}"
                 raise UserError(f"{where}: {problem}") from None
-            for (document, held), ids in zip(batch, found, strict=True):
+            for (document, held), ids in zip(batch, tokens, strict=True):
                 (held_out if held else train).add(ids, document.text.encode(), document.more)
                 if _enough(train, needed):
                     return
@@ -104,35 +110,35 @@ class Builder:
                 self.progress("tokenising", min(done, size), size)
 
     def _tokenise(self, batch: list[tuple[Document, bool]]) -> list[list[int]]:
-        """Tokens of documents and pieces. A piece is tokenised with the end of the one before it, whose tokens are then
-        taken off: so no token depends on where a document was cut."""
+        """Tokens of documents and pieces. A piece is tokenised together with the end of the preceding piece, whose
+        tokens are then removed, so that no token depends on where a document was cut."""
         documents = [document for document, _ in batch]
-        found = self.encode([document.before + document.text for document in documents])
-        cut = [place for place, document in enumerate(documents) if document.before]
-        contexts = self.encode([documents[place].before for place in cut]) if cut else []
-        for place, context in zip(cut, contexts, strict=True):
-            if found[place][: len(context)] == context:
-                found[place] = found[place][len(context) :]
+        tokens = self.encode([document.before + document.text for document in documents])
+        pieces = [index for index, document in enumerate(documents) if document.before]
+        contexts = self.encode([documents[index].before for index in pieces]) if pieces else []
+        for index, context in zip(pieces, contexts, strict=True):
+            if tokens[index][: len(context)] == context:
+                tokens[index] = tokens[index][len(context) :]
             else:
-                found[place] = self.encode([documents[place].text])[0]
+                tokens[index] = self.encode([documents[index].text])[0]
                 self.changed += 1
-        self.cuts += len(cut)
-        return found
+        self.cuts += len(pieces)
+        return tokens
 
     def _note_training(self, train: RowWriter, has_tail: bool) -> None:
         self.notes += self.documents.notes()
         if has_tail:
-            found = counted(self.documents.seen - self.documents.empty, "document")
-            self.notes.append(f"{found} only: validation is the last {self.data.validation} of the text")
+            count = counted(self.documents.seen - self.documents.empty, "document")
+            self.notes.append(f"{count} only: validation is the last {self.data.validation} of the text")
         if self.needed is None:
             return
         if self.data.stream and not _enough(train, self.needed):
             self.notes.append(f"the stream ended after {train.rows:,} of {self.needed.sequences:,} rows")
         elif not self.data.stream:
-            read = f"{train.bytes / 1e6:,.1f} MB of text were prepared ({train.rows:,} training rows)"
+            prepared = f"{train.bytes / 1e6:,.1f} MB of text were prepared ({train.rows:,} training rows)"
             size = self.documents.source.size() / 1e6
             self.notes.append(
-                f"{read} of {size:,.0f} MB of {self.documents.source.where}, for the budget takes no more; "
+                f"{prepared} of {size:,.0f} MB of {self.documents.source.where}, as much as the budget needs; "
                 "data.stream=false prepares all"
             )
 
@@ -140,13 +146,13 @@ class Builder:
         if self.changed:
             self.notes.append(
                 f"long documents were tokenised in pieces: at {self.changed:,} of {self.cuts:,} cuts tokens may differ "
-                "from those of the whole document (text without spaces?)"
+                "from those of the full document (text without spaces?)"
             )
 
     def _evaluation(self, documents: Documents, writer: RowWriter) -> None:
-        """Rows of a set that has a source of its own; of a stream, or a large one, no more than training takes."""
+        """Write the rows of a set with its own source; of a stream or a large source, no more than training needs."""
         is_large = isinstance(documents.source, Hub) or documents.source.size() > SMALL_CORPUS
-        self._pass(documents, deal(documents, 0.0), writer, writer, self.needed if is_large else None)
+        self._pass(documents, split_documents(documents, 0.0), writer, writer, self.needed if is_large else None)
         self.notes += documents.notes()
 
     def _manifest(self, train: RowWriter, validation: RowWriter, sets: Mapping[str, RowWriter]) -> Manifest:
@@ -183,10 +189,10 @@ class Builder:
 
 
 def share_of(data: Data) -> float:
-    """The share of the documents that is held out, from 0 to 1."""
+    """The share of documents that is held out, between 0 and 1. Raises UserError for another data.validation."""
     share = data.validation.value / 100
     if data.validation.unit != "%" or not 0 < share < 1:
-        raise UserError(f"data.validation: '{data.validation}' is no share of the documents: write 1% to 99%")
+        raise UserError(f"data.validation: '{data.validation}' is not a share of the documents: use 1% to 99%")
     return share
 
 
@@ -196,11 +202,11 @@ def _enough(writer: RowWriter, needed: Needed | None) -> bool:
     return writer.rows >= needed.sequences and (needed.tokens is None or writer.inputs >= needed.tokens)
 
 
-def _batches(dealt: Dealt) -> Iterator[list[tuple[Document, bool]]]:
-    """Documents to tokenise at once: enough for all cores, few enough for memory."""
+def _batches(split: Split) -> Iterator[list[tuple[Document, bool]]]:
+    """Batches of documents to tokenise: large enough for all cores, small enough for memory."""
     batch: list[tuple[Document, bool]] = []
     characters = 0
-    for document, held in dealt:
+    for document, held in split:
         batch.append((document, held))
         characters += len(document.text)
         if len(batch) == _DOCUMENTS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
@@ -211,20 +217,21 @@ def _batches(dealt: Dealt) -> Iterator[list[tuple[Document, bool]]]:
 
 
 class _Beginning:
-    """The texts up to so many characters; `was_cut` says, once they were read, whether there were more. `show` is told
-    of the characters read."""
+    """The first `limit` characters of texts. After the iteration, `truncated` tells whether there were more. `show` is
+    called with the number of characters read."""
 
-    def __init__(self, texts: Iterable[str], characters: int, show: Callable[[int], None]) -> None:
-        self._texts, self._most, self._left, self._show, self.was_cut = texts, characters, characters, show, False
+    def __init__(self, texts: Iterable[str], limit: int, show: Callable[[int], None]) -> None:
+        self._texts, self._limit, self._remaining, self._show = texts, limit, limit, show
+        self.truncated = False
 
     def __iter__(self) -> Iterator[str]:
         for text in self._texts:
-            self._show(self._most - self._left)
-            if self._left <= 0:
-                self.was_cut = True
+            self._show(self._limit - self._remaining)
+            if self._remaining <= 0:
+                self.truncated = True
                 return
-            yield text[: self._left]
-            self._left -= len(text)
+            yield text[: self._remaining]
+            self._remaining -= len(text)
 
 
 def _close_evaluation(writer: RowWriter, train: RowWriter) -> SetCounts:

@@ -1,4 +1,4 @@
-"""Documents: the texts of a source, and which of them are held out."""
+"""Documents: the texts of a source, and their split into training and held-out documents."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -10,22 +10,22 @@ from hfbsz.data.sources.records import Record, Tally
 from hfbsz.data.sources.sources import Opened
 from hfbsz.errors import UserError
 
-FEW_DOCUMENTS = 20  # below this, validation is the corpus's contiguous tail
+FEW_DOCUMENTS = 20  # with fewer documents, validation is the end of the corpus
 
 
 @dataclass(frozen=True)
 class Document:
     """A document, or a piece of a long one."""
 
-    name: str  # its record's
+    name: str  # that of its record
     text: str
-    more: bool = False  # whether the next one continues it
-    before: str = ""  # the end of the piece before it
+    more: bool = False  # whether the next one continues this document
+    before: str = ""  # the end of the preceding piece
 
 
 class Documents:
-    """The texts of a source: its text column, or what a template makes of its columns. It counts, afresh in every pass,
-    what it saw and what held no text."""
+    """The documents of a source: its text column, or a template filled with its columns. Every pass counts the
+    documents (`seen`) and those without text (`empty`) from 0. Raises UserError for a value that is not text."""
 
     def __init__(self, opened: Opened) -> None:
         self.source, self.part = opened.source, opened.part
@@ -48,7 +48,7 @@ class Documents:
                     yield Document(record.name, piece.text, piece.more, piece.before)
 
     def _chunks(self, record: Record, following: Iterator[Record]) -> Iterator[str]:
-        """The text of a record, and of those that continue its document."""
+        """The text of a record, and of the following records that continue the document."""
         yield self._text(record)
         while record.more:
             record = next(following)
@@ -67,16 +67,16 @@ class Documents:
                 f"{self.source.where}: {record.name} holds a {type(text).__name__}, not text, in column {column!r} "
                 f"({field})"
             )
-        return (text or "").encode("utf-8", "replace").decode()  # halves of surrogate pairs are no text
+        return (text or "").encode("utf-8", "replace").decode()  # unpaired surrogates become `?`
 
-    def few(self, most: int | None = None) -> int | None:
-        """The characters of all documents where there are fewer than FEW_DOCUMENTS, else None; asked for once, it
-        reads on to the twentieth document, or to `most` characters, and no further."""
+    def few(self, max_characters: int | None = None) -> int | None:
+        """Total characters of all documents if there are fewer than FEW_DOCUMENTS, else None. The first call reads the
+        source up to that number of documents, or up to `max_characters`."""
         if self._few is None:
             count, characters, continued = 0, 0, False
             for document in self:
                 count += not continued
-                if count == FEW_DOCUMENTS or (most is not None and characters >= most):
+                if count == FEW_DOCUMENTS or (max_characters is not None and characters >= max_characters):
                     break
                 characters += len(document.text)
                 continued = document.more
@@ -85,44 +85,46 @@ class Documents:
 
     @property
     def is_few(self) -> bool:
-        """Whether `few` has found fewer than FEW_DOCUMENTS."""
+        """Whether `few` was called and counted fewer than FEW_DOCUMENTS."""
         return self._few is not None and self._few[0] < FEW_DOCUMENTS
 
     def notes(self) -> list[str]:
-        """What the last pass left out, and how it read the files."""
+        """Notes on the last pass: how files were read, and how many documents were left out."""
         if not self.empty:
             return list(self.tally.notes)
-        left = f"{self.empty:,} of {self.seen:,} documents hold no text and were left out ({self.source.where})"
-        return [*self.tally.notes, left]
+        left_out = f"{self.empty:,} of {self.seen:,} documents hold no text and were left out ({self.source.where})"
+        return [*self.tally.notes, left_out]
 
 
-def deal(documents: Documents, share: float, most: int | None = None) -> Iterator[tuple[Document, bool]]:
-    """(document, whether it is held out): by a hash of its name, or the tail of few documents, of which no more than
-    about `most` characters are then taken."""
-    if share and (characters := documents.few(most)) is not None:
+def split_documents(
+    documents: Documents, share: float, max_characters: int | None = None
+) -> Iterator[tuple[Document, bool]]:
+    """Pairs of a document and whether it is held out: by a hash of its name, or, with few documents, the end of the
+    text, of which about `max_characters` are then read."""
+    if share and (characters := documents.few(max_characters)) is not None:
         return split_tail(documents, characters, share)
     return ((document, is_held_out(document.name, share)) for document in documents)
 
 
 def is_held_out(name: str, share: float) -> bool:
-    """Whether a document belongs to validation: a hash of its name, the same on every machine."""
+    """Whether a document belongs to validation, by a hash of its name: the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < share
 
 
 def split_tail(documents: Iterable[Document], characters: int, share: float) -> Iterator[tuple[Document, bool]]:
-    """(document, whether it belongs to the held-out tail): `share` of the first so many characters, cut at a line's end
-    where there is one in the piece that is cut."""
+    """Pairs of a document and whether it belongs to the held-out tail: the last `share` of the first `characters`
+    characters. The document at the boundary is split, after a line break if one is near."""
     held = round(share * characters)
-    border, start, tail = characters - held, 0, ""  # the tail: name of the document that was cut
+    boundary, start, tail = characters - held, 0, ""  # tail: name of the document that was split
     for document in documents:
         end = start + len(document.text)
-        if document.more and end >= characters:  # what is not taken does not continue it
+        if document.more and end >= characters:  # what follows is not used
             document = replace(document, more=False)
-        if start >= border or end <= border:
+        if start >= boundary or end <= boundary:
             name = f"{document.name} (tail)" if document.name == tail else document.name
-            yield replace(document, name=name), start >= border
+            yield replace(document, name=name), start >= boundary
         else:
-            cut = border - start
+            cut = boundary - start
             line = document.text.rfind("\n", 0, cut) + 1
             cut = line if line and cut - line <= held else cut
             tail = document.name

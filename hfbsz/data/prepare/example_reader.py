@@ -1,14 +1,14 @@
-"""Examples of fine-tuning tasks, read from a source's records."""
+"""Reads examples of fine-tuning tasks from the records of a source."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hfbsz.data.chat.conversations import Message, conversation, from_pair, learns, said
-from hfbsz.data.chat.tool_calls import tools_of
+from hfbsz.data.chat.conversations import Message, conversation, from_pair, has_answer, transcript
+from hfbsz.data.chat.tool_calls import parse_tools
 from hfbsz.data.prepare.corpus import Progress
-from hfbsz.data.prepare.labels import NoClass, class_of
+from hfbsz.data.prepare.labels import SkippedRow, class_of
 from hfbsz.data.sources.columns import columns_of, template_of
 from hfbsz.data.sources.records import Record, Tally
 from hfbsz.data.sources.sources import Opened
@@ -17,23 +17,24 @@ from hfbsz.errors import UserError
 from hfbsz.recipe.amounts import counted
 from hfbsz.recipe.fields import Data
 
-_TOOLS = "tools"  # the column of the tools where the recipe names none
+_TOOLS = "tools"  # the column of tools if the recipe names none
 
 
 @dataclass(frozen=True)
 class Example:
     """A row before it is tokenised: a text with a label, or a conversation."""
 
-    name: str  # its record's, or its id
-    group: str  # what is held out together
-    text: str  # of a conversation, what its turns say: for duplicates
+    name: str  # that of its record, or its id
+    group: str  # examples of one group are held out together
+    text: str  # of a conversation its transcript, to find duplicates
     label: str | None = None
     messages: tuple[Message, ...] = ()
     tools: tuple[dict[str, Any], ...] | None = None
 
 
 class Reader:
-    """Reads the examples of one source, and notes what it leaves out; raises UserError for a column without a name."""
+    """Reads the examples of one source, and notes what it leaves out. Raises UserError if the recipe does not name a
+    column that the task needs."""
 
     def __init__(self, task: str, opened: Opened) -> None:
         self.task, self.source, self.data, self.part = task, opened.source, opened.data, opened.part
@@ -41,40 +42,42 @@ class Reader:
         self.tally = Tally()
         self.template = template_of(opened)
         self.tools = (self.data.tools or _TOOLS) if task == "instruction" else None
-        fields = _needed(task, opened.data, opened.part)
+        fields = _needed_fields(task, opened.data, opened.part)
         optional = [self.tools] if self.tools is not None and self.data.tools is None else []
         self.columns = columns_of(opened, (*fields, "tools", "group", "id"), self.template, optional)
 
     def examples(self, progress: Progress) -> Iterator[Example]:
-        """The examples of the source; counts what is left out."""
-        left: Counter[str] = Counter()
+        """The examples of the source. At the end, `notes` has the number of rows that were left out, by reason. Raises
+        UserError for a row that is invalid, and if there is no row to use."""
+        left_out: Counter[str] = Counter()
         names: set[str] = set()
         where = self.source.where
         self.tally = Tally()
         for number, record in enumerate(self.source.records(self.columns, self.tally)):
             if number % 4096 == 0:
                 progress("reading", number, 0)
-            reason = self._skipped(record)
+            reason = self._skip_reason(record)
             example: Example | None = None
             if reason is None:
                 try:
                     example = self._example(record)
-                except NoClass as problem:
+                except SkippedRow as problem:
                     reason = str(problem)
             if example is None:
-                left[reason or "no answer to learn"] += 1
+                left_out[reason or "no answer to learn"] += 1
                 continue
             if self.data.id is not None and example.name in names:
                 raise UserError(f"{where}: two rows have the id {example.name!r} ({self.part}.id={self.data.id})")
             names.add(example.name)
             yield example
-        left += self.tally.left_out
+        left_out += self.tally.left_out
         self.notes += self.tally.notes
-        self.notes += [f"{counted(count, 'row')} left out: {reason} ({where})" for reason, count in left.items()]
+        self.notes += [f"{counted(count, 'row')} left out: {reason} ({where})" for reason, count in left_out.items()]
         if not names:
-            raise UserError(f"{where} holds no row to use" + (f": {', '.join(left)}" if left else ""))
+            raise UserError(f"{where} holds no row to use" + (f": {', '.join(left_out)}" if left_out else ""))
 
-    def _skipped(self, record: Record) -> str | None:
+    def _skip_reason(self, record: Record) -> str | None:
+        """Why data.skip leaves a row out; None if it does not."""
         for column, values in self.data.skip.items():
             value = record.columns.get(column)
             text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
@@ -83,7 +86,7 @@ class Reader:
         return None
 
     def _example(self, record: Record) -> Example | None:
-        """None where there is nothing to learn; raises NoClass with the reason where that is a text or a label."""
+        """The example of a record; None if it has no answer to learn. Raises SkippedRow if it has no text or label."""
         data, columns = self.data, record.columns
         name = str(columns[data.id]) if data.id is not None else record.name
         group = self._group(columns.get(data.group)) if data.group is not None else None
@@ -92,24 +95,28 @@ class Reader:
             if self.task == "classification":
                 text, label = self._text(columns, data.text), class_of(columns.get(str(data.label)))
                 if text is None:
-                    raise NoClass("no text")
+                    raise SkippedRow("no text")
                 return Example(name, group, text, label)
             messages = self._messages(columns)
-            if not learns(messages):
+            if not has_answer(messages):
                 return None
-            tools = tools_of(columns.get(str(self.tools)))
+            tools = parse_tools(columns.get(str(self.tools)))
             return Example(
-                name, group, said(messages), messages=tuple(messages), tools=None if tools is None else tuple(tools)
+                name,
+                group,
+                transcript(messages),
+                messages=tuple(messages),
+                tools=None if tools is None else tuple(tools),
             )
         except ValueError as problem:
             raise UserError(f"{self.source.where}: {record.name}: {problem}") from None
 
     def _group(self, value: Any) -> str | None:
-        """The group that a value names; null and empty text are none: such a row stands by itself."""
+        """The group that a value names; None for null and empty text: such a row is a group of its own."""
         return None if is_missing(value) or not str(value).strip() else str(value)
 
     def _text(self, columns: Any, column: str) -> str | None:
-        """The text of a row: of the template, else of the column; None where it is blank."""
+        """The text of a row, from the template or else the column; None if it is blank."""
         try:
             text = self.template.fill(columns) if self.template is not None else as_text(columns.get(column))
         except ValueError as problem:
@@ -125,8 +132,8 @@ class Reader:
         return from_pair(prompt, columns.get(str(data.response)), system)
 
 
-def _needed(task: str, data: Data, part: str) -> tuple[str, ...]:
-    """The fields whose columns hold an example of the task."""
+def _needed_fields(task: str, data: Data, part: str) -> tuple[str, ...]:
+    """The fields that name the columns of a task's examples. Raises UserError if a needed one is not set."""
     if task == "classification":
         if data.label is None:
             raise UserError(f"{part}.label: name the column that holds the label")
@@ -134,7 +141,7 @@ def _needed(task: str, data: Data, part: str) -> tuple[str, ...]:
     if data.messages is not None:
         if data.template is not None or data.system is not None:
             raise UserError(
-                f"{part}.messages: a conversation holds its questions and system messages itself: leave out "
+                f"{part}.messages: conversations contain questions and system messages already: leave out "
                 f"{part}.{'template' if data.template is not None else 'system'}, or {part}.messages=null"
             )
         return ("messages",)

@@ -1,4 +1,4 @@
-"""Rows of fine-tuning tasks: one example each, split, cleaned, counted and tokenised."""
+"""Preparation of fine-tuning tasks: examples are read, split, deduplicated and tokenised, one row each."""
 
 import hashlib
 import math
@@ -17,7 +17,7 @@ from hfbsz.data.manifest import TRAIN, VALIDATION, Manifest, SetCounts
 from hfbsz.data.prepare.corpus import Progress, share_of
 from hfbsz.data.prepare.documents import is_held_out
 from hfbsz.data.prepare.example_reader import Example, Reader
-from hfbsz.data.prepare.labels import check_classes, ordered, share_notes, stratified
+from hfbsz.data.prepare.labels import check_classes, order_labels, share_notes, stratified
 from hfbsz.data.sources.sources import Opened
 from hfbsz.data.tokenizer.encoding import Unencodable, encode_texts
 from hfbsz.data.tokenizer.tokenizer import ends_of, load_tokenizer, save_tokenizer, token_count
@@ -31,8 +31,8 @@ _LABELS_SHOWN = 12
 
 
 class ExampleBuilder:
-    """Makes the rows of all sets of a task: `sources` are the training source, TRAIN; validation, by VALIDATION,
-    where it has a source of its own; and evaluation sets. `own_labels` are those of the model's classifier."""
+    """Writes the rows of all sets of a task. `sources` has the training source (TRAIN), validation if it has its own
+    source (VALIDATION), and the evaluation sets. `own_labels` are the labels of the model's classifier."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class ExampleBuilder:
     def build(self, folder: Path) -> Manifest:
         """Write train.arrow, validation.arrow and eval-N.arrow into `folder`. Raises UserError."""
         if self.data.tokenizer is None:
-            raise UserError("data.tokenizer: fine-tuning takes the model's own tokenizer: name it, or a model.path")
+            raise UserError("data.tokenizer: fine-tuning needs the model's own tokenizer: set it, or model.path")
         self.tokenizer = load_tokenizer(self.data.tokenizer, needs_end=self.task != "classification")
         if self.task == "instruction" and not self.tokenizer.chat_template:
             self.tokenizer.chat_template = TEMPLATE
@@ -91,36 +91,37 @@ class ExampleBuilder:
         return Chat(self.tokenizer, self.data.answers, self.data.sequence_length, ends, day)
 
     def _labels(self, read: Mapping[str, Sequence[Example]]) -> list[str] | None:
-        """The labels in the order of their numbers, from all rows of the training source; refuses what is no class,
-        and a label of another set that is not among them."""
+        """The labels in the order of their class numbers, from all rows of the training source; None for other tasks.
+        Raises UserError for values that cannot be classes, and for a label that only another set has."""
         if self.task != "classification":
             return None
-        found = Counter(str(example.label) for example in read[TRAIN])
+        rows = Counter(str(example.label) for example in read[TRAIN])
         column = str(self.data.label)
-        check_classes(found, self.data.labels, column)
-        labels = ordered(found, self.data.labels, self.own_labels, self.sources[TRAIN].source.class_names(column))
+        check_classes(rows, self.data.labels, column)
+        class_names = self.sources[TRAIN].source.class_names(column)
+        labels = order_labels(rows, self.data.labels, self.own_labels, class_names)
         for name, examples in read.items():
             for example in examples:
                 if example.label not in labels:
                     opened = self.sources[name]
                     near = did_you_mean(str(example.label), labels)
                     raise UserError(
-                        f"{opened.source.where}: {example.name} has the label {example.label!r}, which is none of "
+                        f"{opened.source.where}: {example.name} has the label {example.label!r}, which is not one of "
                         f"{', '.join(labels)}{near}: add it to data.labels, or leave such rows out: "
                         + command(f"{opened.part}.skip.{opened.data.label}={example.label}")
                     )
         return labels
 
     def _split(self, read: Mapping[str, list[Example]]) -> dict[str, list[Example]]:
-        """Training rows and every evaluation set. Validation is held out by a hash of its groups; of a classification
-        without groups, the same share of every label."""
+        """Training examples and every evaluation set. Validation is held out by a hash of the group; in a
+        classification without groups, it is the same share of every label."""
         training = read[TRAIN]
         if VALIDATION in read:
             validation = read[VALIDATION]
         else:
-            held = self._held_out(training)
-            validation = [example for place, example in enumerate(training) if place in held]
-            training = [example for place, example in enumerate(training) if place not in held]
+            held_out = self._held_out(training)
+            validation = [example for index, example in enumerate(training) if index in held_out]
+            training = [example for index, example in enumerate(training) if index not in held_out]
             if not validation or not training:
                 raise UserError(
                     f"data.validation: {self.data.validation} of {len({e.group for e in read[TRAIN]}):,} groups leaves "
@@ -129,32 +130,35 @@ class ExampleBuilder:
         return {**read, TRAIN: training, VALIDATION: validation}
 
     def _held_out(self, examples: Sequence[Example]) -> set[int]:
+        """Indices of the examples that are held out for validation."""
         if self.labels is not None and self.data.group is None:
             return stratified(
                 [example.label for example in examples], [example.name for example in examples], self.share
             )
-        return {place for place, example in enumerate(examples) if is_held_out(example.group, self.share)}
+        return {index for index, example in enumerate(examples) if is_held_out(example.group, self.share)}
 
     def _clean(self, sets: dict[str, list[Example]]) -> None:
-        """Tell of duplicates and leaks, and drop them where that is wished; keep data.rows training rows."""
+        """Note duplicates, and training rows that validation has too; drop both unless data.duplicates is keep."""
         drop = self.data.duplicates == "drop"
-        done = "dropped" if drop else "kept (data.duplicates)"
+        action = "dropped" if drop else "kept (data.duplicates)"
         held = {_key(example) for example in sets[VALIDATION]}
         for name in (TRAIN, VALIDATION):
             first: dict[str, Example] = {}
             for example in sets[name]:
                 first.setdefault(_key(example), example)
-            again = len(sets[name]) - len(first)
-            at_odds = sum(example.label != first[_key(example)].label for example in sets[name])
+            repeated = len(sets[name]) - len(first)
+            relabelled = sum(example.label != first[_key(example)].label for example in sets[name])
             where = "training" if name == TRAIN else "validation"
-            if again:
-                odd = f", {at_odds:,} of them with another label" if at_odds else ""
-                self.notes.append(f"{counted(again, f'{where} row')} with the text of an earlier one{odd}: {done}")
+            if repeated:
+                labels = f", {relabelled:,} of them with another label" if relabelled else ""
+                self.notes.append(
+                    f"{counted(repeated, f'{where} row')} with the text of an earlier one{labels}: {action}"
+                )
             if drop:
                 sets[name] = list(first.values())
         leaks = [example for example in sets[TRAIN] if _key(example) in held]
         if leaks:
-            self.notes.append(f"{counted(len(leaks), 'training row')} that validation has too: {done}")
+            self.notes.append(f"{counted(len(leaks), 'training row')} that validation has too: {action}")
             if drop:
                 sets[TRAIN] = [example for example in sets[TRAIN] if _key(example) not in held]
         trained = {_key(example) for example in sets[TRAIN]}
@@ -164,12 +168,13 @@ class ExampleBuilder:
                 self.notes.append(f"{counted(shared, 'row')} of eval.sets.{name} that training has too: kept")
 
     def _check_training(self, sets: dict[str, list[Example]], read: int) -> None:
-        """Refuse training rows that are all gone, or of one label; tell of labels that are dealt unevenly."""
+        """Keep data.rows training rows, and note labels whose shares differ in validation. Raises UserError if no row
+        is left, or if all have the same label."""
         training = sets[TRAIN]
         if not training:
             raise UserError(
-                f"data: of {read:,} rows none is left to train on: all repeat another's text or are in validation too "
-                "(data.duplicates=keep keeps them)"
+                f"data: none of {read:,} rows is left to train on: all repeat another row's text or are in validation "
+                "too (data.duplicates=keep keeps them)"
             )
         if self.data.rows is not None:
             self._take(sets, self.data.rows)
@@ -178,17 +183,18 @@ class ExampleBuilder:
         labels = [str(example.label) for example in sets[TRAIN]]
         if len(set(labels)) < 2:
             raise UserError(
-                f"data.label: all {len(labels):,} training rows have the label {labels[0]!r}: there is nothing to tell "
-                "apart"
+                f"data.label: all {len(labels):,} training rows have the label {labels[0]!r}: there is nothing to "
+                "classify"
             )
         self.notes += share_notes(labels, [str(example.label) for example in sets[VALIDATION]])
 
-    def _take(self, sets: dict[str, list[Example]], wanted: int) -> None:
-        if wanted > len(sets[TRAIN]):
-            raise UserError(f"data.rows: {wanted:,} is more than the {len(sets[TRAIN]):,} training rows there are")
+    def _take(self, sets: dict[str, list[Example]], count: int) -> None:
+        """Keep the `count` training examples with the lowest hashes of their names."""
+        if count > len(sets[TRAIN]):
+            raise UserError(f"data.rows: {count:,} is more than the {len(sets[TRAIN]):,} training rows there are")
         ranked = sorted(sets[TRAIN], key=lambda example: hashlib.sha256(f"rows/{example.name}".encode()).digest())
-        kept = {example.name for example in ranked[:wanted]}
-        sets[TRAIN] = [example for example in sets[TRAIN] if example.name in kept]
+        names = {example.name for example in ranked[:count]}
+        sets[TRAIN] = [example for example in sets[TRAIN] if example.name in names]
 
     def _write(self, path: Path, name: str, examples: Sequence[Example], digest: Any) -> SetCounts:
         """Tokenise and write a set; returns its counts."""
@@ -199,12 +205,12 @@ class ExampleBuilder:
         writer = ArrowWriter(
             path=str(path), features=Features({"input_ids": numbers, "labels": numbers, "text_bytes": Value("float64")})
         )
-        rows = tokens = targets = cut = empty = 0
+        rows = tokens = targets = truncated = empty = 0
         where = {TRAIN: "training", VALIDATION: "validation"}.get(name, f"eval.sets.{name}")
         for start in range(0, len(examples), _ROWS_AT_ONCE):
             self.progress(f"tokenising {where}", start, len(examples))
             for row in self._tokenise(examples[start : start + _ROWS_AT_ONCE], self.sources.get(name)):
-                cut += row.was_cut
+                truncated += row.was_cut
                 if all(label == IGNORED for label in row.labels):
                     empty += 1
                     continue
@@ -218,35 +224,35 @@ class ExampleBuilder:
                 f"{self.data.sequence_length} tokens: take a larger data.sequence_length"
             )
         writer.finalize()
-        self._note_cuts(where, cut, empty)
+        self._note_cuts(where, truncated, empty)
         return SetCounts(rows, tokens, tokens / rows, targets=targets, **self._frequencies(where, examples))
 
-    def _note_cuts(self, where: str, cut: int, empty: int) -> None:
-        if cut:
+    def _note_cuts(self, where: str, truncated: int, empty: int) -> None:
+        if truncated:
             limit = f"data.sequence_length={self.data.sequence_length} tokens"
-            self.notes.append(f"{counted(cut, f'{where} row')} longer than {limit}: cut there")
+            self.notes.append(f"{counted(truncated, f'{where} row')} longer than {limit}: cut there")
         if empty:
             self.notes.append(f"{counted(empty, f'{where} row')} without an answer before that: left out")
 
     def _frequencies(self, where: str, examples: Sequence[Example]) -> dict[str, Any]:
-        """How often each label is, and what its frequency alone would reach."""
+        """Of a classification: the share of the most frequent label, and the entropy of labels (nats). Notes counts."""
         if self.labels is None:
             return {}
-        found = Counter(str(example.label) for example in examples)
-        shown = ", ".join(f"{found[label]:,} {label}" for label in self.labels[:_LABELS_SHOWN])
+        rows = Counter(str(example.label) for example in examples)
+        shown = ", ".join(f"{rows[label]:,} {label}" for label in self.labels[:_LABELS_SHOWN])
         self.notes.append(f"{where}: {shown}{', …' if len(self.labels) > _LABELS_SHOWN else ''}")
-        shares = [count / found.total() for count in found.values()]
+        shares = [count / rows.total() for count in rows.values()]
         return {"majority": max(shares), "label_nats": -sum(share * math.log(share) for share in shares)}
 
     def _tokenise(self, examples: Sequence[Example], opened: Opened | None) -> Iterator[Encoded]:
-        """The rows of examples: one each, or several of a conversation whose template rewrites earlier turns."""
+        """The rows of examples: one each, or several where a template changes earlier turns."""
         if self.chat is None:
             assert self.labels is not None
             limit = self.data.sequence_length
             try:
                 rows, lengths = encode_texts(self.tokenizer, [example.text for example in examples], limit)
             except Unencodable as problem:
-                raise self._failed(opened, examples[problem.place], str(problem)) from None
+                raise self._row_error(opened, examples[problem.place], str(problem)) from None
             for example, ids, length in zip(examples, rows, lengths, strict=True):
                 yield Encoded(ids, [self.labels.index(str(example.label))], 0.0, length > limit)
             return
@@ -256,12 +262,12 @@ class ExampleBuilder:
                     list(example.messages), None if example.tools is None else list(example.tools)
                 )
             except (ValueError, UserError) as problem:
-                raise self._failed(opened, example, str(problem)) from None
+                raise self._row_error(opened, example, str(problem)) from None
 
-    def _failed(self, opened: Opened | None, example: Example, why: str) -> UserError:
-        return UserError(f"{(opened or self.sources[TRAIN]).source.where}: {example.name}: {why}")
+    def _row_error(self, opened: Opened | None, example: Example, reason: str) -> UserError:
+        return UserError(f"{(opened or self.sources[TRAIN]).source.where}: {example.name}: {reason}")
 
 
 def _key(example: Example) -> str:
-    """What makes two rows one: the same words, whatever their case and spaces."""
+    """Two examples with the same key are duplicates: their texts differ at most in case and white space."""
     return " ".join(example.text.casefold().split())

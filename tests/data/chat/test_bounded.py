@@ -1,4 +1,4 @@
-"""A chat template is another's program: one that fails, loops or swells is one line, and takes no machine with it."""
+"""A chat template that fails, loops or uses too much memory ends in an error of one line, within limits."""
 
 import resource
 import signal
@@ -28,13 +28,13 @@ def tokenizer():
 
 def refusal(tokenizer, template):
     tokenizer.chat_template = template
-    with pytest.raises((ValueError, UserError)) as told:
+    with pytest.raises((ValueError, UserError)) as caught:
         Chat(tokenizer, "all", 128).encode(MESSAGES)
-    return str(told.value)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{{ raise_exception('no system\nrole') }}", "refuses this conversation: no system role"),
         ("{% if %}", "Expected an expression"),
@@ -46,9 +46,9 @@ def refusal(tokenizer, template):
         ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
     ],
 )
-def test_case_s03_a_template_that_fails_is_one_line(tokenizer, template, said):
+def test_case_s03_a_template_that_fails_is_one_line(tokenizer, template, message):
     line = refusal(tokenizer, template)
-    assert said in line and "\n" not in line
+    assert message in line and "\n" not in line
 
 
 @pytest.mark.parametrize(
@@ -60,15 +60,15 @@ def test_case_s03_a_template_that_fails_is_one_line(tokenizer, template, said):
         "{% set it = namespace(x='aaaa') %}{% for i in range(60) %}{% set it.x = it.x ~ it.x %}{% endfor %}{{ it.x }}",
     ],
 )
-def test_a_template_that_swells_is_one_line_and_takes_bounded_memory(tokenizer, template):
+def test_a_template_that_takes_too_much_memory_is_one_line(tokenizer, template):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert "swells: it takes more than 1 GiB" in refusal(tokenizer, template)
+    assert "takes more than 1 GiB of memory" in refusal(tokenizer, template)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.5 * 2**20  # KiB
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
 def test_a_text_of_many_times_its_conversation_is_refused(tokenizer):
-    assert "swells: 3,000,000 characters of a conversation of" in refusal(tokenizer, "{{ 'abc' * 10**6 }}")
+    assert "renders 3,000,000 characters from" in refusal(tokenizer, "{{ 'abc' * 10**6 }}")
 
 
 def test_a_template_that_does_not_end_is_stopped(tokenizer, monkeypatch):

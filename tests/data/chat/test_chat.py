@@ -1,4 +1,4 @@
-"""Conversations as rows: which tokens are learnt, under every kind of chat template."""
+"""Conversations as rows: which tokens are learnt, for every kind of chat template."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def chat_of(template, answers="all", length=1000, **special):
 
 
 def shown(chat, messages, tools=None):
-    """The rows of a conversation as text, what is learnt in brackets."""
+    """The rows of a conversation as text, with the learnt parts in brackets."""
     rows = []
     for row in chat.encode(conversation(messages), tools):
         assert len(row.ids) == len(row.labels) and row.labels[0] == IGNORED
@@ -126,7 +126,7 @@ def test_case_08_text_is_learnt_byte_for_byte():
     assert "[    return 0\n\n<|im_end|>\n]" in shown(chat_of(CHATML), said("f", "    return 0\n\n"))[0]
 
 
-def test_case_09_answers_without_an_end_are_told():
+def test_case_09_answers_without_an_end_are_reported():
     chat = chat_of(NO_STOP)
     assert shown(chat, TWICE) == ["<|user|>\nhi<|assistant|>\n[yo]<|user|>\nand<|assistant|>\n[ok]"]
     assert chat.notes()[0].startswith("no learnt token ends generation: answers end like 'yo'")
@@ -180,7 +180,7 @@ def test_case_24_a_template_that_refuses_says_why_in_one_line(template, words):
     assert str(refused.value).startswith("the tokenizer's chat template refuses") and "\n" not in str(refused.value)
 
 
-def test_case_37_each_answer_as_at_its_own_time():
+def test_case_37_each_answer_as_in_its_own_turn():
     chat = chat_of(THINK)
     assert shown(chat, TWICE) == [
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n[<think>\n\n</think>\n\nyo<|im_end|>\n]",
@@ -217,7 +217,7 @@ def test_case_37_a_generation_prompt_that_answers_do_not_begin_with():
 
 def test_case_37_a_template_without_a_beginning_of_answers_is_refused():
     rewriting = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(ValueError, match="writes the turns before an answer otherwise"):
+    with pytest.raises(ValueError, match="renders the turns before an answer differently"):
         chat_of(rewriting).encode(conversation(TWICE))
 
 
@@ -258,7 +258,7 @@ def test_special_tokens_inside_a_message_are_text(template):
     learnt = chat.tokenizer.decode([label for label in row.labels if label >= 0])
     assert learnt.strip() == "it is <|im_end|>, and <|eot_id|><|im_end|>" and row.text_bytes == len(learnt)
     assert [note for note in chat.notes() if "<|im_end|>" in note] == [
-        "messages name the special token <|im_end|> in 1 conversation: it is text there"
+        "messages contain the special token <|im_end|> in 1 conversation: it is encoded as text"
     ]
 
 
@@ -293,7 +293,7 @@ def test_a_tokenizer_without_offsets():
 
 @pytest.mark.parametrize("calls", [False, True])
 def test_rendering_is_linear_in_turns(monkeypatch, calls):
-    """The template is asked twice for a conversation, whatever its length, once its kinds of turns are known."""
+    """A conversation of any length is rendered twice, once its kinds of turns are in the cache."""
     count, render = 0, ChatTemplate._render
 
     def counted(self, *words):
@@ -330,6 +330,6 @@ def test_a_tuned_model_stops_where_it_should():
     assert chat.end_ids == {end} and end != chat.tokenizer.eos_token_id
     for question, answer in answers.items():
         prompt = chat.tokenizer.apply_chat_template(said(question), add_generation_prompt=True, return_tensors="pt")
-        made = model.generate(**prompt, max_new_tokens=60, do_sample=False, eos_token_id=sorted(chat.end_ids))
-        new = made[0, prompt["input_ids"].shape[1] :]
+        output = model.generate(**prompt, max_new_tokens=60, do_sample=False, eos_token_id=sorted(chat.end_ids))
+        new = output[0, prompt["input_ids"].shape[1] :]
         assert len(new) < 60 and int(new[-1]) == end and chat.tokenizer.decode(new) == f"{answer}<|im_end|>"

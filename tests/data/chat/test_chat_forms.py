@@ -1,4 +1,4 @@
-"""Conversations in the forms that data sets have, down to the tokens that are learnt of them."""
+"""Conversations in the forms of real data sets, and the tokens that are learnt."""
 
 import json
 import time
@@ -8,8 +8,9 @@ import pytest
 from chats import CHATML, NO_STOP, THINK, chat_tokenizer, said
 
 from hfbsz.data.chat.chat import Chat
-from hfbsz.data.chat.conversations import conversation, from_pair, learns, tools_of
+from hfbsz.data.chat.conversations import conversation, from_pair, has_answer
 from hfbsz.data.chat.template import TEMPLATE
+from hfbsz.data.chat.tool_calls import parse_tools
 
 QUESTION, ANSWER = said("hi", "yo")
 CALLS = (  # DeepSeek's joins the texts of calls, Qwen's shows mappings as JSON: this stands for both
@@ -63,7 +64,7 @@ def learnt_of(messages, template=CHATML, tools=None, answers="all"):
     ],
 )  # fmt: skip
 def test_case_06_calls_are_learnt_as_the_template_renders_them(messages, tools, learnt):
-    assert learnt_of(conversation(messages), CALLS, tools_of(tools)) == [learnt]
+    assert learnt_of(conversation(messages), CALLS, parse_tools(tools)) == [learnt]
 
 
 def test_case_06_nulls_of_arrow_are_no_arguments():
@@ -75,7 +76,7 @@ def test_case_06_nulls_of_arrow_are_no_arguments():
     text = json.dumps([{"name": "w", "arguments": {"q": None}}])
     assert '{"q": null}' in learnt_of(conversation([QUESTION, {"role": "assistant", "tool_calls": text}]), CALLS)[0]
     properties = {"a": {"type": "string", "enum": None}, "b": None}
-    (tool,) = tools_of([{"name": "w", "parameters": {"properties": properties}}])
+    (tool,) = parse_tools([{"name": "w", "parameters": {"properties": properties}}])
     assert tool["function"]["parameters"] == {"properties": {"a": {"type": "string"}}}
 
 
@@ -110,7 +111,7 @@ def test_case_23_halves_of_surrogate_pairs_everywhere():
     half = "yo \ud83d"
     messages = [{"role": "system", "content": half}, {**QUESTION, "content": [{"type": "text", "text": half}]},
                 {"role": "assistant", "content": half, "tool_calls": [call(x=half)]}]  # fmt: skip
-    tools = tools_of([{"name": "w", "description": half}])
+    tools = parse_tools([{"name": "w", "description": half}])
     assert learnt_of(conversation(messages), CALLS, tools) == ['yo ?<call>w {"x": "yo ?"}</call><|im_end|>\n']
     text = '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo \\ud83d"}]'
     assert learnt_of(conversation(text)) == learnt_of(from_pair("hi", half)) == ["yo ?<|im_end|>\n"]
@@ -150,19 +151,19 @@ def test_case_38_every_form_is_learnt_alike(form):
 
 @pytest.mark.parametrize("nothing", [None, [], "", {"role": [], "content": []}, [[], []], [ANSWER], [QUESTION]])
 def test_case_38_nothing_to_learn_gives_no_row(nothing):
-    assert not learns(conversation(nothing)) and learnt_of(conversation(nothing)) == []
+    assert not has_answer(conversation(nothing)) and learnt_of(conversation(nothing)) == []
 
 
 def test_case_05_flags_by_the_names_that_they_have():
     for key in ("weight", "train", "training", "trainable", "train_on_turn", "loss_mask"):
         assert learnt_of(conversation([QUESTION, {**ANSWER, key: 0}, *said("and", "ok")])) == ["ok<|im_end|>\n"]
     for key in ("mask", "masked"):
-        with pytest.raises(ValueError, match=f"{key} of a message may mean .* name it train, 1 or 0"):
+        with pytest.raises(ValueError, match=f"{key} of a message may mean .* train"):
             conversation([QUESTION, {**ANSWER, key: True}])
 
 
 def test_a_part_without_a_type_holds_nothing_but_text():
-    with pytest.raises(ValueError, match="has no type, and image beside its text"):
+    with pytest.raises(ValueError, match="has no type, but image beside its text"):
         conversation([{"role": "user", "content": [{"text": "see", "image": "a.png"}]}, ANSWER])
     assert learnt_of(conversation([{"role": "user", "content": [{"text": "see", "image": None}]}, ANSWER]))
 
@@ -192,7 +193,7 @@ def test_short_conversations_take_milliseconds():
 )
 def test_case_06_calls_as_columns_of_lists(calls):
     answer = conversation([QUESTION, {"role": "assistant", "content": None, "tool_calls": calls}])[1]
-    functions = [made["function"] for made in answer["tool_calls"]]
+    functions = [call["function"] for call in answer["tool_calls"]]
     assert functions == [{"name": "f", "arguments": {}}, {"name": "g", "arguments": {"x": 1}}]
 
 
@@ -205,7 +206,7 @@ def test_case_06_columns_of_calls_that_do_not_fit():
     "refused",
     [{"content": None, "refusal": "I cannot."}, {"content": [{"type": "refusal", "refusal": "I cannot."}]}],
 )
-def test_case_38_a_refusal_is_what_the_assistant_says(refused):
+def test_case_38_a_refusal_is_the_assistants_text(refused):
     assert learnt_of(conversation([QUESTION, {"role": "assistant", **refused}])) == ["I cannot.<|im_end|>\n"]
 
 
@@ -214,4 +215,4 @@ def test_a_template_that_writes_the_current_date_gives_the_same_rows_every_day()
     chat = Chat(chat_tokenizer(dated), "all", 1000, day=date(2024, 7, 26))
     (row,) = chat.encode(conversation([QUESTION, ANSWER]))
     assert chat.tokenizer.decode(row.ids).startswith("Today: 26 Jul 2024\n<|im_start|>user")
-    assert [note for note in chat.notes() if "2024-07-26 stands in all of them" in note]
+    assert [note for note in chat.notes() if "2024-07-26" in note]

@@ -32,15 +32,15 @@ def tuned(chat):
 
 
 def answers_of(chat):
-    """What the tuned model says to each question, generation ending where answers were learnt to end."""
+    """Token ids of the tuned model's answer to each question; generation ends at `end_ids`."""
     tokenizer, model = chat.tokenizer, tuned(chat)
-    told = []
+    answers = []
     for messages in (SAID[0][:1], SAID[0][:3], SAID[1][:1]):
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
         ends = sorted(chat.end_ids) or None
         ids = model.generate(prompt, max_new_tokens=NEW, do_sample=False, eos_token_id=ends, pad_token_id=0)
-        told.append(ids[0, prompt.shape[1] :].tolist())
-    return told
+        answers.append(ids[0, prompt.shape[1] :].tolist())
+    return answers
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def answers_of(chat):
 )
 def test_a_tuned_model_stops_where_answers_end(template, end):
     chat = Chat(chat_tokenizer(template, end=end), "all", 200)
-    told = answers_of(chat)
-    assert all(len(ids) < NEW and ids[-1] in chat.end_ids for ids in told)
-    texts = [chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in told]
+    answers = answers_of(chat)
+    assert all(len(ids) < NEW and ids[-1] in chat.end_ids for ids in answers)
+    texts = [chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
     assert [text.removesuffix("<|im_end|>") for text in texts] == ["I am fine", "you too", "it is 0 C today"]
 
 

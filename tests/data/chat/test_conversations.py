@@ -1,10 +1,11 @@
-"""Forms of conversations, and which of their messages are answers to learn."""
+"""Forms of conversations, and which messages are answers to learn."""
 
 import json
 
 import pytest
 
-from hfbsz.data.chat.conversations import conversation, from_pair, learns, said, tools_of
+from hfbsz.data.chat.conversations import conversation, from_pair, has_answer, transcript
+from hfbsz.data.chat.tool_calls import parse_tools
 
 SAID = [("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "see you")]
 PLAIN = [{"role": role, "content": content} for role, content in SAID]
@@ -70,7 +71,7 @@ def test_case_38_forms_and_names_of_roles(form):
     "nothing", [None, float("nan"), [], "", "null", "[]", [None, None], {"role": [], "content": []}]
 )
 def test_case_38_a_null_conversation_has_nothing_to_learn(nothing):
-    assert conversation(nothing) == [] and not learns(conversation(nothing))
+    assert conversation(nothing) == [] and not has_answer(conversation(nothing))
 
 
 def test_case_38_a_developer_is_a_role():
@@ -84,15 +85,15 @@ def test_case_05_an_answer_with_weight_0_is_context():
     columns = {"from": [m["from"] for m in SHARED], "value": [m["value"] for m in SHARED], "train": [0, 0, 0, 1]}
     assert learnt(conversation(columns)) == ["see you"]
     assert learnt(conversation([PLAIN[0], {**PLAIN[1], "weight": None, "loss": 0.35}])) == ["hello"]
-    assert not learns(conversation([PLAIN[0], {**PLAIN[1], "weight": 0}]))
+    assert not has_answer(conversation([PLAIN[0], {**PLAIN[1], "weight": 0}]))
     for share in (0.5, -1, "0", [1]):
-        with pytest.raises(ValueError, match="weight of a message is 0 or 1"):
+        with pytest.raises(ValueError, match="weight of a message must be 0 or 1"):
             conversation([PLAIN[0], {**PLAIN[1], "weight": share}])
 
 
 def test_a_flag_on_a_question_is_kept_for_a_note():
     messages = conversation([{**PLAIN[0], "weight": 1}, PLAIN[1]])
-    assert [message["learnt"] for message in messages] == [True, True] and learns(messages)
+    assert [message["learnt"] for message in messages] == [True, True] and has_answer(messages)
 
 
 @pytest.mark.parametrize(
@@ -111,18 +112,18 @@ def test_a_flag_on_a_question_is_kept_for_a_note():
 def test_case_06_tool_calls_in_every_form(turn):
     messages = conversation([PLAIN[0], turn, {"role": "tool", "content": "0 C"}])
     assert messages[1] == {"role": "assistant", "content": "", "tool_calls": CALLED, "learnt": True}
-    assert texts(messages)[2] == ("tool", "0 C") and learns(messages)
+    assert texts(messages)[2] == ("tool", "0 C") and has_answer(messages)
 
 
 def test_case_06_results_and_calls_that_are_text():
     roles = ["tool", "function", "ipython", "Observation", "tool_response"]
     assert {texts(conversation([{"role": name, "content": "42"}]))[0] for name in roles} == {("tool", "42")}
-    told = [{"from": "system", "value": "s"}, SHARED[0], {"from": "function_call", "value": "{}"}]
-    messages = conversation([*told, {"from": "observation", "value": "42"}, SHARED[1]])
+    turns = [{"from": "system", "value": "s"}, SHARED[0], {"from": "function_call", "value": "{}"}]
+    messages = conversation([*turns, {"from": "observation", "value": "42"}, SHARED[1]])
     assert texts(messages)[2:] == [("assistant", "{}"), ("tool", "42"), ("assistant", "hello")]
     assert learnt(messages) == ["{}", "hello"]
-    kept = conversation([{"role": "tool", "tool_call_id": "c", "name": "w", "content": ""}])
-    assert kept == [{"role": "tool", "content": "", "tool_call_id": "c", "name": "w", "learnt": False}]
+    result = conversation([{"role": "tool", "tool_call_id": "c", "name": "w", "content": ""}])
+    assert result == [{"role": "tool", "content": "", "tool_call_id": "c", "name": "w", "learnt": False}]
 
 
 def test_case_06_conversations_that_differ_in_calls_alone_are_two():
@@ -130,27 +131,31 @@ def test_case_06_conversations_that_differ_in_calls_alone_are_two():
         conversation([PLAIN[0], {"role": "assistant", "tool_calls": [{"name": "w", "arguments": {"i": i}}]}])
         for i in range(2)
     )
-    assert said(first) != said(second)
+    assert transcript(first) != transcript(second)
 
 
 def test_tools_are_functions_with_names():
     tool = {"name": "w", "parameters": {}}
     wrapped = [{"type": "function", "function": tool}]
     for form in ([tool], tool, wrapped, json.dumps([tool]), json.dumps(wrapped), [json.dumps(tool)], str([tool])):
-        assert tools_of(form) == wrapped
-    assert [tools_of(nothing) for nothing in (None, [], "", "null", float("nan"))] == [None] * 5
-    for wrong, message in (("w", "a list of tools as text is JSON"), ([1], "this is a int"), ([{"type": "x"}], "type")):
+        assert parse_tools(form) == wrapped
+    assert [parse_tools(nothing) for nothing in (None, [], "", "null", float("nan"))] == [None] * 5
+    for wrong, message in (
+        ("w", "a list of tools as text must be JSON"),
+        ([1], "this is a int"),
+        ([{"type": "x"}], "type"),
+    ):
         with pytest.raises(ValueError, match=message):
-            tools_of(wrong)
+            parse_tools(wrong)
 
 
-@pytest.mark.parametrize("kept", ["    return 0\n\n", "\ta\t", " \n x", "a\r\n", "  日本  "])
-def test_case_08_text_is_kept_byte_for_byte(kept):
-    assert texts(from_pair(kept, kept)) == [("user", kept), ("assistant", kept)]
-    assert texts(conversation([{"role": "user", "content": kept}])) == [("user", kept)]
-    assert texts(conversation([kept, kept]))[1] == ("assistant", kept)
-    assert texts(conversation([{"role": "user", "content": [{"type": "text", "text": kept}] * 2}])) == [
-        ("user", kept + kept)
+@pytest.mark.parametrize("text", ["    return 0\n\n", "\ta\t", " \n x", "a\r\n", "  日本  "])
+def test_case_08_text_is_kept_byte_for_byte(text):
+    assert texts(from_pair(text, text)) == [("user", text), ("assistant", text)]
+    assert texts(conversation([{"role": "user", "content": text}])) == [("user", text)]
+    assert texts(conversation([text, text]))[1] == ("assistant", text)
+    assert texts(conversation([{"role": "user", "content": [{"type": "text", "text": text}] * 2}])) == [
+        ("user", text + text)
     ]
 
 
@@ -159,7 +164,7 @@ def test_case_23_halves_of_surrogate_pairs_are_replaced_everywhere():
     messages = conversation([PLAIN[0], {"role": "assistant", "content": half, "tool_calls": [{"name": half}]}])
     assert messages[1]["content"] == "you ?" and messages[1]["tool_calls"][0]["function"]["name"] == "you ?"
     assert texts(from_pair(half, half, half)) == [("system", "you ?"), ("user", "you ?"), ("assistant", "you ?")]
-    assert tools_of([{"name": "w", "description": half}])[0]["function"]["description"] == "you ?"
+    assert parse_tools([{"name": "w", "description": half}])[0]["function"]["description"] == "you ?"
 
 
 def test_messages_with_roles_stay_apart_and_speakers_in_a_row_become_one():
@@ -171,8 +176,8 @@ def test_messages_with_roles_stay_apart_and_speakers_in_a_row_become_one():
 def test_what_opens_or_says_nothing_is_context():
     opened = conversation([PLAIN[1], PLAIN[3], *PLAIN])
     assert [message["learnt"] for message in opened] == [False, False, False, True, False, True]
-    assert not learns(conversation([PLAIN[0], {"role": "assistant", "content": " "}]))
-    assert learns(conversation([PLAIN[0], {"role": "assistant", "content": "", "thinking": "hm"}]))
+    assert not has_answer(conversation([PLAIN[0], {"role": "assistant", "content": " "}]))
+    assert has_answer(conversation([PLAIN[0], {"role": "assistant", "content": "", "thinking": "hm"}]))
 
 
 def test_reasoning_and_other_keys_reach_the_template():
@@ -186,7 +191,7 @@ def test_case_07_prompts_and_responses():
     assert texts(from_pair("q", 42)) == [("user", "q"), ("assistant", "42")]
     assert texts(from_pair(1.5, "a", "s")) == [("system", "s"), ("user", "1.5"), ("assistant", "a")]
     for empty in (None, "", " ", float("nan"), []):
-        assert not learns(from_pair("q", empty)) and not learns(from_pair(empty, "a"))
+        assert not has_answer(from_pair("q", empty)) and not has_answer(from_pair(empty, "a"))
     with pytest.raises(ValueError, match="the response is True, not text"):
         from_pair("q", True)
 
@@ -202,22 +207,22 @@ def test_case_07_lists_of_trl():
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ("hello", "a conversation as text is JSON, this is 'hello'"),
-        (3, "a conversation is a list of messages, this is a int"),
-        ('"hi"', "a conversation as text is JSON, this is"),
-        ([{"role": "narrator", "content": "x"}], "'narrator' is no role"),
-        ([{"role": None, "content": "x"}], "None is no role"),
-        ([{"role": "user", "content": True}], "content is text, this is a bool"),
+        ("hello", "must be JSON, this is 'hello'"),
+        (3, "a list of messages, this is a int"),
+        ('"hi"', "must be JSON, this is"),
+        ([{"role": "narrator", "content": "x"}], "'narrator' is not a role"),
+        ([{"role": None, "content": "x"}], "None is not a role"),
+        ([{"role": "user", "content": True}], "content must be text, this is a bool"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "part of type 'image_url'"),
         ([{"role": "user", "message": "x"}], "this one holds role, message"),
         ([{"role": "user", "content": "x", "tool_calls": [CALL]}], "a user message holds tool calls"),
         ([PLAIN[0], {"role": "assistant", "tool_calls": [{"id": "c"}]}], "names no function, it has only id"),
-        ([PLAIN[0], {"role": "assistant", "tool_calls": [{"name": "w", "arguments": "x=1"}]}], "no JSON: 'x=1'"),
+        ([PLAIN[0], {"role": "assistant", "tool_calls": [{"name": "w", "arguments": "x=1"}]}], "not JSON: 'x=1'"),
         ([PLAIN[0], {"role": "assistant", "tool_calls": [{"name": "w", "arguments": [1]}]}], "a list, not a mapping"),
         ([{"text": "a", "sender": n} for n in range(3)], "3 speakers"),
         ({"role": ["user"], "content": ["a", "b"]}, "1 of role, 2 of content"),
         ([["a", "b", "c"]], "a question and an answer in each"),
-        ([1, 2], "messages hold role and content"),
+        ([1, 2], "messages must hold role and content"),
     ],
 )
 def test_other_forms_are_refused(form, message):

@@ -38,12 +38,12 @@ def template_of(name):
 
 
 def of_trl(tokenizer, messages):
-    """Ids and mask as SFTTrainer with assistant_only_loss makes them."""
+    """Ids and mask of SFTTrainer with assistant_only_loss."""
     template = utilities.get_training_chat_template(tokenizer) or tokenizer.chat_template
-    made = tokenizer.apply_chat_template(
+    output = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, chat_template=template
     )
-    return made["input_ids"], made["assistant_masks"]
+    return output["input_ids"], output["assistant_masks"]
 
 
 def of_ours(tokenizer, messages):

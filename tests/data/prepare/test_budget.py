@@ -1,4 +1,4 @@
-"""How far data is prepared: as far as the budget takes, where it holds much more."""
+"""How much data is prepared: as much as the budget needs, if there is much more."""
 
 import json
 
@@ -39,13 +39,13 @@ def write(folder, documents, length=2000):
     return f"data.files={folder}/*.txt"
 
 
-def test_small_corpora_and_those_that_the_budget_takes_are_prepared_whole():
+def test_small_corpora_and_those_that_the_budget_needs_are_prepared_completely():
     assert enough_of(Needed(64), 32_000_000, 128, None) is None
     assert enough_of(Needed(2**20), LARGE, 128, None) is None  # an eighth of it
     assert enough_of(None, LARGE, 128, None) is None  # epochs
 
 
-def test_of_a_large_one_runs_of_like_budgets_have_the_same_rows():
+def test_runs_of_similar_budgets_have_the_same_rows_of_a_large_corpus():
     few, more = (enough_of(Needed(count), LARGE, 128, None) for count in (64, 30_000))
     assert few == more == Needed(2**15)  # 16 MB of text
     assert enough_of(Needed(40_000, 40_000 * 128), LARGE, 128, None) == Needed(2**16, 2**16 * 128)
@@ -62,8 +62,8 @@ def test_many_files_are_read_in_an_order_of_their_own_and_no_further(tmp_path, s
     (note,) = [note for note in data.notes if "were prepared" in note]
     assert "data.stream=false prepares all" in note and f"({len(data.train):,} training rows)" in note
     assert len(data.validation)
-    whole = prepared(files, "duration=64seq", "data.validation=10%", "data.stream=false")
-    assert len(whole.train) > 3 * len(data.train) and not any("were prepared" in note for note in whole.notes)
+    complete = prepared(files, "duration=64seq", "data.validation=10%", "data.stream=false")
+    assert len(complete.train) > 3 * len(data.train) and not any("were prepared" in note for note in complete.notes)
     read = {int(text.split()[0]) for text in decoded(data) if text.split() and text.split()[0].isdigit()}
     assert max(read) > 30  # not the first ones by name
 
@@ -87,7 +87,7 @@ def test_one_large_document_keeps_a_tail_for_validation(tmp_path, small_limits):
 @pytest.mark.parametrize(
     "words", [("duration=2epochs",), ("duration=5000seq",), ("duration=64seq", "data.stream=false")]
 )
-def test_all_is_prepared_where_the_budget_takes_it_or_it_is_wished(tmp_path, small_limits, words):
+def test_all_is_prepared_if_the_budget_needs_it_or_stream_is_false(tmp_path, small_limits, words):
     data = prepared(write(tmp_path / "corpus", 60), *words)
     assert data.manifest.train.documents + data.manifest.validation.documents == 60
 
@@ -108,7 +108,7 @@ def test_ragged_rows_budgeted_in_tokens(tmp_path, small_limits):
     assert data.manifest.train["tokens_per_row"] * len(data.train) >= 1000
 
 
-def test_streams_want_a_budget_that_is_known_beforehand():
+def test_streams_need_a_budget_that_is_known_beforehand():
     with pytest.raises(UserError, match="of a stream is not known before it is read"):
         needed_by(load(["recipe=tests/tiny.yaml", "data.stream=true", "duration=1epochs"]).recipe)
     assert needed_by(load(["recipe=tests/tiny.yaml", "duration=1epochs"]).recipe) is None

@@ -1,4 +1,4 @@
-"""Rows as people have them, one test a report: labels, templates, splits. Numbers are those of the reports."""
+"""Rows of real users, one test per report: labels, templates, splits. Numbers are those of the reports."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def test_case_07_a_third_column_of_the_question(tmp_path):
     data, tokenizer = talked(tmp_path, rows, template=r"{instruction}\n{input}", response="output")
     texts = [tokenizer.decode(data.train[number].tokens) for number in range(len(data.train))]
     full = [re.fullmatch(r"User: Add\n(\d+) (\d+)\nAssistant: (\d+)<.endoftext.>\n?", text) for text in texts]
-    assert sum(found is not None and int(found[1]) + int(found[2]) == int(found[3]) for found in full) > 15
+    assert sum(match is not None and int(match[1]) + int(match[2]) == int(match[3]) for match in full) > 15
     assert sum(re.fullmatch(r"User: Add\nAssistant: \d+<.endoftext.>\n?", text) is not None for text in texts) > 15
     assert data.manifest.columns == ("output", "instruction", "input")  # there is no `tools`
     assert data.manifest.unused_columns == ()
@@ -75,7 +75,7 @@ def test_case_08_an_answer_is_kept_byte_for_byte(tmp_path):
 
 def test_case_18_rows_that_are_all_one_text(tmp_path, words):  # noqa: F811
     rows = [{"text": "good film", "label": ["fresh", "rotten"][i % 2]} for i in range(80)]
-    with pytest.raises(UserError, match="of 80 rows none is left to train on: all repeat another's text"):
+    with pytest.raises(UserError, match="none of 80 rows is left to train on"):
         classified(tmp_path, words, rows)
 
 
@@ -98,7 +98,7 @@ def test_a_group_that_is_empty_is_no_group(tmp_path, words):  # noqa: F811
     assert 10 < len(data.validation) < 60  # two thirds of the rows are no single group
 
 
-def test_validation_of_other_labels_is_told(tmp_path, words):  # noqa: F811
+def test_validation_of_other_labels_is_reported(tmp_path, words):  # noqa: F811
     rows = [{"text": f"{WORDS[i % 10]} {i}", "label": ["a", "b"][i % 2]} for i in range(150)]
     other = tmp_path / "held.jsonl"
     other.write_text("\n".join(json.dumps({"text": f"plot {i}", "label": "a"}) for i in range(40)))
@@ -106,7 +106,7 @@ def test_validation_of_other_labels_is_told(tmp_path, words):  # noqa: F811
     assert any("every validation row has the label 'a'" in note for note in data.notes)
 
 
-def test_a_class_of_its_own_in_other_rows_is_refused_with_words_that_work(tmp_path, words):  # noqa: F811
+def test_a_label_that_only_validation_has_is_refused_with_words_that_work(tmp_path, words):  # noqa: F811
     rows = [{"text": f"{WORDS[i % 10]} {i}", "label": ["a", "b"][i % 2]} for i in range(150)]
     other = tmp_path / "held.jsonl"
     other.write_text("\n".join(json.dumps({"text": f"plot {i}", "label": ["a", "not sure"][i % 2]}) for i in range(40)))
@@ -117,7 +117,7 @@ def test_a_class_of_its_own_in_other_rows_is_refused_with_words_that_work(tmp_pa
 
 
 def test_a_word_of_a_special_token_is_text(tmp_path):
-    rows = [{"text": f"document {i} <|endoftext|> goes on " * 3} for i in range(60)]
+    rows = [{"text": f"document {i} <|endoftext|> continues " * 3} for i in range(60)]
     path = tmp_path / "texts.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     data = prepare(Data(files=str(path), vocab_size=300, sequence_length=32, validation="20%"), {}, lambda *_: None)

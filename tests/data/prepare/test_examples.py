@@ -1,4 +1,4 @@
-"""Rows of fine-tuning tasks: split, cleaned, counted, labelled; bad rows are told of, one message each."""
+"""Rows of fine-tuning tasks: split, deduplicated, counted, labelled; each kind of bad row has one message."""
 
 import json
 
@@ -27,8 +27,8 @@ def words(tmp_path):
     names = ["[PAD]", "[UNK]", *WORDS, *map(str, range(200))]
     inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(names)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]")
-    made.save_pretrained(tmp_path / "words")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]")
+    tokenizer.save_pretrained(tmp_path / "words")
     return str(tmp_path / "words")
 
 
@@ -42,8 +42,8 @@ def reviews(count=100):
 def classified(folder, words, records, sets=None, **fields):
     path = folder / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in records))
-    wanted = {"pack": False, "label": "label", "validation": "20%", "sequence_length": 8, "tokenizer": words}
-    data = Data(**{**wanted, "files": str(path), **fields})
+    defaults = {"pack": False, "label": "label", "validation": "20%", "sequence_length": 8, "tokenizer": words}
+    data = Data(**{**defaults, "files": str(path), **fields})
     return prepare(data, sets or {}, lambda *_: None, task="classification")
 
 
@@ -65,14 +65,14 @@ def test_what_is_left_out_is_counted(tmp_path, words):
     rows += [{"text": "bad film 0", "label": "fresh", "film": "0"}, dict(reviews()[2])]
     rows += [{"text": "good film " * 9, "label": "fresh", "film": "z"}]
     data = classified(tmp_path, words, rows, skip={"label": "plot"})
-    told = "\n".join(data.notes)
-    assert "1 row left out: label is 'plot'" in told
-    assert "1 row left out: no text" in told and "1 row left out: no label" in told
-    assert "with the text of an earlier one" in told or "that validation has too" in told
-    assert "longer than data.sequence_length=8 tokens: cut there" in told and "training: " in told
+    notes = "\n".join(data.notes)
+    assert "1 row left out: label is 'plot'" in notes
+    assert "1 row left out: no text" in notes and "1 row left out: no label" in notes
+    assert "with the text of an earlier one" in notes or "that validation has too" in notes
+    assert "longer than data.sequence_length=8 tokens: cut there" in notes and "training: " in notes
 
 
-def test_the_same_text_with_another_label_is_told(tmp_path, words):
+def test_the_same_text_with_another_label_is_reported(tmp_path, words):
     rows = reviews() + [dict(row, label="fresh") for row in reviews()[:60:2]]
     kept = classified(tmp_path, words, rows, group="film", duplicates="keep")
     assert any("of them with another label: kept" in note for note in kept.notes)
@@ -102,11 +102,11 @@ def test_fewer_rows_are_part_of_more(tmp_path, words):
         (
             lambda rows: rows,
             {"labels": ["rotten", "frech"]},
-            "label 'fresh', which is none of rotten, frech; did",
+            "label 'fresh', which is not one of rotten, frech; did",
         ),
         (lambda rows: [dict(row, text=None) for row in rows], {}, "holds no row to use: no text"),
         (lambda rows: [], {}, "holds no row to use"),
-        (lambda rows: [dict(row, text=3) for row in rows], {}, "of 100 rows none is left to train on: all repeat"),
+        (lambda rows: [dict(row, text=3) for row in rows], {}, "none of 100 rows is left to train on"),
         (lambda rows: [dict(row, text=["a"]) for row in rows], {}, "it holds a list, not text, in column 'text'"),
         (lambda rows: [dict(row, label=["a", "b"]) for row in rows], {}, "rows.jsonl:1: the label is a list"),
         (lambda rows: [dict(row, label=n % 3 - 1) for n, row in enumerate(rows)], {}, "data.skip.label=-1 leaves them"),
@@ -114,14 +114,14 @@ def test_fewer_rows_are_part_of_more(tmp_path, words):
         (lambda rows: rows, {"id": "film"}, "two rows have the id '0'"),
         (lambda rows: rows, {"rows": 1000}, "data.rows: 1,000 is more than the"),
         (lambda rows: rows, {"label": None}, "data.label: name the column"),
-        (lambda rows: rows, {"tokenizer": None}, "data.tokenizer: fine-tuning takes"),
+        (lambda rows: rows, {"tokenizer": None}, "data.tokenizer: fine-tuning needs"),
         (lambda rows: rows[:2], {"group": "film"}, "take another share"),
     ],
 )
 def test_bad_rows_are_refused_in_a_line(tmp_path, words, change, fields, message):
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as caught:
         classified(tmp_path, words, change(reviews()), **fields)
-    assert len(told.value.lines) == 1
+    assert len(caught.value.lines) == 1
 
 
 def other_reviews(folder, **fields):
@@ -139,8 +139,8 @@ def test_a_set_has_columns_and_cleaning_of_its_own_and_labels_of_training(tmp_pa
     data = classified(tmp_path, words, rows, other_reviews(tmp_path, **kept), **usual)
     assert [data.sets["other"][i].labels.tolist() for i in range(6)] == [[1], [0]] * 3
     assert data.sets["other"][0].tokens.tolist() == [2, 8] and len(data.sets["other"]) == 6
-    told = "\n".join(data.notes)
-    assert "1 row left out: verdict is 'unsure'" in told and "4 rows left out: film is '0'" in told
+    notes = "\n".join(data.notes)
+    assert "1 row left out: verdict is 'unsure'" in notes and "4 rows left out: film is '0'" in notes
     with pytest.raises(UserError, match=r"no column 'name' \(eval.sets.other.id\)"):
         classified(tmp_path, words, rows, other_reviews(tmp_path, skip={}), **usual)
 
@@ -148,7 +148,7 @@ def test_a_set_has_columns_and_cleaning_of_its_own_and_labels_of_training(tmp_pa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "label 'unsure', which is none of fresh, rotten.*eval.sets.other.skip.verdict=unsure"),
+        ({}, "label 'unsure', which is not one of fresh, rotten.*eval.sets.other.skip.verdict=unsure"),
         ({"label": "verdit"}, r"no column 'verdit' \(eval.sets.other.label\); did you mean 'verdict'"),
         ({"label": None}, "eval.sets.other.label: name the column"),
         ({"skip": {"verdict": ["unsure", "fresh", "rotten"]}}, "eval.sets.other.* holds no row to use"),
@@ -156,9 +156,9 @@ def test_a_set_has_columns_and_cleaning_of_its_own_and_labels_of_training(tmp_pa
     ],
 )
 def test_a_bad_set_is_refused_in_a_line(tmp_path, words, fields, message):
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as caught:
         classified(tmp_path, words, reviews(), other_reviews(tmp_path, **fields))
-    assert len(told.value.lines) == 1
+    assert len(caught.value.lines) == 1
 
 
 def test_another_column_of_a_set_is_other_rows(tmp_path, words):
@@ -177,8 +177,8 @@ def talked(tmp_path, rows, sets=None, **fields):
     tokenizer.save_pretrained(tmp_path / "bpe")
     path = tmp_path / "talk.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    wanted = {"pack": False, "validation": "20%", "sequence_length": 64, "tokenizer": str(tmp_path / "bpe")}
-    data = Data(**{**wanted, "files": str(path), **fields})
+    defaults = {"pack": False, "validation": "20%", "sequence_length": 64, "tokenizer": str(tmp_path / "bpe")}
+    data = Data(**{**defaults, "files": str(path), **fields})
     return prepare(data, sets or {}, lambda *_: None, task="instruction"), tokenizer
 
 
@@ -202,7 +202,7 @@ def test_rows_without_an_answer_are_counted_or_refused(tmp_path):
     long = [{"question": "how are you " * 40 + str(i), "answer": "fine"} for i in range(60)]
     with pytest.raises(UserError, match=r"none of the \d+ rows has an answer within data.sequence_length=64"):
         talked(tmp_path, long, prompt="question", response="answer")
-    with pytest.raises(UserError, match=r"talk.jsonl:1: a conversation as text is JSON"):
+    with pytest.raises(UserError, match=r"talk.jsonl:1: a conversation as text must be JSON"):
         talked(tmp_path, [{"messages": "hello"}], messages="messages")
     with pytest.raises(UserError, match=r"data.messages: name the column"):
         talked(tmp_path, rows)
@@ -220,6 +220,6 @@ def test_sets_of_the_other_form_of_conversation(tmp_path):
     of_pairs = EvalSet(files=str(tmp_path / "pairs.jsonl"), prompt="question", response="answer")
     beside_pairs, tokenizer = talked(tmp_path, pairs, {"o": of_chats}, prompt="question", response="answer")
     beside_chats, _ = talked(tmp_path, chats * 9, {"o": of_pairs}, messages="turns", duplicates="keep")
-    for data, said in ((beside_pairs, " there 0"), (beside_chats, " fine 0")):
+    for data, answer in ((beside_pairs, " there 0"), (beside_chats, " fine 0")):
         labels = data.sets["o"][0].labels
-        assert len(data.sets["o"]) == 5 and tokenizer.decode(labels[labels != IGNORED]).startswith(said)
+        assert len(data.sets["o"]) == 5 and tokenizer.decode(labels[labels != IGNORED]).startswith(answer)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from hfbsz.data.prepare.labels import NoClass, check_classes, class_of, ordered, share_notes, stratified
+from hfbsz.data.prepare.labels import SkippedRow, check_classes, class_of, order_labels, share_notes, stratified
 from hfbsz.data.sources.texts import Template, as_text, unescape
 from hfbsz.errors import UserError
 
@@ -20,7 +20,7 @@ def test_values_that_are_classes(value, label):
 
 @pytest.mark.parametrize("value", [None, float("nan"), "", "  ", "nan", "NaN", "null", "<NA>"])
 def test_values_that_are_no_class(value):
-    with pytest.raises(NoClass):
+    with pytest.raises(SkippedRow):
         class_of(value)
 
 
@@ -31,13 +31,13 @@ def test_several_labels_are_refused(value):
 
 
 def test_the_order_of_labels():
-    assert ordered(dict.fromkeys(["10", "9", "2"], 1), None, None, None) == ["2", "9", "10"]
-    assert ordered(dict.fromkeys(["b", "a", "10", "9"], 1), None, None, None) == ["10", "9", "a", "b"]
-    assert ordered({"neg": 1, "pos": 1}, None, ["pos", "neg"], None) == ["pos", "neg"]  # as the model has them
-    assert ordered({"neg": 1, "pos": 1}, None, ["pos", "neg", "mixed"], None) == ["pos", "neg", "mixed"]
-    assert ordered({"neg": 1, "pos": 1}, None, ["ham", "spam"], None) == ["neg", "pos"]
-    assert ordered({"w": 1, "s": 1}, None, None, ["s", "w", "x"]) == ["s", "w", "x"]  # as the data set names them
-    assert ordered({"a": 1, "b": 1}, ["b", "a"], ["a", "b"], None) == ["b", "a"]  # as asked
+    assert order_labels(dict.fromkeys(["10", "9", "2"], 1), None, None, None) == ["2", "9", "10"]
+    assert order_labels(dict.fromkeys(["b", "a", "10", "9"], 1), None, None, None) == ["10", "9", "a", "b"]
+    assert order_labels({"neg": 1, "pos": 1}, None, ["pos", "neg"], None) == ["pos", "neg"]  # as the model has them
+    assert order_labels({"neg": 1, "pos": 1}, None, ["pos", "neg", "mixed"], None) == ["pos", "neg", "mixed"]
+    assert order_labels({"neg": 1, "pos": 1}, None, ["ham", "spam"], None) == ["neg", "pos"]
+    assert order_labels({"w": 1, "s": 1}, None, None, ["s", "w", "x"]) == ["s", "w", "x"]  # as the data set names them
+    assert order_labels({"a": 1, "b": 1}, ["b", "a"], ["a", "b"], None) == ["b", "a"]  # as asked
 
 
 def test_values_that_are_no_classes_are_refused_by_name():
@@ -45,9 +45,9 @@ def test_values_that_are_no_classes_are_refused_by_name():
         check_classes(Counter({"-1": 3, "0": 5, "1": 5}), None, "y")
     check_classes(Counter({"-1": 3, "0": 5, "1": 5}), ["-1", "0", "1"], "y")
     check_classes(Counter({"-1": 3, "1": 5}), None, "y")
-    with pytest.raises(UserError, match="nothing to tell apart"):
+    with pytest.raises(UserError, match="all 3 rows have the label 'a'"):
         check_classes(Counter({"a": 3}), None, "y")
-    with pytest.raises(UserError, match="different labels"):
+    with pytest.raises(UserError, match="1,001 different labels"):
         check_classes(Counter({str(number): 1 for number in range(1001)}), None, "y")
     with pytest.raises(UserError, match="values to predict"):
         check_classes(Counter({str(number / 7): 1 for number in range(40)}), None, "y")
@@ -70,14 +70,14 @@ def test_a_split_keeps_the_shares_of_labels(share):
     assert len(held ^ more) <= 6  # a further row moves hardly any
 
 
-def test_odd_shares_are_told():
+def test_different_shares_are_reported():
     assert share_notes("ab" * 50, "ab" * 10) == []
     assert "every validation row has the label 'a'" in share_notes("ab" * 50, "a" * 10)[0]
-    assert any("other shares" in note for note in share_notes("ab" * 500, "a" * 80 + "b" * 20))
+    assert any("is 80% of validation" in note for note in share_notes("ab" * 500, "a" * 80 + "b" * 20))
     assert share_notes("ab" * 50, "aaab") == []  # chance
     (note,) = share_notes("ab" * 50, "abc" + "ab" * 10)
-    assert note.startswith("1 label ('c') stands only in validation")
-    assert "2 labels ('c', 'd') stand in no validation row" in share_notes("abcd" * 5, "ab" * 3)[0]
+    assert note.startswith("1 label ('c') is only in validation")
+    assert "2 labels ('c', 'd') are in no validation row" in share_notes("abcd" * 5, "ab" * 3)[0]
 
 
 def test_text_of_values():

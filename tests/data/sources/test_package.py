@@ -121,7 +121,7 @@ def test_a_damaged_cached_file_that_cannot_be_replaced_gives_one_line(tmp_path):
         with pytest.raises(UserError) as caught:
             made(**NAMED, sha256=SHA256)
         (message,) = caught.value.lines
-        assert message.startswith(f"{cached} is damaged, and cannot be made again: {line}")
+        assert message.startswith(f"{cached} is damaged and cannot be rebuilt: {line}")
 
 
 def test_a_damaged_cached_model_is_downloaded_again(tmp_path):
