@@ -102,7 +102,7 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path):
 
 def test_case_s04_a_url_with_a_password_is_no_value(tmp_path):
     for word in ("data.files=https://me:hf_PLANTED@host/x.txt", "data.hub=https://hf_PLANTED@host/x"):
-        with pytest.raises(UserError, match="its URL holds a password or token") as told:
+        with pytest.raises(UserError, match="URL contains a password or token") as told:
             load(["recipe=debug", word])
         assert "PLANTED" not in str(told.value)
 
@@ -114,7 +114,7 @@ def test_case_s08_a_script_is_named_on_the_command_line_alone(tmp_path):
         with pytest.raises(UserError) as told:
             load([f"recipe={path}"])
         (line,) = told.value.lines
-        assert line.startswith(f"eval.metrics: '{script}' (x.yaml) is a script, which runs here with all your rights")
+        assert line.startswith(f"eval.metrics: '{script}' (x.yaml) is a script")
         word = f"eval.metrics=[{script}]"
         assert load([f"recipe={path}", word]).recipe.eval.metrics == [script]
         path.write_text(f"recipe: small_batch\neval.metrics: '[{script}]'\nseed: [0, 1]\n")
