@@ -1,4 +1,4 @@
-"""Small files of a run, whoever has written what lies there."""
+"""Small files of a run, with untrusted content."""
 
 import pytest
 
@@ -46,6 +46,7 @@ def test_a_file_that_is_not_ours_is_not_replaced(tmp_path):
         refuse_others("out", path, b"ours")
     path.write_bytes(b"precious")
     (tmp_path / "link").symlink_to(path)
-    for there, said in ((path, "another file is there"), (tmp_path / "link", "another file"), (tmp_path, "a folder")):
-        with pytest.raises(UserError, match=said):
-            refuse_others("out", there, b"ours")
+    for existing, message in ((path, "another file"), (tmp_path / "link", "another file"), (tmp_path, "a folder")):
+        with pytest.raises(UserError, match=message):
+            refuse_others("out", existing, b"ours")
+    assert path.read_bytes() == b"precious"

@@ -1,4 +1,4 @@
-"""Recipe files are data: whoever wrote them reads nothing of the environment, and no error tells what a file holds."""
+"""Recipe files are not trusted: they cannot read the environment, and no error message quotes their content."""
 
 import pytest
 
@@ -17,9 +17,9 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 def refusal(path, text):
     path.write_text(text)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         load([f"recipe={path}"])
-    (line,) = told.value.lines
+    (line,) = caught.value.lines
     assert "PLANTED" not in line and "\n" not in line and line.startswith(str(path))
     return line
 
@@ -38,7 +38,7 @@ def test_case_s04_a_file_looks_nothing_up(tmp_path, monkeypatch, value):
         "data: {{labels: [x, '{}']}}\n",
         "model: {{shape: {{a: '{}'}}}}",
     ):
-        assert "${…} stands for another value on the command line alone" in refusal(
+        assert "${…} is only allowed on the command line" in refusal(
             tmp_path / "x.yaml", text.format(value.replace("'", "''"))
         )
 
@@ -53,9 +53,9 @@ def test_case_s04_presets_bases_and_comparisons_look_nothing_up_either(tmp_path,
         lambda: load([f"recipe={tmp_path}/recipe.yaml"]),
         lambda: parse([f"{tmp_path}/compared.yaml"]),
     ):
-        with pytest.raises(UserError, match="command line alone") as told:
+        with pytest.raises(UserError, match="only allowed on the command line") as caught:
             read()
-        assert "PLANTED" not in str(told.value)
+        assert "PLANTED" not in str(caught.value)
 
 
 def test_case_s04_an_escaped_one_is_a_text_wherever_it_comes_to(tmp_path, monkeypatch):
@@ -72,13 +72,13 @@ def test_case_s04_an_escaped_one_is_a_text_wherever_it_comes_to(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("a: " + "[" * 10**6, "nests deeper than 64 levels"),
-        ("a: " + "{b: " * 10**5, "nests deeper than 64 levels"),
+        ("a: " + "[" * 10**6, "deeper than 64 levels"),
+        ("a: " + "{b: " * 10**5, "deeper than 64 levels"),
         (BOMB, "exceeds the configured limit"),
         ("a: &a [*a]", "recursive aliases"),
-        ("machine x login me password hf_PLANTED", "a recipe is a mapping of fields, this is a text"),
+        ("machine x login me password hf_PLANTED", "this is a text"),
         ("- hf_PLANTED", "this is a list"),
         ("token: 'hf_PLANTED", "not valid YAML (line"),
         ("a: *hf_PLANTED", "found undefined alias"),
@@ -88,13 +88,13 @@ def test_case_s04_an_escaped_one_is_a_text_wherever_it_comes_to(tmp_path, monkey
         ("a: \x00hf_PLANTED", "not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_one_line_without_its_content(tmp_path, text, said):
-    assert said in refusal(tmp_path / "x.yaml", text)
+def test_a_file_that_is_no_recipe_is_one_line_without_its_content(tmp_path, text, message):
+    assert message in refusal(tmp_path / "x.yaml", text)
 
 
 def test_a_file_that_is_no_text_is_one_line(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"seed: \xff\xfe")
-    with pytest.raises(UserError, match=r"x\.yaml: not a text in UTF-8"):
+    with pytest.raises(UserError, match=r"x\.yaml: not UTF-8 text"):
         load([f"recipe={tmp_path}/x.yaml"])
     with pytest.raises(UserError, match=r"Is a directory"):
         read_yaml(tmp_path)
@@ -102,18 +102,18 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path):
 
 def test_case_s04_a_url_with_a_password_is_no_value(tmp_path):
     for word in ("data.files=https://me:hf_PLANTED@host/x.txt", "data.hub=https://hf_PLANTED@host/x"):
-        with pytest.raises(UserError, match="URL contains a password or token") as told:
+        with pytest.raises(UserError, match="URL contains a password or token") as caught:
             load(["recipe=debug", word])
-        assert "PLANTED" not in str(told.value)
+        assert "PLANTED" not in str(caught.value)
 
 
 def test_case_s08_a_script_is_named_on_the_command_line_alone(tmp_path):
     path = tmp_path / "x.yaml"
     for script in ("./mine.py", "mine.py", "metrics/mine", "/abs/mine"):
         path.write_text(f"base: small_batch\neval: {{metrics: [{script}]}}\n")
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as caught:
             load([f"recipe={path}"])
-        (line,) = told.value.lines
+        (line,) = caught.value.lines
         assert line.startswith(f"eval.metrics: '{script}' (x.yaml) is a script")
         word = f"eval.metrics=[{script}]"
         assert load([f"recipe={path}", word]).recipe.eval.metrics == [script]
@@ -136,6 +136,6 @@ def test_a_recipes_name_stays_in_its_folder_and_line(tmp_path):
 
 def test_a_long_value_is_echoed_short():
     for word in ("seed", "optim.lr", "batch.size", "schedule.shape", "recipe", "data", "nothing"):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as caught:
             load(["recipe=debug", f"{word}={'x' * 10**5}"])
-        assert all(len(line) < 2000 for line in told.value.lines)
+        assert all(len(line) < 2000 for line in caught.value.lines)
