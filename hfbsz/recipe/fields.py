@@ -349,9 +349,9 @@ class Batch(_Section):
     start: AmountField | None = Field(None, description="ramp: the first global batch size (sequences or tokens)")
     ramp: Annotated[str | None, BeforeValidator(_validate_ramp)] = Field(
         None,
-        description="how the global batch grows during the run: '0:16 200ktok:32' (threshold:batch …), doubling:75%, "
-        "linear:50% or linear:8,64,50% (over that share of the run), or seesaw:2 (grows by this factor where the "
-        "schedule would divide the learning rate by it); null: constant",
+        description="how the global batch grows during the run: '0:16 200ktok:32' (threshold:batch …), doubling:75% or "
+        "linear:50% (over the first 75% or 50% of the run), linear:8,64,50% (from 8 to 64), or seesaw:2 (grows by this "
+        "factor where the schedule would divide the learning rate by it); null: constant",
     )
     lr: Literal["follow", "held"] = Field(
         "follow", description="learning rate during a ramp: follow: rescaled with the batch; held: not rescaled"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hfbsz.display import command
 from hfbsz.errors import number_of
 from hfbsz.recipe.amounts import Amount
-from hfbsz.recipe.presets import seems_data
+from hfbsz.recipe.presets import looks_like_data
 from hfbsz.recipe.values import why_invalid
 
 _YES, _NO = ("true", "1", "yes", "on", ""), ("false", "0", "no", "off", "none", "null", "never")
@@ -258,7 +258,7 @@ def weights(option: Option) -> str:
 def dataset(option: Option) -> str:
     """A data set: files if the value looks like a path to data, else a Hub id."""
     text = option.value or "NAME"
-    return write(f"data.{'files' if seems_data(text) else 'hub'}={text}")
+    return write(f"data.{'files' if looks_like_data(text) else 'hub'}={text}")
 
 
 def targets(option: Option) -> str:

@@ -77,7 +77,7 @@ def from_mapping(values: Mapping[str, Any]) -> Recipe:
         raise UserError([error_line(detail, {}) for detail in problem.errors()]) from None
 
 
-def from_a_file(script: str, source: str) -> str:
+def script_in_file(script: str, source: str) -> str:
     """The error line for a metric script that is named in a file, which must not start code."""
     return (
         f"eval.metrics: {script!r} ({source}) is a script and would run with your permissions: read it, then name it "
@@ -178,7 +178,7 @@ class _Draft:
         """Errors about values that must not come from a file (scripts), or must not be written to one (passwords)."""
         if (source := self.sources.get("eval.metrics", COMMAND_LINE)) != COMMAND_LINE:
             for script in filter(is_script, recipe.eval.metrics):
-                yield from_a_file(script, source)
+                yield script_in_file(script, source)
         for key, value in leaves(recipe.to_dict()):
             if any(
                 isinstance(text, str) and has_password(text) for text in (value if isinstance(value, list) else [value])

@@ -50,14 +50,14 @@ def _field_advice(name: str, kind: str) -> str:
         return f": for the recipe of a run, write {command(f'{kind}={path}/recipe.yaml')}"
     if kind == "model" and (os.path.isdir(path) or ("/" in name and not name.endswith((".yaml", ".yml")))):
         return f": for weights from a folder or the Hub, write {command(f'model.path={name}')}"
-    if kind == "data" and seems_data(name):
+    if kind == "data" and looks_like_data(name):
         return f": for files, write {command(f'data.files={name}')}"
     if kind == "data" and ("/" in name and not name.endswith((".yaml", ".yml"))):
         return f": for a data set from a folder or the Hub, write {command(f'data.hub={name}')}"
     return ""
 
 
-def seems_data(text: str) -> bool:
+def looks_like_data(text: str) -> bool:
     """Whether a text is an existing file, a glob, or has the extension of a data file."""
     return os.path.isfile(os.path.expanduser(text)) or any(sign in text for sign in "*?") or text.endswith(_ENDINGS)
 

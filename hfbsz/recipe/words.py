@@ -9,7 +9,7 @@ from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe.fields import PRESETS
 from hfbsz.recipe.foreign import to_type
 from hfbsz.recipe.foreign_words import TABLE, answer, is_foreign
-from hfbsz.recipe.presets import ROOTS, find_preset, names_of, seems_data
+from hfbsz.recipe.presets import ROOTS, find_preset, looks_like_data, names_of
 from hfbsz.recipe.values import is_field, known_fields, why_invalid
 
 COMMAND_LINE = "command line"  # the source of a value that does not come from a file
@@ -162,9 +162,9 @@ def _guess(word: str, values: Mapping[str, str]) -> str:
         setting = f"model.path={word}"
     elif os.path.isdir(path):
         setting = f"data.files={word.rstrip('/')}/*"
-    elif seems_data(word) and "data.files" in values:  # a glob that the shell has expanded
+    elif looks_like_data(word) and "data.files" in values:  # a glob that the shell has expanded
         setting = f"data.files=[{values['data.files'].strip('[]')},{word}]"
-    elif seems_data(word):
+    elif looks_like_data(word):
         setting = f"data.files={word}"
     else:
         return did_you_mean(word, [*names_of(ROOTS), *known_fields(word)])
