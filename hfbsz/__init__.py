@@ -1,6 +1,6 @@
-"""hfbsz: the batch size of a language-model run, computed, explained, carried out and checked.
+"""hfbsz: plan, explain, run and compare batch sizes for training Hugging Face language models.
 
-The names below are imported when they are first used: `import hfbsz` itself imports nothing.
+The public names are imported on first use, so that `import hfbsz` is fast and does not import torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ __all__ = [
     "setup",
 ]
 
-_HOMES = {
+_MODULES = {
     "Facts": "plan.plan",
     "Plan": "plan.plan",
     "Recipe": "recipe.fields",
@@ -49,8 +49,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'hfbsz' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib
 
-    return getattr(importlib.import_module(f"hfbsz.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"hfbsz.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""`hfbsz COMMAND …`, and `python -m hfbsz COMMAND …`."""
+"""The entry point of `hfbsz COMMAND …` and `python -m hfbsz COMMAND …`."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ from hfbsz.system.streams import script
 
 
 def run(name: str) -> None:
-    """Run a command with this process's arguments, and exit."""
+    """Run a command with the arguments of this process, and exit."""
     if name in TRAINING:
         from hfbsz.run.cli import entry
 
@@ -19,10 +19,10 @@ def run(name: str) -> None:
 
 
 def main() -> None:
-    """Run the command that the first argument names, and exit."""
+    """Run the command named by the first argument, and exit."""
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "--version"):
-        sys.exit(script(_about))
+        sys.exit(script(_usage))
     if name not in COMMANDS:
         near = did_you_mean(name, COMMANDS)
         sys.exit(complain([f"{name}: no such command{near}; there are {', '.join(COMMANDS)}"], MISUSED))
@@ -30,15 +30,15 @@ def main() -> None:
     run(name)
 
 
-def _about(words: list[str]) -> int:
+def _usage(words: list[str]) -> int:
     if "--version" in words:
         import hfbsz
 
         print(hfbsz.__version__)
         return 0
     print("usage: hfbsz COMMAND [word …]\n\ncommands:")
-    print("\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items()))
-    print("\nhfbsz COMMAND --help says more")
+    print("\n".join(f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items()))
+    print("\nhfbsz COMMAND --help shows the help of a command")
     return 0
 
 

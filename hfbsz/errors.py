@@ -1,4 +1,4 @@
-"""The one way in which hfbsz says that something given to it is wrong."""
+"""Errors, exit codes, and how they are printed."""
 
 import os
 import sys
@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from hfbsz.display import one_line
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130  # exit codes; 0: finished
-_alone = False  # this process is no rank, whatever the environment says
+_single_process = False  # ignore RANK in the environment
 
 
 class UserError(Exception):
-    """Input that cannot be used: every line says what is wrong, where, and what would be right."""
+    """Invalid input. Each of its `lines` says what is wrong, where, and what would be right.
+
+    The lines are made safe for display (`one_line`).
+    """
 
     def __init__(self, lines: str | Iterable[str]) -> None:
         self.lines: tuple[str, ...] = tuple(map(one_line, (lines,) if isinstance(lines, str) else lines))
@@ -20,23 +23,23 @@ class UserError(Exception):
 
 
 class LaunchError(UserError):
-    """An environment that says wrongly which process this is: told whichever rank it names."""
+    """Invalid launcher variables in the environment: reported by every process, since RANK cannot be trusted."""
 
 
 class TrainingError(UserError):
-    """A run that cannot go on: a window without targets, or non-finite gradients step after step."""
+    """A run that cannot continue: a step without targets, or non-finite gradients for several steps in a row."""
 
 
 class Diverged(TrainingError):
-    """A run whose weights, gradients or last evaluation are not finite: there is no model to save."""
+    """A run whose weights, gradients or final evaluation are not finite: there is no model to save."""
 
 
 class RankError(UserError):
-    """What one rank alone has met: it says so itself and leaves, and its leaving ends the others."""
+    """An error of a single rank: this rank prints it and exits, and the launcher then ends the others."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known word, else an empty string."""
+    """`; did you mean 'x'?` for the closest known word; an empty string if none is close."""
     import difflib
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -44,45 +47,51 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def complain(lines: Iterable[str], code: int = MISUSED, everywhere: bool = False) -> int:
-    """Say what is wrong, on rank 0 alone or on this rank, whichever it is, and return the exit code."""
+    """Print error lines to stderr and return the exit code `code`.
+
+    Only rank 0 prints, unless `everywhere` is true: then this rank does, with its number.
+    """
     if rank() == 0 or everywhere:
-        where = f"rank {rank()}: " if everywhere and number_of("WORLD_SIZE", 1) > 1 else ""
-        print("\n".join(f"error: {where}{one_line(line)}" for line in lines), file=sys.stderr, flush=True)
+        prefix = f"rank {rank()}: " if everywhere and number_of("WORLD_SIZE", 1) > 1 else ""
+        print("\n".join(f"error: {prefix}{one_line(line)}" for line in lines), file=sys.stderr, flush=True)
     else:
-        time.sleep(2)  # the launcher ends all ranks once one has left: rank 0 speaks first
+        time.sleep(2)  # the launcher ends all ranks once one has exited: let rank 0 print first
     return code
 
 
 def rank() -> int:
-    """This process's rank, known before torch is."""
-    return 0 if _alone else number_of("RANK", 0)
+    """The rank of this process, from the environment; works before torch is imported."""
+    return 0 if _single_process else number_of("RANK", 0)
 
 
 def one_process() -> None:
-    """Say that this script is one process: a stray RANK does not silence it."""
-    global _alone
-    _alone = True
+    """Declare that this is a single process, so that a stray RANK in the environment is ignored."""
+    global _single_process
+    _single_process = True
 
 
 def number_of(name: str, default: int) -> int:
-    """A whole number of the environment; `default` where there is none that can be read (`launch` refuses that)."""
+    """A whole number from the environment; `default` if it is unset or invalid (`check_launch` reports that)."""
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else default
 
 
 def described(problem: BaseException) -> str:
-    """What ended a run, in a line: the lines of a UserError, else the type of the exception and what it says."""
+    """One line for the exception that ended a run: the lines of a UserError, or else its type and message.
+
+    An exception without a message is described by the file and line where it was raised.
+    """
     if isinstance(problem, UserError):
         return "; ".join(problem.lines)
-    name, said = type(problem).__name__, one_line(" ".join(str(problem).split()))
+    name, message = type(problem).__name__, one_line(" ".join(str(problem).split()))
     if isinstance(problem, SystemExit):
-        return f"SystemExit: a library ended the process with exit code {said or 0}"
+        return f"SystemExit: a library ended the process with exit code {message or 0}"
     if isinstance(problem, KeyboardInterrupt):
-        return said or "interrupted"
-    if said:
-        return f"{name}: {said}"
-    place = problem.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f" ({place.tb_frame.f_code.co_filename}, line {place.tb_lineno})" if place is not None else ""
-    return f"{name}{where}"
+        return message or "interrupted"
+    if message:
+        return f"{name}: {message}"
+    frame = problem.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    location = f" ({frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno})" if frame is not None else ""
+    return f"{name}{location}"

@@ -1,4 +1,4 @@
-"""What is shown of others' texts cannot steer a terminal, leave its line, flood it or tell a password."""
+"""Untrusted text is displayed without control characters, on one line, of bounded length, without passwords."""
 
 import io
 import shlex
@@ -16,13 +16,13 @@ def steers(text: str) -> bool:
     return any((ord(sign) < 32 and sign not in "\n\t") or sign in "\x9b\u202e\udc80" for sign in text)
 
 
-def test_case_s05_control_characters_are_written_out():
-    told = visible(f"a\tlabel\n{STEERING}")
-    assert told.startswith("a\tlabel\n\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\u202e\\u2066\\x00\\x7f\\udc80")
-    assert visible("ünïcode 日本語 🎉 עברית") == "ünïcode 日本語 🎉 עברית" and visible(told) == told
+def test_case_s05_control_characters_are_escaped():
+    shown = visible(f"a\tlabel\n{STEERING}")
+    assert shown.startswith("a\tlabel\n\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\u202e\\u2066\\x00\\x7f\\udc80")
+    assert visible("ünïcode 日本語 🎉 עברית") == "ünïcode 日本語 🎉 עברית" and visible(shown) == shown
 
 
-def test_case_s05_the_console_writes_them_out_whatever_is_told():
+def test_case_s05_the_console_escapes_control_characters():
     out = io.StringIO()
     console = Console(out)
     console.line(f"line {STEERING}\nsecond")
@@ -32,12 +32,12 @@ def test_case_s05_the_console_writes_them_out_whatever_is_told():
     console.preview([f"row {STEERING}\r\n ⟦{STEERING}⟧"])
     console.work(f"reading {STEERING}[/]", 1, 2)
     console.last_page(f"end {STEERING}", {"loss": STEERING}, "runs/x", [STEERING])  # type: ignore[arg-type]
-    told = out.getvalue()
-    assert not steers(told) and told.count("\\x1b[2J") == 10 and "title [red]" in told and "reading" in told
-    assert len([line for line in told.splitlines() if line.startswith("note ")]) == 1 and "\\nb" in told
+    shown = out.getvalue()
+    assert not steers(shown) and shown.count("\\x1b[2J") == 10 and "title [red]" in shown and "reading" in shown
+    assert len([line for line in shown.splitlines() if line.startswith("note ")]) == 1 and "\\nb" in shown
 
 
-def test_a_mistake_is_one_visible_line_of_bounded_length():
+def test_an_error_is_one_visible_line_of_bounded_length():
     (line,) = UserError(f"data.label: {STEERING}\nsecond {'x' * 10**6} end").lines
     assert not steers(line) and "\n" not in line and len(line) < 2000 and line.endswith("end (1,000,081 characters)")
     assert described(ValueError(f"{STEERING} {'y' * 10**6}")).startswith("ValueError: \\x1b[2J") and not steers(line)
@@ -45,15 +45,15 @@ def test_a_mistake_is_one_visible_line_of_bounded_length():
 
 
 @pytest.mark.parametrize("url", ["https://me:hf_PLANTED@host/x", "http://hf_PLANTED@h", "hf+ssh://a:hf_PLANTED@h:1/"])
-def test_passwords_of_urls_are_never_told(url):
+def test_passwords_in_urls_are_hidden(url):
     assert "PLANTED" not in one_line(f"cannot reach {url}: down") and "****@h" in without_passwords(url)
     assert without_passwords("https://host/a@b") == "https://host/a@b"
 
 
-def test_commands_are_typed_as_they_are_shown():
+def test_commands_are_quoted_for_a_shell():
     words = ["python", "scripts/report.py", "my runs/$(touch x)'s", "data.files=texts/*.txt"]
     assert shlex.split(command(*words)) == words and command("recipe=debug") == "recipe=debug"
 
 
-def test_a_name_is_one_part_of_a_path():
+def test_file_names_have_no_separators():
     assert file_name("../a/b\\c\nd\x1be") == "..-a-b-c-d-e" and len(file_name("x" * 300)) == 100

@@ -1,4 +1,4 @@
-"""The examples of docs/python.md run as they stand."""
+"""The examples in docs/python.md run unchanged."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The house: a folder imports only from folders that stand above it, and heavy packages stay where they belong."""
+"""The layers of the package: a folder imports only from lower layers, and heavy packages only where allowed."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 from conftest import ROOT
 
 HOUSE = ROOT / "hfbsz"
-# from the ground up; folders of one line stand side by side, and know nothing of each other
+# from the lowest layer up; folders in the same layer do not import each other
 FLOORS = (
     "display errors",
     "system",
@@ -26,7 +26,7 @@ FLOORS = (
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 LIGHT = {name for name in FLOOR if FLOOR[name] < FLOOR["records"]}  # nothing heavy is imported here
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy"}
-ALLOWED = {  # folders that may know a package
+ALLOWED = {  # folders that may import a package
     "wandb": {"report", "experiment"},
     "omegaconf": {"recipe", "system"},
     "pydantic": {"recipe", "records", "train"},
@@ -37,7 +37,7 @@ ALLOWED = {  # folders that may know a package
 
 
 def files() -> Iterator[tuple[str, Path]]:
-    """(folder, file) of the whole package; files beside the folders are called by their own name."""
+    """Yield (folder, file) for all files of the package; a top-level file counts as a folder of its own name."""
     for path in HOUSE.rglob("*.py"):
         folder = path.relative_to(HOUSE).with_suffix("").parts[0]
         if not folder.startswith("__"):
@@ -53,7 +53,7 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_folder_has_its_floor():
+def test_every_folder_has_a_layer():
     assert {folder for folder, _ in files()} == set(FLOOR)
 
 

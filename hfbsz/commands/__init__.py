@@ -1,11 +1,11 @@
-"""The commands: `hfbsz NAME …`, `python -m hfbsz NAME …`, or `scripts/NAME.py` of a clone."""
+"""The commands: `hfbsz NAME …`, `python -m hfbsz NAME …`, or `scripts/NAME.py` in a clone."""
 
 COMMANDS = {
-    "plan": "print every number that follows from a recipe",
-    "pretrain": "pretrain a language model (by accelerate launch -m hfbsz pretrain)",
-    "finetune": "fine-tune a model (by accelerate launch -m hfbsz finetune)",
+    "plan": "print the training plan of a recipe: batch, accumulation, learning rate, schedule",
+    "pretrain": "pretrain a language model (accelerate launch -m hfbsz pretrain)",
+    "finetune": "fine-tune a model (accelerate launch -m hfbsz finetune)",
     "compare": "compare batch sizes",
-    "report": "draw runs as one page",
-    "sync": "send Weights & Biases what it lacks of runs",
-    "dashboard": "save a W&B view and report of a project",
+    "report": "write an HTML report of one or more runs",
+    "sync": "upload the missing records of runs to Weights & Biases",
+    "dashboard": "create a W&B view and report for a project",
 }

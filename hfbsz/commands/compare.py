@@ -1,11 +1,11 @@
-"""Compare batch sizes: run the product of lists of values and show what it bears out.
+"""Compare batch sizes: train all combinations of lists of values, and report the results.
 
     hfbsz compare recipe=small_batch batch.size=4seq,16seq,64seq scaling.rule=none,sqrt seed=0,1,2
     hfbsz compare NAME [key.path=a,b …]        NAME: a file of recipes/comparisons
 
-Every combination is an ordinary run of `hfbsz pretrain`, or of `hfbsz finetune` where its task asks for that.
-Finished runs are not repeated, and a comparison that was cut off goes on where it was. Its page, comparisons/NAME/
-report.html, shows how far it is and what has come out.
+Every combination is an ordinary run of `hfbsz pretrain` or `hfbsz finetune`, depending on its task. Finished runs are
+not repeated, and an interrupted comparison resumes where it stopped. Its report, comparisons/NAME/report.html, shows
+progress and results.
 """
 
 import json
@@ -18,34 +18,35 @@ from hfbsz.experiment.request import OPTIONS, Request, parse, refuse_overwriting
 
 
 def main(words: list[str]) -> int:
+    """Run a comparison; returns the exit code: 1 if a run failed or diverged, 130 if interrupted."""
     if not words or "--help" in words:
         print(f"{__doc__}\noptions:")
         print("\n".join(f"  {name + '=':<10} {what}" for name, what in OPTIONS.items()))
         return 0 if words else MISUSED
     try:
         request = parse(words)
-        from hfbsz.experiment.compare import ComparisonRunner  # matplotlib, only once the words are right
+        from hfbsz.experiment.compare import ComparisonRunner  # imports matplotlib: only after the words are checked
         from hfbsz.report.console import Console
 
         console = Console()
-        conductor = ComparisonRunner(request, console)
+        runner = ComparisonRunner(request, console)
     except UserError as problem:
         return complain(problem.lines)
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        console.line(f"{signal.Signals(number).name}: the runs at work end with a checkpoint; the same command goes on")
-        conductor.launcher.stop()
+        console.line(f"{signal.Signals(number).name}: active runs end with a checkpoint; the same command resumes them")
+        runner.launcher.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, stop)
     try:
-        experiment = conductor.carry_out()
+        experiment = runner.carry_out()
     except UserError as problem:
         return complain(problem.lines, FAILED)
     except OSError as problem:
-        return complain([f"{problem.filename or request.folder}: {problem.strerror}: the same command goes on"], FAILED)
+        return complain([f"{problem.filename or request.folder}: {problem.strerror}: the same command resumes"], FAILED)
     from hfbsz.experiment.page.terminal import lines_of
     from hfbsz.experiment.results import rows
 
@@ -58,12 +59,12 @@ def main(words: list[str]) -> int:
         return complain([f"{problem.filename or 'out=, picture='}: cannot be written: {problem.strerror}"], FAILED)
     if not experiment.finished:
         return INTERRUPTED
-    lost = [outcome for result in experiment.arms for outcome in result.diverged]  # of tuning: a result, no failure
-    return FAILED if lost or any(outcome.state == "failed" for outcome in experiment.outcomes) else 0
+    diverged = [outcome for result in experiment.arms for outcome in result.diverged]  # not those of tuning: expected
+    return FAILED if diverged or any(outcome.state == "failed" for outcome in experiment.outcomes) else 0
 
 
 def _write(request: Request, table: list[dict[str, object]]) -> None:
-    """The table and the picture that were asked for; raises UserError where another file came to stand there."""
+    """Write the requested table (`out`) and picture; raises UserError if hfbsz did not write an existing file there."""
     refuse_overwriting({name: str(path) for name in ("out", "picture") if (path := getattr(request, name))})
     for path in filter(None, (request.out, request.picture)):
         path.parent.mkdir(parents=True, exist_ok=True)

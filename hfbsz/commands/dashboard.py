@@ -1,9 +1,9 @@
-"""Save a view of a W&B project, and a report: every curve over tokens, runs grouped by their largest batch.
+"""Create a view and a report of a W&B project: all curves over tokens, runs grouped by their largest batch.
 
     hfbsz dashboard entity=TEAM [project=hfbsz] [group=NAME] [report=yes|no] [format=json]
 
-entity: the team or user. group: the runs of one experiment (log.group=NAME); left out, all of the project's. report=no:
-the view alone. format=json prints what would be saved, and needs no server.
+entity: the W&B team or user. group: only the runs of one experiment (log.group=NAME); default: all runs of the project.
+report=no: create only the view. format=json: print what would be created, without contacting the server.
 """
 
 import json
@@ -18,16 +18,17 @@ WORDS = ("entity", "project", "group", *CHOICES)
 
 
 def main(words: list[str]) -> int:
+    """Create the view and the report, and print their addresses; returns the exit code."""
     if "--help" in words or not words:
         print(__doc__.strip(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
-    given = dict(word.lstrip("-").partition("=")[::2] for word in words)
-    if wrong := list(mistakes(given)):
-        return complain(wrong)
-    place = Place(given["entity"], given.get("project", "hfbsz"), given.get("group"))
-    report = given.get("report") != "no"
+    options = dict(word.lstrip("-").partition("=")[::2] for word in words)
+    if errors := list(mistakes(options)):
+        return complain(errors)
+    place = Place(options["entity"], options.get("project", "hfbsz"), options.get("group"))
+    report = options.get("report") != "no"
     try:
-        if "format" in given:
+        if "format" in options:
             print(json.dumps(specification(place, report), indent=1, ensure_ascii=False))
         else:
             for kind, address in save(place, report):
@@ -37,14 +38,14 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def mistakes(given: dict[str, str]) -> Iterator[str]:
-    """A line for each."""
-    for key, value in given.items():
+def mistakes(options: dict[str, str]) -> Iterator[str]:
+    """Yield an error line for each unknown, invalid, empty or missing option."""
+    for key, value in options.items():
         if key not in WORDS:
             yield f"{key}: no such word{did_you_mean(key, WORDS)}; there are {', '.join(WORDS)}"
         elif value not in CHOICES.get(key, (value,)):
             yield f"{key}={value}: it is {' or '.join(CHOICES[key])}"
         elif not value:
             yield f"{key}= is empty"
-    if "entity" not in given:
+    if "entity" not in options:
         yield "entity=… is missing: the W&B team or user whose project it is"

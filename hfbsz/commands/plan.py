@@ -3,9 +3,9 @@
     hfbsz plan recipe=large_batch [world_size=64] [rows=3] [train_rows=N] [parameters=N]
         [format=text|json] [key=value …]
 
-rows: prepares the data, and shows so many training rows with what is learnt marked; the plan then knows the data.
-train_rows: the training rows (an epoch), where they are known. parameters: the model's weights outside its embeddings,
-which scaling laws ask for; counted from the recipe's model where it is not given (that takes some seconds).
+rows: prepare the data, print this many training rows with the trained tokens marked, and use the data's size in the
+plan. train_rows: number of training rows in an epoch, if known. parameters: number of weights of the model outside its
+embeddings, for scaling laws; by default counted from the model of the recipe (takes a few seconds).
 """
 
 import json
@@ -26,10 +26,11 @@ NUMBERS = ("world_size", "rows", "train_rows", "parameters")
 
 
 def main(words: list[str]) -> int:
+    """Print the plan as text or JSON; returns the exit code."""
     options = {"world_size": "1", "rows": "", "train_rows": "", "parameters": "", "format": "text"}
-    options |= {key: value for key, _, value in (w.partition("=") for w in words) if key in options}
+    options |= {key: value for key, _, value in (word.partition("=") for word in words) if key in options}
     try:
-        loaded = read_words(called("plan"), [w for w in words if w.partition("=")[0] not in options])
+        loaded = read_words(called("plan"), [word for word in words if word.partition("=")[0] not in options])
         if loaded is None:
             return 0 if asks_for_help(words) else 2
         for name in NUMBERS:
@@ -37,15 +38,15 @@ def main(words: list[str]) -> int:
                 raise UserError(f"{name}: {options[name]!r} is not a whole number above 0")
         if options["format"] not in ("text", "json"):
             raise UserError(f"format: {options['format']!r} is neither text nor json")
-        world_size, shown, train_rows, parameters = (int(options[name] or 0) or None for name in NUMBERS)
+        world_size, count, train_rows, parameters = (int(options[name] or 0) or None for name in NUMBERS)
         if parameters is None and loaded.recipe.uses_law():
-            from hfbsz.train.model import count_parameters  # torch and transformers, only where a law asks for the size
+            from hfbsz.train.model import count_parameters  # imports torch: only if needed
 
             parameters = count_parameters(loaded.recipe.model, loaded.recipe.data.vocab_size)
         facts = Facts(rows=train_rows, parameters=parameters)
         preview: dict[str, Any] = {}
-        if shown is not None:
-            facts, preview = look_at(loaded, shown, parameters)
+        if count is not None:
+            facts, preview = preview_rows(loaded, count, parameters)
         plan = resolve(loaded.recipe, world_size or 1, facts)
     except UserError as problem:
         return complain(problem.lines)
@@ -57,9 +58,12 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def look_at(loaded: Loaded, count: int, parameters: int | None) -> tuple[Facts, dict]:
-    """What is known of the prepared data, and `count` of its training rows: as `lines`, and as `preview`."""
-    from hfbsz.data.preview import preview  # transformers and datasets, only where rows are asked for
+def preview_rows(loaded: Loaded, count: int, parameters: int | None) -> tuple[Facts, dict[str, Any]]:
+    """Prepare the data and preview `count` training rows.
+
+    Returns the facts about the data for the plan, and a mapping of `lines` (text), `preview` (plain data) and `notes`.
+    """
+    from hfbsz.data.preview import preview  # imports transformers and datasets: only if rows are shown
     from hfbsz.data.tokenizer.tokenizer import load_tokenizer
     from hfbsz.report.console import Console
     from hfbsz.train.inputs import prepare_inputs
@@ -68,10 +72,10 @@ def look_at(loaded: Loaded, count: int, parameters: int | None) -> tuple[Facts, 
     prepared = prepare_inputs(loaded.recipe, console.work, parameters)
     console.end_work()
     tokenizer = load_tokenizer(prepared.tokenizer_path, needs_end=prepared.manifest.labels is None)
-    found = preview(prepared, tokenizer, count)
+    rows = preview(prepared, tokenizer, count)
     notes = [f"note      {note}" for note in (*loaded.notes, *prepared.notes)]
     return replace(prepared.facts, parameters=parameters), {
-        "lines": [*notes, *found.lines()],
-        "preview": found.to_dict(),
+        "lines": [*notes, *rows.lines()],
+        "preview": rows.to_dict(),
         "notes": [*loaded.notes, *prepared.notes],
     }

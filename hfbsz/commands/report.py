@@ -1,8 +1,8 @@
-"""Draw runs as one HTML page that needs no network.
+"""Write an HTML report of one or more runs, in one self-contained file.
 
     hfbsz report RUN [RUN …] [out=FILE]
 
-RUN: the folder of a run. out: the page (default: RUN/report.html for one run, ./report.html for several).
+RUN: the folder of a run. out: the file to write (default: RUN/report.html for one run, ./report.html for several).
 """
 
 import sys
@@ -13,19 +13,21 @@ from hfbsz.errors import UserError, complain
 
 
 def main(words: list[str]) -> int:
+    """Write the report and print its path; returns the exit code."""
     folders = [Path(word) for word in words if not word.startswith("out=")]
-    named = [Path(word.removeprefix("out=")) for word in words if word.startswith("out=")]
+    outputs = [Path(word.removeprefix("out=")) for word in words if word.startswith("out=")]
     if "--help" in words or not folders:
         print(__doc__.strip(), file=sys.stdout if "--help" in words else sys.stderr)
         return 0 if "--help" in words else 2
-    from hfbsz.report.page.page import write  # matplotlib: only once there is something to draw
+    from hfbsz.report.page.page import write  # imports matplotlib: only if needed
 
     try:
-        print(visible(str(write(folders, named[-1] if named else None, tell))))
+        print(visible(str(write(folders, outputs[-1] if outputs else None, print_note))))
     except UserError as problem:
         return complain(problem.lines)
     return 0
 
 
-def tell(note: str) -> None:
+def print_note(note: str) -> None:
+    """Print a note to stderr, as one line."""
     print(f"note: {one_line(note)}", file=sys.stderr, flush=True)

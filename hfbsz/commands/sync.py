@@ -1,8 +1,8 @@
-"""Send Weights & Biases what it lacks of runs: of those that were offline, or whose rows did not all arrive.
+"""Upload records of runs that are missing on Weights & Biases: of offline runs, or after failed uploads.
 
     hfbsz sync RUN [RUN …]
 
-RUN: the folder of a run that has ended. What W&B has already is not sent again.
+RUN: the folder of a run that has ended. Records that W&B already has are not uploaded again.
 """
 
 import sys
@@ -12,6 +12,7 @@ from hfbsz.errors import INTERRUPTED, UserError, complain
 
 
 def main(words: list[str]) -> int:
+    """Upload the missing records; returns the exit code."""
     if "--help" in words or not words:
         print(__doc__.strip(), file=sys.stdout if "--help" in words else sys.stderr)
         return 0 if "--help" in words else 2
@@ -24,7 +25,7 @@ def main(words: list[str]) -> int:
     except UserError as problem:
         return complain(problem.lines)
     except KeyboardInterrupt:
-        return complain(["interrupted: the same command goes on from there"], INTERRUPTED)
+        return complain(["interrupted: the same command resumes from there"], INTERRUPTED)
     finally:
         console.end_work()
     return 0

@@ -11,7 +11,7 @@ from hfbsz.display import command, file_name
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.experiment.jobs import Job, split_values, words_of
 from hfbsz.recipe.fields import fields, is_script
-from hfbsz.recipe.load import from_a_file
+from hfbsz.recipe.load import script_in_file
 from hfbsz.recipe.presets import ROOTS, find_preset, names_of
 from hfbsz.recipe.words import read_pairs
 from hfbsz.system.called import called
@@ -140,7 +140,7 @@ def refuse_scripts(jobs: Iterable[Job], typed: Sequence[str]) -> None:
     words = [word for word in typed if word.lstrip("-").startswith("eval")]
     for script in {metric for job in jobs for metric in job.loaded.recipe.eval.metrics if is_script(metric)}:
         if not any(script in word for word in words):
-            raise UserError(from_a_file(script, "the comparison's file"))
+            raise UserError(script_in_file(script, "the comparison's file"))
 
 
 def _named(words: Sequence[str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""What is wanted: the fields of a recipe, how they are written, and how a recipe is put together. Without torch."""
+"""Recipes: their fields, their syntax, and how files and words are merged into one. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Fields of which a recipe takes one: a later one takes the place of an earlier one, with all that belongs to it."""
+"""Mutually exclusive fields: setting one replaces the alternatives that an earlier source has set."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ _PACKAGE = ("package", "file", "sha256")
 
 
 class Group(NamedTuple):
-    """One way to say a thing: the fields that name it, and those that belong to them."""
+    """One of several alternatives: the fields that select it, and further fields that only make sense with it."""
 
     heads: tuple[str, ...]
     members: tuple[str, ...] = ()
@@ -20,35 +20,36 @@ _SOURCE = (
     Group(("package",), _PACKAGE),
     Group(("hub",), ("hub_config", "split", "revision", "stream", "validation_split")),
 )
-_TURNS = (Group(("messages",)), Group(("prompt", "response"), ("template", "system")))
+_CONVERSATION = (Group(("messages",)), Group(("prompt", "response"), ("template", "system")))
 _VALIDATION = (Group(("validation_files",)), Group(("validation_split",)))
 _SET = re.compile(r"eval\.sets\.[^.]+")
 
 
-def _choices(part: str) -> tuple[tuple[Group, ...], ...]:
-    if part == "model":
+def _alternatives(section: str) -> tuple[tuple[Group, ...], ...]:
+    if section == "model":
         return (_MODEL,)
-    if part == "data":
-        return (_SOURCE, _TURNS, _VALIDATION)
-    return (_SOURCE, _TURNS) if _SET.fullmatch(part) else ()
+    if section == "data":
+        return (_SOURCE, _CONVERSATION, _VALIDATION)
+    return (_SOURCE, _CONVERSATION) if _SET.fullmatch(section) else ()
 
 
 def displaced(key: str, source: str, sources: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-    """The fields that `key`, given by `source`, takes the place of, and whether each names what is displaced.
+    """The set fields that `key`, set by `source`, replaces, each with whether it is the head of its group.
 
-    What the same source gave stays: two of a kind are then told as a contradiction.
+    `sources` has the source of every field that is set. Fields that `source` itself has set are not replaced: two
+    alternatives from one source are a contradiction, which the validation reports.
     """
-    part, _, name = key.rpartition(".")
+    section, _, name = key.rpartition(".")
     if key == "model.shape.model_type":
-        part, name = "model", "shape"
-    for groups in _choices(part):
+        section, name = "model", "shape"
+    for groups in _alternatives(section):
         if not any(name in group.heads for group in groups):
             continue
         for group in groups:
             if name in group.heads:
                 continue
             for field in (*group.heads, *group.members):
-                whole = f"{part}.{field}"
+                replaced = f"{section}.{field}"
                 for earlier, origin in sources.items():
-                    if origin != source and (earlier == whole or earlier.startswith(f"{whole}.")):
+                    if origin != source and (earlier == replaced or earlier.startswith(f"{replaced}.")):
                         yield earlier, field in group.heads

@@ -1,4 +1,4 @@
-"""Amounts with a unit: `1.2M tokens`, `512 sequences`, `300 steps`, `2 epochs`, `1%` and their short forms."""
+"""Amounts with a unit: `1.2M tokens`, `512 sequences`, `300 steps`, `2 epochs`, `1%`, or short `1.2Mtok`, `512seq`."""
 
 import math
 import re
@@ -18,14 +18,14 @@ PATTERN = r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kKMBGT]?)\s*([A-Za-z
 
 @dataclass(frozen=True)
 class Amount:
-    """A quantity of training with its unit: tokens, sequences, steps, epochs or % (of the run or of a data set)."""
+    """An amount of training with its unit: tokens, sequences, steps, epochs, or % (of the run or of a data set)."""
 
     value: float
     unit: str
 
     @classmethod
     def parse(cls, text: object) -> "Amount":
-        """Read an amount; a number without a unit, or a negative one, raises ValueError."""
+        """Parse an amount; raises ValueError for a number without a unit, a negative or an infinite one."""
         if isinstance(text, Amount):
             return text
         match = re.fullmatch(PATTERN, str(text))
@@ -44,10 +44,11 @@ class Amount:
     def sequences(
         self, *, total: float | None = None, rows: int | None = None, tokens_per_row: float | None = None
     ) -> float:
-        """This amount in sequences.
+        """Convert the amount to sequences.
 
-        `total` (sequences) is what a % is of, `rows` the sequences of an epoch, `tokens_per_row` the (mean) tokens of
-        a sequence. What is needed and missing raises LookupError. Steps have no fixed size: ValueError.
+        `total` is the number of sequences that 100% stands for, `rows` the number of sequences in an epoch, and
+        `tokens_per_row` the (mean) number of tokens in a sequence. Raises LookupError if the one that is needed is
+        None, and ValueError for steps, which have no fixed number of sequences.
         """
         if self.unit == "sequences":
             return self.value
@@ -67,12 +68,12 @@ class Amount:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 row`, `2,000 rows`."""
+    """A count with its noun, in the plural unless it is 1: `1 row`, `2,000 rows`."""
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def short(value: float) -> str:
-    """A count for people: 950, 12.4k, 1.2M, 3.07B."""
+    """A count with three significant digits and a suffix: 950, 9,500, 12.4k, 1.2M, 3.07B."""
     for factor, suffix in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
         if abs(value) >= factor * (10 if factor == 10**3 else 1):
             return f"{value / factor:.3g}{suffix}"

@@ -1,4 +1,4 @@
-"""What is wanted: the frozen classes of a recipe, with every field's type, default and meaning."""
+"""The recipe classes (frozen pydantic models): the type, default and description of every field."""
 
 import datetime
 import hashlib
@@ -26,17 +26,17 @@ from hfbsz.recipe.amounts import PATTERN, Amount
 from hfbsz.recipe.law_name import NAMES, Named
 from hfbsz.recipe.ramp import Ramp
 
-SMALL_CORPUS = 32_000_000  # bytes of text that are prepared whatever the budget: half a minute
-MUCH_MORE = 8  # times what the budget takes: a corpus that holds more is not prepared whole
-FINAL_SHARE = 0.5  # of the sequences of a run, that its last evaluation takes: a sixth of the time of training
+SMALL_CORPUS = 32_000_000  # bytes; a smaller corpus is always prepared completely (about half a minute)
+MUCH_MORE = 8  # a corpus with more than 8 times the text that the budget needs is prepared only in part
+FINAL_SHARE = 0.5  # rows of the final evaluation ÷ sequences of the run: about a sixth of the training time
 
-PRESETS = ("model", "data")  # fields that may name a YAML file in a folder of their own
+PRESETS = ("model", "data")  # sections that may name a preset, a YAML file in recipes/model or recipes/data
 
 AmountField = Annotated[
     Amount,
     BeforeValidator(Amount.parse),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": f"^{PATTERN}$", "description": "an amount with a unit"}),
+    WithJsonSchema({"type": "string", "pattern": f"^{PATTERN}$", "description": "a number and a unit"}),
 ]
 LawField = Annotated[
     Named,
@@ -44,11 +44,11 @@ LawField = Annotated[
     WithJsonSchema({"enum": [f"law:{name}" for name in NAMES]}),
     Tag("law"),
 ]
-# which of the two a value is, so that a wrong number is not also told that it is no law
+# selects one option of the union, so that an invalid number gives no second error about laws
 NumberOrLaw = Discriminator(lambda value: "law" if isinstance(value, Named) else "number")
 
 
-def _ramp(text: object) -> object:
+def _validate_ramp(text: object) -> object:
     if text is not None:
         Ramp.parse(str(text))
     return text
@@ -59,23 +59,23 @@ def _amount_or_law(text: object) -> object:
     return named if isinstance(named, Named) else Amount.parse(text)
 
 
-def _off(word: object) -> object:
-    """YAML reads a bare `off` as false."""
-    return "off" if word is False else word
+def _off_from_false(value: object) -> object:
+    """`off` for false: YAML reads an unquoted `off` as false."""
+    return "off" if value is False else value
 
 
-def _at_home(text: object) -> object:
-    """`~` and `~name` at the start of a path are home folders, as in a shell."""
+def _expand_home(text: object) -> object:
+    """Expand `~` and `~name` at the start of a path, or of each path in a list, as a shell does."""
     if isinstance(text, list):
-        return [_at_home(part) for part in text]
+        return [_expand_home(path) for path in text]
     return os.path.expanduser(text) if isinstance(text, str) and text.startswith("~") else text
 
 
-PathField = Annotated[str, BeforeValidator(_at_home)]
-PathsField = Annotated[str | list[str], BeforeValidator(_at_home)]
+PathField = Annotated[str, BeforeValidator(_expand_home)]
+PathsField = Annotated[str | list[str], BeforeValidator(_expand_home)]
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), allow_inf_nan=False
     )
@@ -84,46 +84,54 @@ class _Part(BaseModel):
 _PINNED = r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$"
 
 
-class Lora(_Part):
-    rank: int = Field(16, ge=1, description="rank of the two matrices that stand for a change of a weight")
-    alpha: float = Field(32, gt=0, description="their product is multiplied by alpha ÷ rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before them")
-    targets: str | list[str] = Field("all-linear", description="names of the layers, or all-linear")
+class Lora(_Section):
+    """LoRA adapters: the arguments of peft's LoraConfig."""
+
+    rank: int = Field(16, ge=1, description="rank r of the two LoRA matrices")
+    alpha: float = Field(32, gt=0, description="LoRA alpha: the update is scaled by alpha ÷ rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability on the input of the LoRA layers")
+    targets: str | list[str] = Field("all-linear", description="names of the layers to adapt, or all-linear")
 
 
-class Model(_Part):
+class Model(_Section):
+    """The model: loaded weights (`path` or `package`), or a new one (`shape`)."""
+
     path: PathField | None = Field(
-        None, description="a folder or Hub id to load weights from; null: a new model of `shape`"
+        None, description="folder or Hub id to load the weights from; null: a new model, built from `shape`"
     )
     package: Annotated[str, Field(pattern=_PINNED)] | None = Field(
-        None, description="NAME==VERSION of a package whose wheel holds model.file; it is never installed"
+        None, description="NAME==VERSION of a package whose wheel contains model.file; the package is never installed"
     )
-    file: str | None = Field(None, description="path inside model.package's wheel: a model's folder, or a .gguf file")
+    file: str | None = Field(None, description="path inside the wheel of model.package: a model folder or a .gguf file")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        None, description="SHA-256 of that file, or of the folder's model.safetensors, checked before it is read"
+        None, description="SHA-256 of model.file (of model.safetensors for a folder), verified before loading"
     )
-    lora: Lora | None = Field(None, description="train low-rank changes of the weights alone (peft); {}: by default")
-    shape: dict[str, Any] | None = Field(None, description="model_type and the fields of its transformers config")
+    lora: Lora | None = Field(
+        None, description="train LoRA adapters (peft) instead of the weights; {}: with default settings"
+    )
+    shape: dict[str, Any] | None = Field(
+        None, description="architecture of a new model: model_type and any fields of its transformers config"
+    )
     attention: Literal["sdpa", "eager"] = Field(
-        "sdpa", description="attention implementation; a model without sdpa falls back to eager, with a note"
+        "sdpa", description="attention implementation; a model that does not support sdpa uses eager, with a note"
     )
     grow_embeddings: bool = Field(
-        False, description="add rows to the embeddings of loaded weights for tokens that its tokenizer has beyond them"
+        False, description="add embedding rows to loaded weights if the tokenizer has more tokens than the model"
     )
-    compile: bool = Field(False, description="torch.compile the model")
+    compile: bool = Field(False, description="compile the model with torch.compile")
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "Model":
-        named = [name for name in ("path", "package", "shape") if getattr(self, name) is not None]
-        if len(named) > 1:
-            raise ValueError(f"{' and '.join(named)} are two models: name one (null takes one back)")
+    def _one_source(self) -> "Model":
+        sources = [name for name in ("path", "package", "shape") if getattr(self, name) is not None]
+        if len(sources) > 1:
+            raise ValueError(f"{' and '.join(sources)} are two models: set only one (null unsets a field)")
         if (self.package is None) != (self.file is None):
-            raise ValueError("package and file go together: the wheel, and the path of the model inside it")
+            raise ValueError("package and file go together: set both, the package and the path inside its wheel")
         return self
 
 
-class Origin(_Part):
-    """Where rows come from, and which columns of them are read."""
+class Origin(_Section):
+    """Where rows come from, and which of their columns are read."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
         *("text", "label", "skip", "id", "messages", "prompt", "response", "template", "system", "tools"),
@@ -131,138 +139,177 @@ class Origin(_Part):
     FORMAT: ClassVar[tuple[str, ...]] = (
         *("format", "delimiter", "quoting", "header", "comment", "skip_lines", "encoding", "json_field", "separator"),
     )
-    OF_HUB: ClassVar[tuple[str, ...]]  # fields that are refused without hub
+    HUB_FIELDS: ClassVar[tuple[str, ...]]  # fields that are only valid together with hub
 
     files: PathsField | None = Field(
         None,
-        description="files or globs of text (a file is a document), .jsonl .ndjson .json .csv .tsv .tab or .parquet (a "
-        "row is one), plain or .gz .bz2 .xz .zst; {stdlib}: Python's own source, also where data names no source",
+        description="paths or globs: text files (one document per file), or .jsonl .ndjson .json .csv .tsv .tab "
+        ".parquet (one row per record); all but .parquet also compressed: .gz .bz2 .xz .zst; {stdlib} is the folder "
+        "of Python's standard library, whose source is read if data sets no source",
     )
     package: Annotated[str, Field(pattern=_PINNED)] | None = Field(
-        None, description="NAME==VERSION of a package whose wheel holds the file; it is never installed"
+        None, description="NAME==VERSION of a package whose wheel contains `file`; the package is never installed"
     )
-    file: str | None = Field(None, description="path of the file inside the package's wheel")
+    file: str | None = Field(None, description="path of the data file inside the wheel of `package`")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        None, description="SHA-256 of that file, checked before it is read"
+        None, description="SHA-256 of `file`, verified before reading"
     )
-    hub: PathField | None = Field(None, description="a Hub data set, or a folder in that form or of save_to_disk")
-    hub_config: str | None = Field(None, description="configuration of the Hub data set")
-    split: str = Field("train", description="split of the Hub data set that is read")
+    hub: PathField | None = Field(
+        None, description="Hub id of a data set, or a folder in the Hub's layout or written by save_to_disk"
+    )
+    hub_config: str | None = Field(None, description="configuration name of the Hub data set")
+    split: str = Field("train", description="split of the Hub data set to read")
     revision: str | None = Field(None, description="commit, branch or tag of the Hub data set")
-    text: str = Field("text", description="the column that holds the text, where a row is a document")
-    label: str | None = Field(None, description="classification: the column that holds the label")
+    text: str = Field("text", description="column that contains the text of a row")
+    label: str | None = Field(None, description="classification: column that contains the label")
     skip: dict[str, str | list[str]] = Field(
-        {}, description="column: values whose rows are left out, and counted (fine-tuning tasks)"
+        {}, description="rows to leave out, as column: value or list of values; they are counted (fine-tuning tasks)"
     )
-    id: str | None = Field(None, description="column that names a row: two of one name are refused (fine-tuning tasks)")
-    messages: str | None = Field(None, description="instruction: the column that holds a conversation")
-    prompt: str | None = Field(None, description="instruction: the column of the question, with response")
-    response: str | None = Field(None, description="instruction: the column of the answer")
+    id: str | None = Field(
+        None, description="column that contains a unique row id; duplicate ids are an error (fine-tuning tasks)"
+    )
+    messages: str | None = Field(
+        None, description="instruction: column that contains a conversation (list of messages)"
+    )
+    prompt: str | None = Field(None, description="instruction: column that contains the prompt; needs `response`")
+    response: str | None = Field(None, description="instruction: column that contains the response")
     template: str | None = Field(
         None,
-        description="builds the text (instruction: the question) from columns, '{instruction}\\n{input}'; an empty "
-        "column takes the words before it along",
+        description="builds the text (instruction: the prompt) from several columns, such as "
+        "'{instruction}\\n{input}'; an empty column is omitted, with the text between it and the column before it",
     )
-    system: str | None = Field(None, description="instruction: the column of the system message, beside prompt")
+    system: str | None = Field(
+        None, description="instruction: column that contains the system message, used together with `prompt`"
+    )
     tools: str | None = Field(
-        None, description="instruction: the column of the tools that the chat template gets; null: `tools` where it is"
+        None,
+        description="instruction: column that contains the tool definitions passed to the chat template; null: the "
+        "column `tools` if there is one",
     )
     format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = Field(
-        "auto", description="format of the files; auto: by their endings"
+        "auto", description="format of the files; auto: from the file extension"
     )
-    delimiter: str | None = Field(None, description="tables: the text between two fields; null: detected")
+    delimiter: str | None = Field(None, description="csv, tsv: field delimiter; null: detected")
     quoting: Literal["auto", "minimal", "none"] = Field(
-        "auto", description="tables: minimal: fields may stand in quotes; none: a quote is a character; auto: detected"
+        "auto",
+        description="csv, tsv: minimal: fields may be enclosed in double quotes; none: quotes are ordinary characters; "
+        "auto: detected",
     )
     header: bool | list[str] = Field(
-        True, description="tables: whether the first line names the columns; false: they are 0, 1, …; or their names"
+        True,
+        description="csv, tsv: true: the first line contains the column names; false: there is no header line, the "
+        "columns are named 0, 1, …; a list: there is no header line, these are the column names",
     )
-    comment: str | None = Field(None, description="tables: lines that begin with this text are skipped, and counted")
-    skip_lines: int = Field(0, ge=0, description="tables: lines at the start of each file that are skipped")
-    encoding: str | None = Field(None, description="of files of text; null: UTF-8, or UTF-16 with a byte order mark")
-    json_field: str | None = Field(None, description=".json: the key that holds the rows of an object, such as data")
+    comment: str | None = Field(
+        None, description="csv, tsv: lines that start with this text are skipped and counted; null: none"
+    )
+    skip_lines: int = Field(0, ge=0, description="csv, tsv: number of lines to skip at the start of each file")
+    encoding: str | None = Field(
+        None, description="text encoding of the files; null: UTF-8, or UTF-16 if there is a byte order mark"
+    )
+    json_field: str | None = Field(
+        None, description="json: key of the top-level object that contains the rows, such as data"
+    )
     separator: str | None = Field(
         None,
-        description="text files: what ends a document: a text (\\n is a line break), lines (each line is a document), "
-        "blank (blank lines), or /pattern/, a regular expression of the line that begins one",
+        description="text files: how a file is split into documents: a literal text between them (\\n is a line "
+        "break), lines (one per line), blank (at blank lines), or /regex/ (a document starts at each matching line); "
+        "null: one document per file",
     )
 
     def sources(self) -> list[str]:
+        """Names of the source fields that are set: at most one of files, package and hub."""
         return [name for name in ("files", "package", "hub") if getattr(self, name) is not None]
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if len(named := self.sources()) > 1:
-            raise ValueError(f"{' and '.join(named)} are two sources: name one (null takes one back)")
+        if len(sources := self.sources()) > 1:
+            raise ValueError(f"{' and '.join(sources)} are two sources: set only one (null unsets a field)")
         if (self.package is None) != (self.file is None):
-            raise ValueError("package and file go together: the wheel, and the path of the file inside it")
-        if self.hub is None and any(getattr(self, name) != _default(self, name) for name in self.OF_HUB):
-            raise ValueError(f"{', '.join(self.OF_HUB[:-1])} and {self.OF_HUB[-1]} belong to hub")
+            raise ValueError("package and file go together: set both, the package and the path inside its wheel")
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        if self.hub is None and any(getattr(self, name) != defaults[name] for name in self.HUB_FIELDS):
+            raise ValueError(f"{', '.join(self.HUB_FIELDS[:-1])} and {self.HUB_FIELDS[-1]} belong to hub: set hub too")
         return self
 
 
-def _default(part: BaseModel, name: str) -> Any:
-    return type(part).model_fields[name].default
-
-
 class Data(Origin):
-    OF_HUB = ("validation_split", "hub_config", "revision")
+    """The training and validation data: source, columns, tokenizer and rows."""
 
-    exclude: list[str] = Field([], description="names of folders that are left out of files")
+    HUB_FIELDS = ("validation_split", "hub_config", "revision")
+
+    exclude: list[str] = Field([], description="names of folders to leave out of `files`")
     stream: bool | None = Field(
         None,
-        description="prepare the data only as far as the budget needs, and download no more of a Hub data set; null: "
-        f"of files of more than {SMALL_CORPUS / 1e6:.0f} MB that hold {MUCH_MORE} times as much (language modeling)",
+        description="true: read (and, from the Hub, download) only as much data as the budget needs; false: prepare "
+        f"all of it; null: only as much as needed for files that exceed {SMALL_CORPUS / 1e6:.0f} MB and {MUCH_MORE} "
+        "times the budget (language modeling)",
     )
-    labels: list[str] | None = Field(None, description="the labels, in the order of their numbers; null: as found")
+    labels: list[str] | None = Field(
+        None, description="class names, in the order of their ids; null: the model's, the data set's, or sorted"
+    )
     group: str | None = Field(
-        None, description="column whose rows of one value are held out together (fine-tuning tasks)"
+        None,
+        description="column of group ids: a group is either in training or in validation (fine-tuning tasks)",
     )
-    rows: int | None = Field(None, ge=1, description="training rows that are kept, drawn by a hash; null: all")
+    rows: int | None = Field(None, ge=1, description="number of training rows to use, sampled by a hash; null: all")
     answers: Literal["all", "last"] = Field(
         "all",
-        description="instruction: which answers of a conversation are learnt; all: each as the chat template renders "
-        "it at its own turn",
+        description="instruction: which answers of a conversation are trained on; all: every answer, as the chat "
+        "template renders it at its own turn",
     )
     date: str = Field(
         "2024-07-26",
-        description="instruction: the day that a chat template which writes the current date writes into every row, "
-        "as YYYY-MM-DD: so that rows are the same on every day",
+        description="instruction: the date (YYYY-MM-DD) that chat templates insert instead of today's, so that rows do "
+        "not change from day to day",
     )
     duplicates: Literal["drop", "keep"] = Field(
-        "drop", description="rows whose text came before, or stands in validation too (fine-tuning tasks)"
+        "drop",
+        description="rows that repeat the text of an earlier row, and training rows whose text is also in validation "
+        "(fine-tuning tasks)",
     )
     tokenizer: PathField | None = Field(
-        None, description="a folder or Hub id; null: byte-level BPE trained on the corpus"
+        None, description="folder or Hub id of a tokenizer; null: a byte-level BPE tokenizer trained on the corpus"
     )
-    vocab_size: int = Field(2048, ge=258, description="entries of a tokenizer trained here")
-    sequence_length: int = Field(128, ge=1, description="input tokens of a row")
-    pack: bool = Field(True, description="fill rows across documents; false: a row holds one document, ragged")
+    vocab_size: int = Field(2048, ge=258, description="vocabulary size of a tokenizer trained on the corpus")
+    sequence_length: int = Field(128, ge=1, description="input tokens per row, at most")
+    pack: bool = Field(
+        True,
+        description="true: documents are concatenated and cut into rows of equal length; false: each row holds tokens "
+        "of one document, rows vary in length",
+    )
     attend: Literal["across", "within"] = Field(
-        "across", description="within: a token of a packed row attends to its own document alone"
+        "across",
+        description="across: tokens of a packed row attend to all earlier tokens of the row; within: only to those of "
+        "their own document",
     )
     validation: AmountField = Field(
-        Amount(5, "%"), description="share of the documents held out by a hash of their name"
+        Amount(5, "%"), description="share of the documents or rows held out for validation, chosen by a hash"
     )
-    validation_files: PathsField | None = Field(None, description="globs of other files to validate on instead")
-    validation_split: str | None = Field(None, description="split of the Hub data set to validate on instead")
+    validation_files: PathsField | None = Field(
+        None, description="paths or globs of validation files, instead of holding out a share"
+    )
+    validation_split: str | None = Field(
+        None, description="validation split of the Hub data set, instead of holding out a share"
+    )
 
     @field_validator("date")
     @classmethod
-    def _a_day(cls, value: str) -> str:
+    def _validate_date(cls, value: str) -> str:
         try:
             return datetime.date.fromisoformat(value).isoformat()
         except ValueError:
-            raise ValueError(f"{value!r} is no day: write it like 2024-07-26") from None
+            raise ValueError(f"{value!r} is not a date: write it as YYYY-MM-DD, such as 2024-07-26") from None
 
     @model_validator(mode="after")
     def _one_validation(self) -> Self:
         if self.validation_files is not None and self.validation_split is not None:
-            raise ValueError("validation_files and validation_split are two validation sets: name one")
+            raise ValueError("validation_files and validation_split are two validation sets: set only one")
         return self
 
     def read_as(self, columns: "EvalSet") -> "Data":
-        """This data, with the columns that a further evaluation set names instead of its own."""
+        """A copy of this section for reading an evaluation set: the columns that the set names replace those of data,
+        and `group` is unset."""
         named = {name: getattr(columns, name) for name in self.COLUMNS if name in columns.model_fields_set}
         if columns.messages is not None:
             named |= {"prompt": None, "response": None}
@@ -272,90 +319,125 @@ class Data(Origin):
 
 
 class EvalSet(Origin):
-    """A further evaluation set: a source of its own; columns that it leaves out are as in `data`."""
+    """An additional evaluation set with a source of its own; columns that are not set are those of `data`."""
 
-    OF_HUB = ("hub_config", "split", "revision")
+    HUB_FIELDS = ("hub_config", "split", "revision")
 
     @model_validator(mode="after")
-    def _of_its_own(self) -> Self:
+    def _has_source(self) -> Self:
         if not self.sources():
-            raise ValueError("it names no source: files, package with file, or hub")
+            raise ValueError("no source is set: set files, package with file, or hub")
         if self.messages is not None and (self.prompt or self.response):
-            raise ValueError("messages and prompt are two forms of a conversation: name one (null takes one back)")
+            raise ValueError("messages and prompt are two forms of a conversation: set only one (null unsets a field)")
         return self
 
     @model_serializer(mode="wrap")
-    def _as_named(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in whole(self).items() if name in self.model_fields_set}
+    def _only_set_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if name in self.model_fields_set}
 
 
-class Batch(_Part):
+class Batch(_Section):
+    """The global batch, its ramp, and how it is split into micro-batches."""
+
     size: (
         Annotated[Annotated[AmountField, Tag("number")] | LawField, NumberOrLaw, BeforeValidator(_amount_or_law)] | None
     ) = Field(
         None,
-        description="global batch, the largest of the run (sequences or tokens), or a first guess: law:power_lines, "
-        "law:step_law, law:deepseek",
+        description="global batch size, the largest of a ramp (sequences or tokens), or the estimate of a scaling law: "
+        "law:power_lines, law:step_law, law:deepseek",
     )
-    start: AmountField | None = Field(None, description="first global batch of a ramp (sequences or tokens)")
-    ramp: Annotated[str | None, BeforeValidator(_ramp)] = Field(
-        None, description="'0:16 200ktok:32', doubling:75%, linear:50%, linear:8,64,50% or seesaw:2"
+    start: AmountField | None = Field(None, description="ramp: the first global batch size (sequences or tokens)")
+    ramp: Annotated[str | None, BeforeValidator(_validate_ramp)] = Field(
+        None,
+        description="how the global batch grows during the run: '0:16 200ktok:32' (threshold:batch …), doubling:75% or "
+        "linear:50% (over the first 75% or 50% of the run), linear:8,64,50% (from 8 to 64), or seesaw:2 (grows by this "
+        "factor where the schedule would divide the learning rate by it); null: constant",
     )
-    lr: Literal["follow", "held"] = Field("follow", description="whether the rate follows the batch along the ramp")
-    micro_max: int = Field(8, ge=1, description="most sequences of one forward pass on one device")
+    lr: Literal["follow", "held"] = Field(
+        "follow", description="learning rate during a ramp: follow: rescaled with the batch; held: not rescaled"
+    )
+    micro_max: int = Field(8, ge=1, description="most sequences per forward pass on one device (micro-batch size)")
     micro_tokens: int | None = Field(
-        None, ge=1, description="tokens, padding included, that fill a forward pass instead of micro_max sequences"
+        None, ge=1, description="most tokens per forward pass on one device, padding included, instead of micro_max"
     )
     by_length: bool = Field(
-        False, description="rows of like length in a batch: blocks of 16 batches are sorted by length, then shuffled"
+        False,
+        description="batches of rows of similar length: blocks of 16 batches are sorted by length and cut into batches "
+        "in random order",
     )
 
 
-class Optim(_Part):
+class Optim(_Section):
+    """The optimizer and its hyperparameters at the reference batch size (`scaling.reference`)."""
+
     name: Literal["adamw", "sgd", "lamb", "muon", "adafactor", "schedule_free"] = Field(
-        "adamw", description="optimizer; muon: hidden matrices by Muon, all else by AdamW"
+        "adamw", description="optimizer; muon: Muon for hidden weight matrices, AdamW for all other parameters"
     )
     lr: Annotated[
         Annotated[float, Field(gt=0), Tag("number")] | LawField, NumberOrLaw, BeforeValidator(Named.parse)
     ] = Field(
         3e-3,
-        description="peak learning rate, as tuned at scaling.reference, or a first guess: law:step_law, law:deepseek",
+        description="peak learning rate at scaling.reference, or the estimate of a scaling law: law:step_law, "
+        "law:deepseek",
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="Adam's β1 and β2 at scaling.reference (adamw, lamb, schedule_free, muon's AdamW)"
+        (0.9, 0.95), description="Adam's β1 and β2 at scaling.reference (adamw, lamb, schedule_free, AdamW within muon)"
     )
     eps: float = Field(1e-8, gt=0, description="Adam's ε at scaling.reference")
-    momentum: float = Field(0.95, ge=0, lt=1, description="of sgd and muon (muon's in Nesterov's form)")
-    weight_decay: float = Field(0.1, ge=0, description="λ at scaling.reference (sgd: in the gradient, else decoupled)")
-    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null: no clipping")
-    nonfinite_limit: int = Field(5, ge=1, description="non-finite steps in a row that end the run")
+    momentum: float = Field(0.95, ge=0, lt=1, description="momentum of sgd and muon (muon: Nesterov)")
+    weight_decay: float = Field(
+        0.1, ge=0, description="weight decay λ at scaling.reference; decoupled (sgd: added to the gradient)"
+    )
+    clip: float | None = Field(1.0, gt=0, description="maximum gradient norm for clipping; null: no clipping")
+    nonfinite_limit: int = Field(
+        5, ge=1, description="stop the run after this many consecutive steps with non-finite gradients"
+    )
 
 
-class Scaling(_Part):
+class Scaling(_Section):
+    """How the optimizer's hyperparameters change from the reference batch size to the batch size of the run."""
+
     reference: AmountField | None = Field(
-        None, description="batch at which optim was tuned (tokens or sequences); null: the first batch of this run"
+        None,
+        description="batch size at which the optim fields were tuned (tokens or sequences); null: the first batch of "
+        "this run",
     )
     rule: Literal["none", "linear", "sqrt", "power", "sde", "noise", "surge"] | None = Field(
-        None, description="how the rate follows the batch; null: the optimizer's own (adamw sqrt, sgd linear, …)"
+        None,
+        description="how the learning rate scales with the batch size; null: the optimizer's default (adamw: sqrt, "
+        "sgd: linear, …)",
     )
     exponent: float | None = Field(
-        None, gt=0, le=1, description="of power (null: 0.31) and of noise (null: 1 with sgd, else 0.5)"
+        None,
+        gt=0,
+        le=1,
+        description="exponent of the rules power (null: 0.31) and noise (null: 1 for sgd, 0.5 for the others)",
     )
     noise_scale: AmountField | None = Field(
-        None, description="gradient noise scale B_n (sequences or tokens) of the rules noise and surge"
+        None, description="gradient noise scale B_n for the rules noise and surge (sequences or tokens)"
     )
-    beta2: Literal["keep", "half_life"] = Field("keep", description="half_life: β2 keeps its half-life in tokens")
-    weight_decay: Literal["keep", "timescale"] = Field("timescale", description="timescale: B/(ηλ) stays")
+    beta2: Literal["keep", "half_life"] = Field(
+        "keep", description="keep: β2 is unchanged; half_life: β2 keeps its half-life in tokens"
+    )
+    weight_decay: Literal["keep", "timescale"] = Field(
+        "timescale", description="keep: λ is unchanged; timescale: λ is rescaled so that B/(ηλ) stays constant"
+    )
     warmup: Literal["keep", "steps"] = Field(
-        "keep", description="steps: the warmup takes as many steps as at the reference, so its share grows with κ"
+        "keep",
+        description="keep: schedule.warmup is unchanged; steps: as many warmup steps as at the reference batch, so its "
+        "share of the run grows with κ = batch ÷ reference",
     )
 
 
-class Schedule(_Part):
-    warmup: AmountField = Field(Amount(2, "%"), description="linear warmup of the rate from 0")
-    shape: Literal["constant", "linear", "cosine", "quarter_cosine", "wsd"] = Field("cosine", description="decay")
-    floor: float = Field(0.1, ge=0, le=1, description="last rate relative to the peak")
-    decay: AmountField = Field(Amount(20, "%"), description="wsd: length of the decay at the end")
+class Schedule(_Section):
+    """The learning-rate schedule."""
+
+    warmup: AmountField = Field(Amount(2, "%"), description="length of the linear learning-rate warmup from 0")
+    shape: Literal["constant", "linear", "cosine", "quarter_cosine", "wsd"] = Field(
+        "cosine", description="learning-rate decay after the warmup; wsd: constant, then a decay at the end"
+    )
+    floor: float = Field(0.1, ge=0, le=1, description="final learning rate as a fraction of the peak")
+    decay: AmountField = Field(Amount(20, "%"), description="wsd: length of the final decay")
 
 
 def _globs(value: object) -> object:
@@ -365,76 +447,98 @@ def _globs(value: object) -> object:
 EvalSetField = Annotated[EvalSet, BeforeValidator(_globs, json_schema_input_type=str | list[str] | EvalSet)]
 
 
-class Eval(_Part):
-    every: AmountField = Field(Amount(10, "%"), description="interval between evaluations on a fixed part")
-    rows: int = Field(128, ge=1, description="validation rows of that fixed part")
+class Eval(_Section):
+    """Evaluation: when, on which rows, with which metrics, and early stopping."""
+
+    every: AmountField = Field(
+        Amount(10, "%"), description="interval between evaluations on a fixed sample of the validation rows"
+    )
+    rows: int = Field(128, ge=1, description="number of rows in the fixed sample")
     full: bool | None = Field(
         None,
-        description="evaluate all rows at the end; false: none beyond the fixed part; null: as many, evenly spread, as "
-        f"{FINAL_SHARE:.0%} of the sequences of the run (a sixth of its time), all where that is more",
+        description="rows of the final evaluation: true: all; false: only the fixed sample; null: as many as "
+        f"{FINAL_SHARE:.0%} of the sequences of the run (about a sixth of its time), evenly spaced, or all if there "
+        "are fewer",
     )
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="rows of one evaluation pass; null: batch.micro_max, or as many as batch.micro_tokens holds",
+        description="rows per evaluation pass on one device; null: batch.micro_max, or as many as fit into "
+        "batch.micro_tokens",
     )
     watch: bool | None = Field(
-        None, description="evaluate a fixed part of the training rows too; null: when they are seen more than once"
+        None,
+        description="also evaluate a fixed sample of the training rows, to detect overfitting; null: if training rows "
+        "are seen more than once",
     )
     patience: int | None = Field(
-        None, ge=1, description="evaluations without a better one that end the run; null: it goes to its end"
+        None,
+        ge=1,
+        description="early stopping: stop after this many evaluations without improvement; null: never",
     )
     metrics: list[str] = Field(
         [],
-        description="further metrics of `evaluate` (classification), by Hub name or, on the command line alone, by the "
-        "path of a script (./x.py, a/b): a metric is code that runs here",
+        description="additional metrics of the `evaluate` library (classification), by Hub name or, on the command "
+        "line only, by the path of a script (./x.py, a/b); a metric is code that runs on this machine",
     )
     sets: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], EvalSetField] = Field(
         {},
-        description="further evaluation sets, name: globs, or a mapping of a source and its columns: "
-        f"{', '.join(EvalSet.model_fields)}; columns that are left out are as in data, null is none",
+        description="additional evaluation sets, as NAME: globs, or NAME: a mapping with the fields "
+        f"{', '.join(EvalSet.model_fields)}; columns that are not set are those of data, null unsets one",
     )
 
 
-class Log(_Part):
-    every: AmountField = Field(Amount(5, "steps"), description="interval between records of training")
-    wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_off)] = Field(
-        "auto", description="Weights & Biases; auto: online where logged in, else offline"
+class Log(_Section):
+    """Logging to records.jsonl and to Weights & Biases."""
+
+    every: AmountField = Field(Amount(5, "steps"), description="interval between training log records")
+    wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_off_from_false)] = Field(
+        "auto", description="Weights & Biases mode; auto: online if logged in, otherwise offline"
     )
     project: str = Field("hfbsz", description="W&B project")
     entity: str | None = Field(None, description="W&B team")
-    group: str | None = Field(None, description="W&B group: the experiment that the run belongs to")
+    group: str | None = Field(None, description="W&B group: the experiment to which the run belongs")
 
 
-class Checkpoint(_Part):
-    every: AmountField = Field(Amount(25, "%"), description="interval between checkpoints; the end always has one")
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
-    save: Literal["last", "best"] = Field("last", description="the weights that the finished run's model holds")
-    best: bool = Field(True, description="keep the checkpoint of the best evaluation too, made when it is seen")
+class Checkpoint(_Section):
+    """Checkpoints: how often they are saved, how many are retained, and which weights the final model has."""
 
-
-_OUTSIDE = ("output_dir", "threads", "log", "eval", "checkpoint", "resume")  # fields that decide nothing of a run
-_SPLIT = ("batch.micro_max", "batch.micro_tokens")
-_CHOSEN = (
-    "eval.every",
-    "eval.rows",
-    "eval.patience",
-    "checkpoint.save",
-)  # those of them that can decide what comes out
-
-
-class Recipe(_Part):
-    task: Literal["language_modeling", "classification", "instruction"] = Field(
-        "language_modeling", description="what a row is and what its loss counts"
+    every: AmountField = Field(
+        Amount(25, "%"), description="interval between checkpoints; one is always saved at the end"
     )
-    model: Model = Field(Model(), description="preset of recipes/model, or fields")
+    keep: int = Field(2, ge=1, description="number of newest checkpoints to retain")
+    save: Literal["last", "best"] = Field(
+        "last", description="weights of the final model: those of the last step, or those of the best evaluation"
+    )
+    best: bool = Field(
+        True, description="save a checkpoint at each new best evaluation and retain it besides the newest ones"
+    )
+
+
+# fields that do not change the result of a run
+_NOT_IN_DIGEST = ("output_dir", "threads", "log", "eval", "checkpoint", "resume")
+# those of them that do change it where evaluations select the final weights or stop the run
+_SELECTION_FIELDS = ("eval.every", "eval.rows", "eval.patience", "checkpoint.save")
+_MICRO_BATCH_FIELDS = ("batch.micro_max", "batch.micro_tokens")
+
+
+class Recipe(_Section):
+    """A complete recipe: everything that decides a training run."""
+
+    task: Literal["language_modeling", "classification", "instruction"] = Field(
+        "language_modeling",
+        description="language_modeling: next-token prediction on text; classification: one label per row; instruction: "
+        "conversations, loss on the answers only",
+    )
+    model: Model = Field(Model(), description="name of a preset in recipes/model, or a mapping of fields")
     precision: Literal["auto", "fp32", "bf16", "fp64"] = Field(
         "auto",
-        description="auto: bf16 autocast over float32 weights where the device has it, else fp32; fp64: for tests",
+        description="bf16: autocast over float32 weights; auto: bf16 if the device supports it, otherwise fp32; fp64: "
+        "for tests",
     )
-    data: Data = Field(Data(), description="preset of recipes/data, or fields")
+    data: Data = Field(Data(), description="name of a preset in recipes/data, or a mapping of fields")
     duration: AmountField = Field(
-        Amount(1, "epochs"), description="training budget (tokens, sequences, steps or epochs)"
+        Amount(1, "epochs"), description="length of the training (tokens, sequences, steps or epochs)"
     )
     batch: Batch = Batch()
     optim: Optim = Optim()
@@ -444,47 +548,51 @@ class Recipe(_Part):
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
     resume: PathField = Field(
-        "auto", description="auto: go on from the newest complete checkpoint, else start; never; or a checkpoint's path"
+        "auto",
+        description="auto: resume from the newest complete checkpoint in output_dir, if any; never: start over; or the "
+        "path of a checkpoint",
     )
-    seed: int = Field(0, ge=0, description="decides initial weights, order of rows and dropout")
-    threads: int | None = Field(None, ge=1, description="CPU threads of a process; null: cores ÷ local processes")
-    output_dir: PathField | None = Field(None, description="the run's folder; null: runs/<recipe>-<8 hex>")
+    seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and dropout")
+    threads: int | None = Field(None, ge=1, description="CPU threads per process; null: cores ÷ local processes")
+    output_dir: PathField | None = Field(None, description="folder of the run; null: runs/<recipe>-<8 hex digits>")
 
     @model_validator(mode="before")
     @classmethod
-    def _rows_of_a_task(cls, values: Any) -> Any:
-        """A fine-tuning task has a row for each example: nothing is packed."""
+    def _no_packing_when_fine_tuning(cls, values: Any) -> Any:
+        """`data.pack` is false by default for fine-tuning tasks: a row is one example."""
         task = values.get("task", "language_modeling") if isinstance(values, dict) else "language_modeling"
         if task != "language_modeling" and isinstance(data := values.get("data", {}), dict):
             return {**values, "data": {"pack": False, **data}}
         return values
 
     @model_validator(mode="after")
-    def _fits_its_task(self) -> "Recipe":
-        data, examples = self.data, self.task != "language_modeling"
-        if examples and (data.pack or data.stream):
-            raise ValueError(f"data.pack and data.stream are not for {self.task}: a row is one example")
-        of_chat = ("messages", "prompt", "response", "system", "tools")
-        alien = {"classification": of_chat, "instruction": ("label", "labels")}.get(
-            self.task, ("label", "labels", *of_chat, "group", "rows", "id", "skip")
+    def _check_task(self) -> "Recipe":
+        data, fine_tuning = self.data, self.task != "language_modeling"
+        if fine_tuning and (data.pack or data.stream):
+            raise ValueError(f"data.pack and data.stream are not supported for {self.task}: a row is one example")
+        chat_columns = ("messages", "prompt", "response", "system", "tools")
+        unsupported = {"classification": chat_columns, "instruction": ("label", "labels")}.get(
+            self.task, ("label", "labels", *chat_columns, "group", "rows", "id", "skip")
         )
-        parts = {"data": data} | {f"eval.sets.{name}": wanted for name, wanted in self.eval.sets.items()}
-        for part, origin in parts.items():
-            if named := [name for name in alien if getattr(origin, name, None)]:
-                raise ValueError(f"{part}.{named[0]} does not belong to task={self.task}")
+        sections = {"data": data} | {f"eval.sets.{name}": eval_set for name, eval_set in self.eval.sets.items()}
+        for section, origin in sections.items():
+            if names := [name for name in unsupported if getattr(origin, name, None)]:
+                raise ValueError(f"{section}.{names[0]} does not belong to task={self.task}")
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole recipe as plain data that `load` reads back to an equal one."""
+        """The complete recipe as plain data; `from_mapping` turns it into an equal recipe."""
         return self.model_dump(mode="json")
 
     def uses_law(self) -> bool:
-        """Whether a number is a law's guess, which may ask for the model's size."""
+        """Whether the batch size or the learning rate comes from a scaling law, which may need the model's size."""
         return isinstance(self.batch.size, Named) or isinstance(self.optim.lr, Named)
 
     def extendable(self) -> bool:
-        """Whether a longer `duration` trains the same steps and then more: a constant rate, or WSD before its decay,
-        with nothing that is a share of the run."""
+        """Whether a run with a longer `duration` starts with the same steps, so that it can resume from this one.
+
+        True for a constant learning rate, or WSD before its decay, if nothing is given as a share (%) of the run.
+        """
         schedule, ramp = self.schedule, self.batch.ramp
         shares = [schedule.warmup, *([schedule.decay] if schedule.shape == "wsd" else [])]
         mean_batch_matters = ramp is not None and (self.scaling.rule == "sde" or self.scaling.beta2 != "keep")
@@ -492,55 +600,58 @@ class Recipe(_Part):
             schedule.shape in ("constant", "wsd")
             and all(share.unit != "%" or share.value == 0 for share in shares)
             and (ramp is None or not ("%" in ramp or ramp.startswith("seesaw")))
-            and not self.batch.by_length  # whose last block is cut where the run ends
+            and not self.batch.by_length  # the last block of rows depends on the length of the run
             and not (mean_batch_matters or self.uses_law())
         )
 
     @property
-    def chooses(self) -> bool:
-        """Whether evaluations decide when the run ends, or which weights it saves."""
+    def selects_by_evaluation(self) -> bool:
+        """Whether evaluations decide when the run ends (`eval.patience`) or which weights it saves."""
         return self.eval.patience is not None or self.checkpoint.save == "best"
 
     @property
-    def split_matters(self) -> bool:
-        """Whether the micro-batch decides the batch: the increments of a linear ramp are micro-batches × processes."""
+    def micro_batch_matters(self) -> bool:
+        """Whether the micro-batch size changes the batch: a linear ramp grows by micro-batch × processes."""
         return str(self.batch.ramp).startswith("linear")
 
     def digest(self) -> str:
-        """8 hex digits over the fields that decide the mathematics of the run.
+        """8 hex digits: a hash of the fields that change the result of the run.
 
-        What is as by default does not enter, so that a new field changes no run's name.
+        Fields with their default value are left out, so that adding a field to hfbsz does not rename existing runs.
         """
         fields = self.model_dump(mode="json", exclude_defaults=True)
-        for outside in _OUTSIDE:
-            fields.pop(outside, None)
-        if self.chooses:
+        for name in _NOT_IN_DIGEST:
+            fields.pop(name, None)
+        if self.selects_by_evaluation:
             fields["chosen"] = [str(self.eval.every), self.eval.rows, self.eval.patience, self.checkpoint.save]
         if self.extendable():
             fields.pop("duration", None)
-        if not self.split_matters:
-            for split in ("micro_max", "micro_tokens"):
-                fields.get("batch", {}).pop(split, None)
+        if not self.micro_batch_matters:
+            for name in ("micro_max", "micro_tokens"):
+                fields.get("batch", {}).pop(name, None)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def differences(there: Recipe, here: Recipe) -> list[str]:
-    """The fields by which two recipes are two runs, one of `there` and one of `here`, each with its two values."""
-    both = (there, here)
-    outside = {*_OUTSIDE, *(() if any(one.split_matters for one in both) else _SPLIT)}
-    outside |= {"duration"} if all(one.extendable() for one in both) else set()
-    chosen = _CHOSEN if any(one.chooses for one in both) else ()
-    before, after = (dict(leaves(one.model_dump(mode="json"))) for one in both)
-    found = []
+    """A line for each field that makes the runs of two recipes different: its name and its two values.
+
+    `there` is the recipe of an existing run, `here` the current one. The same fields count as in `Recipe.digest`.
+    """
+    recipes = (there, here)
+    ignored = {*_NOT_IN_DIGEST, *(() if any(recipe.micro_batch_matters for recipe in recipes) else _MICRO_BATCH_FIELDS)}
+    ignored |= {"duration"} if all(recipe.extendable() for recipe in recipes) else set()
+    selection = _SELECTION_FIELDS if any(recipe.selects_by_evaluation for recipe in recipes) else ()
+    before, after = (dict(leaves(recipe.model_dump(mode="json"))) for recipe in recipes)
+    lines = []
     for key in sorted({*before, *after}):
-        decides = key in chosen or not (key in outside or key.partition(".")[0] in outside)
-        if decides and before.get(key) != after.get(key):
-            found.append(f"{key}: {before.get(key)} there, {after.get(key)} here")
-    return found
+        counts = key in selection or not (key in ignored or key.partition(".")[0] in ignored)
+        if counts and before.get(key) != after.get(key):
+            lines.append(f"{key}: {before.get(key)} there, {after.get(key)} here")
+    return lines
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field of a recipe as plain data."""
+    """Yield (dotted name, value) for every field of a recipe given as plain data (nested mappings)."""
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -549,13 +660,16 @@ def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def is_script(metric: str) -> bool:
-    """Whether a metric of `eval.metrics` is written as the path of a script."""
+    """Whether an entry of `eval.metrics` is the path of a script, not the name of a metric."""
     return "/" in metric or os.sep in metric or metric.endswith(".py")
 
 
-def fields(part: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, pydantic field) of every field of a recipe; a part that may be null is a field too."""
-    for name, info in part.model_fields.items():
+def fields(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, pydantic FieldInfo) for every field of a section and of its sections.
+
+    A section itself is only included where it may be null, such as `model.lora`.
+    """
+    for name, info in section.model_fields.items():
         options = get_args(info.annotation) or (info.annotation,)
         inner = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
         if not inner or len(options) > 1:

@@ -1,4 +1,4 @@
-"""How the batch grows during a run, as a recipe writes it: `batch.ramp`."""
+"""Batch-size ramps: the syntax of `batch.ramp`, how the batch grows during a run."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,13 @@ from hfbsz.recipe.amounts import Amount
 
 @dataclass(frozen=True)
 class Ramp:
-    """What a recipe's `batch.ramp` says.
+    """A parsed `batch.ramp`.
 
-    staged: `points` of (threshold, batch). linear, doubling: over `span` of the run; linear may name its own first and
-    last batch. seesaw: the batch grows by `cut` where the schedule would divide the rate by it.
+    `kind` is one of:
+    - staged: `points` are (threshold, batch in sequences); the batch changes at each threshold;
+    - linear, doubling: the batch grows over `span` of the run; `ends` are the first and last batch of a linear ramp, in
+      sequences, if it sets them;
+    - seesaw: the batch is multiplied by `cut` where the schedule would divide the learning rate by it.
     """
 
     kind: str
@@ -21,7 +24,10 @@ class Ramp:
 
     @classmethod
     def parse(cls, text: str) -> "Ramp":
-        """Read `0:16 200ktok:32`, `doubling:75%`, `linear:50%`, `linear:8,64,50%` or `seesaw:2`; else ValueError."""
+        """Parse `0:16 200ktok:32`, `doubling:75%`, `linear:50%`, `linear:8,64,50%` or `seesaw:2`.
+
+        Raises ValueError for anything else.
+        """
         kind, _, rest = str(text).strip().partition(":")
         try:
             if kind == "doubling":
@@ -51,5 +57,5 @@ def _point(word: str) -> tuple[Amount, float]:
     if not colon:
         raise ValueError(f"{word!r} has no ':'")
     if not float(batch).is_integer():
-        raise ValueError(f"{batch!r} is no whole number of sequences")
+        raise ValueError(f"{batch!r} is not a whole number of sequences")
     return (Amount(0, "sequences") if threshold == "0" else Amount.parse(threshold)), float(batch)

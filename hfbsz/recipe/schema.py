@@ -1,4 +1,4 @@
-"""What the classes of a recipe say to people and editors: `--help`, a page of all fields, JSON schemas of files."""
+"""Generate documentation from the recipe classes: `--help`, docs/fields.md, and JSON schemas for editors."""
 
 import json
 from collections.abc import Iterator
@@ -16,31 +16,38 @@ from hfbsz.recipe.load import Loaded
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _HEAD = """# Every field of a recipe
 
-Made from the code by `python scripts/schema.py`. `scripts/pretrain.py recipe=NAME --help` shows the same with a
-recipe's values, and where each came from. A field has one name: in a file (nested), on the command line
-(`batch.size=64seq`) and in Python.
+Generated from the code by `python scripts/schema.py`. `scripts/pretrain.py recipe=NAME --help` prints the same list
+with the values of a recipe and the source of each value. A field has the same name in a file (nested), on the command
+line (`batch.size=64seq`) and in Python.
 """
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe's file: every field is optional; `base`, and presets by name or with changes."""
+    """The JSON schema of a recipe file: every field is optional; `base`, and presets by name or with changed fields."""
     _, bundle = models_json_schema([(Recipe, "validation")], ref_template="#/$defs/{model}")
     definitions = bundle["$defs"]
     root = definitions.pop("Recipe")
-    properties = {"base": {"type": "string", "description": "a recipe that this one changes"}, **root["properties"]}
+    properties = {
+        "base": {"type": "string", "description": "recipe whose fields this one overrides"},
+        **root["properties"],
+    }
     for key in PRESETS:
-        definitions[key.title()]["properties"]["preset"] = {"type": "string", "description": f"a file of recipes/{key}"}
+        definitions[key.title()]["properties"]["preset"] = {
+            "type": "string",
+            "description": f"name of a preset in recipes/{key}",
+        }
         either = [{"type": "string"}, {"$ref": f"#/$defs/{key.title()}"}]
         properties[key] = {"description": properties[key]["description"], "anyOf": either}
     for field in definitions["EvalSet"]["properties"].values():
-        field.pop("default", None)  # of a column: as in data
-    parts = {name: part for name, part in definitions.items() if name not in ("Amount", "Named")}  # written as text
-    whole = {**root, "properties": properties, "$defs": parts}
-    return {"$schema": _DIALECT, "title": "hfbsz recipe", **_plain(whole)}
+        field.pop("default", None)  # columns default to those of data
+    text_types = ("Amount", "Named")  # a file has them as text
+    sections = {name: section for name, section in definitions.items() if name not in text_types}
+    schema = {**root, "properties": properties, "$defs": sections}
+    return {"$schema": _DIALECT, "title": "hfbsz recipe", **_plain(schema)}
 
 
 def _plain(node: Any) -> Any:
-    """A schema without titles that repeat names and defaults of whole parts; amounts as a recipe has them."""
+    """A schema without titles (they repeat names) and without defaults of sections; amounts as text."""
     if isinstance(node, list):
         return [_plain(value) for value in node]
     if not isinstance(node, dict):
@@ -52,34 +59,33 @@ def _plain(node: Any) -> Any:
 
 
 def preset_schema(part: str) -> dict[str, Any]:
-    """The JSON schema of a preset's file, in the folder `part` beside the recipes' own."""
+    """The JSON schema of a preset file in recipes/`part`; it refers to that of the recipes."""
     return {"$schema": _DIALECT, "title": f"hfbsz {part} preset", "$ref": f"../schema.json#/$defs/{part.title()}"}
 
 
 def fields_page() -> str:
-    """Every field of a recipe as a Markdown page: type, default, meaning."""
+    """A Markdown page with the type, default and description of every field of a recipe."""
     lines = [_HEAD]
-    for title, found in _parts():
+    for title, rows in _tables():
         lines += [f"## {title}", "| field | type | default | meaning |", "| --- | --- | --- | --- |"]
-        lines += [f"| `{field[0]}` | {' | '.join(_cell(text) for text in field[1:])} |" for field in found]
+        lines += [f"| `{row[0]}` | {' | '.join(_cell(text) for text in row[1:])} |" for row in rows]
         lines.append("")
     return "\n".join(lines)
 
 
-def _parts() -> Iterator[tuple[str, list[tuple[str, str, str, str]]]]:
-    """(heading, [(field, type, default, meaning)]) of the recipe itself and of each of its parts."""
+def _tables() -> Iterator[tuple[str, list[tuple[str, str, str, str]]]]:
+    """Yield (heading, [(field, type, default, description)]) for the top level of a recipe and for each section."""
     described = [(name, *describe(info)) for name, info in fields()]
-    own = [field for field in described if "." not in field[0]]
-    yield "The recipe", own
+    yield "The recipe", [field for field in described if "." not in field[0]]
     for part, info in Recipe.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield f"`{part}`", [field for field in described if field[0].startswith(f"{part}.")]
-    of_set = [(name.rpartition(".")[2], name, *describe(info)) for name, info in fields(EvalSet, "eval.sets.NAME.")]
+    set_fields = [(name.rpartition(".")[2], name, *describe(info)) for name, info in fields(EvalSet, "eval.sets.NAME.")]
     yield (
         "A set of `eval.sets`",
         [
             (name, type_, "as in data" if field in EvalSet.COLUMNS else default, meaning)
-            for field, name, type_, default, meaning in of_set
+            for field, name, type_, default, meaning in set_fields
         ],
     )
 
@@ -89,7 +95,7 @@ def _cell(text: str) -> str:
 
 
 def files() -> dict[str, str]:
-    """Path below the project's root: text, of everything that is made from the classes."""
+    """The content of all generated files, by path relative to the root of the repository."""
     return {
         "recipes/schema.json": json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n",
         **{f"recipes/{part}/schema.json": json.dumps(preset_schema(part), indent=1) + "\n" for part in PRESETS},
@@ -98,7 +104,7 @@ def files() -> dict[str, str]:
 
 
 def help_text(loaded: Loaded) -> str:
-    """Every field: type, value, where the value came from, what it means."""
+    """Every field of a recipe with its value, type, the source of the value, and its description."""
     values = loaded.recipe.to_dict()
     lines = []
     for name, info in fields():
@@ -113,7 +119,7 @@ def help_text(loaded: Loaded) -> str:
 
 
 def describe(info: Any) -> tuple[str, str, str]:
-    """(type, default, meaning) of a field, for people."""
+    """(type, default, description) of a field, as text."""
     default = info.default.model_dump(mode="json") if isinstance(info.default, BaseModel) else info.default
     shown = "null" if default is None else json.dumps(default, ensure_ascii=False, default=str).strip('"')
     return _type_name(info.annotation), shown, info.description or ""

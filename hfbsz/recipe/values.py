@@ -1,7 +1,7 @@
-"""What the text of a field means: the type of the field decides, on the command line and in files alike.
+"""Convert the text of a field to its value by the type of the field, on the command line and in files alike.
 
-A field of text takes the text as written: `yes`, `0`, `-1`, `#` and `1e-3` are what they look like. A number is read by
-Python's own rules, and the free fields below `model.shape` alone are typed by YAML (`is_free`).
+A text field takes the text as written: `yes`, `0`, `-1`, `#` and `1e-3` stay text. Numbers follow Python's rules. Only
+the free fields below `model.shape` are typed by YAML (`is_free`).
 """
 
 import json
@@ -29,46 +29,46 @@ _ITEM = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^,]*?)\s*(?:,|$)""")
 
 
 class Null(str):
-    """A plain null of a YAML file, with its spelling: None where the field takes that, else the text itself."""
+    """An unquoted null of a YAML file, as it is spelled: None if the field may be null, else that text."""
 
 
 class Kind(NamedTuple):
-    """What a field takes."""
+    """Which kinds of value a field takes."""
 
     null: bool = False
     text: bool = False
     number: bool = False
     items: bool = False  # a list
-    part: type[BaseModel] | None = None
-    columns: bool = False  # a mapping of columns to texts
+    section: type[BaseModel] | None = None
+    columns: bool = False  # a mapping of column names to texts
 
 
 def is_field(key: str) -> bool:
-    """Whether a dotted name is that of a field, of a set of `eval.sets`, or below a mapping whose keys are free."""
+    """Whether a dotted name is a field, an evaluation set (`eval.sets.NAME`), or a key of a mapping with free keys."""
     return _annotation(key) is not None
 
 
 def is_free(key: str) -> bool:
-    """Whether YAML types the value: `model.shape` and what is below it."""
+    """Whether the value is typed by YAML: true for `model.shape` and everything below it."""
     return key == _SHAPE or key.startswith(f"{_SHAPE}.")
 
 
 def known_fields(key: str) -> list[str]:
-    """Every field, and those of the further evaluation set that a dotted name belongs to."""
-    return list(_fields(SET.match(key)[0] if SET.match(key) else ""))  # type: ignore[index]
+    """The dotted names of all fields, including those of the evaluation set that `key` belongs to."""
+    return list(_fields(_set_of(key)))
 
 
 def path_of(key: str) -> list[str]:
-    """The parts of a dotted name; a column of `skip` is one part, whatever dots its name has."""
-    free = SKIP.fullmatch(key)
-    return [*key[: free.start("column") - 1].split("."), free["column"]] if free else key.split(".")
+    """The parts of a dotted name; the column name in `skip.COLUMN` is one part, even if it contains dots."""
+    skip = SKIP.fullmatch(key)
+    return [*key[: skip.start("column") - 1].split("."), skip["column"]] if skip else key.split(".")
 
 
-def meaning(key: str, text: str) -> Any:
-    """The value that `key=text` gives on the command line; raises UserError where it is empty or cannot be read.
+def parse_text(key: str, text: str) -> Any:
+    """The value of `key=text` on the command line; raises UserError if it is empty or cannot be read.
 
-    `null` is None where the field takes that. A pair of quotes around the whole is removed, and what is in them is
-    text. Brackets are a list where the field takes one, unless a file of that very name exists; braces are a mapping.
+    `null` is None if the field may be null. Quotes around the complete text are removed, and their content stays text.
+    Brackets are a list if the field takes one, unless a file of exactly that name exists; braces are a mapping.
     """
     kind = _kind(_annotation(key))
     if (inner := _unquoted(text)) is not None:
@@ -80,21 +80,20 @@ def meaning(key: str, text: str) -> Any:
         return None
     if kind.items and _in_brackets(text) and not (kind.text and os.path.exists(text)):
         return [_scalar(item, kind) for item in _items(text)]
-    if text[0] == "{" and text[-1] == "}" and (kind.part or kind.columns):
+    if text[0] == "{" and text[-1] == "}" and (kind.section or kind.columns):
         try:
-            return fit(_annotation(key), yaml.load(text, TextLoader))
+            return convert(_annotation(key), yaml.load(text, TextLoader))
         except yaml.YAMLError as problem:
             raise UserError(f"{key}: cannot read {quoted(text)}: {str(problem).splitlines()[0]}") from None
     return _scalar(text, kind)
 
 
-def misfit(key: str, text: str) -> str | None:
-    """Why a field does not take `key=text`; None where it does, or where its model's config has to say that."""
-    own = SET.match(key)
-    if key not in _fields(own[0] if own else "") or is_free(key):
+def why_invalid(key: str, text: str) -> str | None:
+    """Why `key=text` is invalid; None if it is valid, or if only the config of the model can tell (`model.shape`)."""
+    if key not in _fields(_set_of(key)) or is_free(key):
         return None
     try:
-        _alone(key)(value=meaning(key, text))
+        _one_field_model(key)(value=parse_text(key, text))
     except UserError as problem:
         return problem.lines[0].partition(": ")[2]
     except ValidationError as problem:
@@ -102,19 +101,19 @@ def misfit(key: str, text: str) -> str | None:
     return None
 
 
-def in_parts(key: str, text: str) -> bool:
-    """Whether a text is a mapping in braces of the fields below `key`, or of evaluation sets."""
+def is_section_mapping(key: str, text: str) -> bool:
+    """Whether `key` is a section, or `eval.sets`, and the text a mapping in braces of its fields."""
     below = any(name.startswith(f"{key}.") for name in _fields(""))
     return text[:1] == "{" and text[-1:] == "}" and (key == "eval.sets" or (below and not is_field(key)))
 
 
 def value_in_file(key: str, value: Any) -> Any:
-    """The value of a field from what `TextLoader` read in a file."""
-    return fit(_annotation(key), value)
+    """The value of a field, converted from what `TextLoader` read from a file."""
+    return convert(_annotation(key), value)
 
 
-def fit(annotation: Any, value: Any) -> Any:
-    """Texts, lists and mappings of texts as the type of a field takes them; what does not fit is left as it is."""
+def convert(annotation: Any, value: Any) -> Any:
+    """Convert a text, or a list or mapping of texts, to the type of a field; other values are returned unchanged."""
     kind = _kind(annotation)
     if isinstance(value, Null):
         return None if kind.null or not kind.text else str(value)
@@ -122,14 +121,14 @@ def fit(annotation: Any, value: Any) -> Any:
         return [_scalar(item, kind) if isinstance(item, str) else item for item in value]
     if isinstance(value, Mapping):
         if kind.columns:
-            return {column: fit(str | list[str], item) for column, item in value.items()}
-        inside = {} if kind.part is None else kind.part.model_fields
-        return {name: fit(inside[name].annotation, item) if name in inside else item for name, item in value.items()}
+            return {column: convert(str | list[str], item) for column, item in value.items()}
+        known = {} if kind.section is None else kind.section.model_fields
+        return {name: convert(known[name].annotation, item) if name in known else item for name, item in value.items()}
     return _scalar(value, kind) if isinstance(value, str) else value
 
 
 class TextLoader(yaml.SafeLoader):
-    """YAML whose plain scalars stay text (`no`, `1e-3`, `0:16`); a plain null is a Null."""
+    """A YAML loader that reads unquoted scalars as text (`no`, `1e-3`, `0:16`), and an unquoted null as a Null."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
@@ -151,7 +150,7 @@ def _scalar(text: str, kind: Kind) -> Any:
 
 
 def _unquoted(text: str) -> str | None:
-    """What is in the quotes around the whole of a text; None where there are none."""
+    """The text without the quotes that enclose it; None if no quotes do."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]
     return text[1:-1] if quoted else None
 
@@ -159,70 +158,76 @@ def _unquoted(text: str) -> str | None:
 def _in_brackets(text: str) -> bool:
     """Whether the text's first bracket is closed by its last character: `[a,b]`, not `[0-9][0-9]`."""
     depth = 0
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         depth += (character == "[") - (character == "]")
         if depth == 0:
-            return place > 0 and place == len(text) - 1
+            return index > 0 and index == len(text) - 1
     return False
 
 
 def _items(text: str) -> Iterator[str]:
-    """The texts of a list: JSON, or items parted by commas of which each may stand in quotes."""
+    """The items of a list in brackets: JSON texts, or items separated by commas, each optionally in quotes."""
     try:
-        read = json.loads(text)
-        if all(isinstance(item, str) for item in read):
-            yield from read
+        items = json.loads(text)
+        if all(isinstance(item, str) for item in items):
+            yield from items
             return
     except ValueError:
         pass
-    inner, place = text[1:-1], 0
-    while place < len(inner):
-        found = _ITEM.match(inner, place)
-        assert found is not None  # its last alternative takes anything
-        place = found.end()
-        if found[1] or place < len(inner):
-            bare = _unquoted(found[1])
-            yield found[1] if bare is None else bare
+    inner, position = text[1:-1], 0
+    while position < len(inner):
+        match = _ITEM.match(inner, position)
+        assert match is not None  # its last alternative matches anything
+        position = match.end()
+        if match[1] or position < len(inner):
+            unquoted = _unquoted(match[1])
+            yield match[1] if unquoted is None else unquoted
+
+
+def _set_of(key: str) -> str:
+    """The evaluation set that a dotted name belongs to, `eval.sets.NAME`; empty if none."""
+    match = SET.match(key)
+    return match[0] if match else ""
 
 
 @cache
-def _fields(own: str) -> dict[str, FieldInfo]:
-    """Every field by its dotted name, and those of the evaluation set `own`."""
-    return dict((*fields(), *(fields(EvalSet, f"{own}.") if own else ())))
+def _fields(eval_set: str) -> dict[str, FieldInfo]:
+    """All fields by dotted name, including those of `eval_set` if that is not empty."""
+    return dict((*fields(), *(fields(EvalSet, f"{eval_set}.") if eval_set else ())))
 
 
 @cache
-def _alone(key: str) -> type[BaseModel]:
-    """A class whose one field, `value`, takes what the field takes."""
-    own = SET.match(key)
-    info = _fields(own[0] if own else "")[key]
+def _one_field_model(key: str) -> type[BaseModel]:
+    """A class whose only field, `value`, validates as the field does."""
+    info = _fields(_set_of(key))[key]
     config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-    return create_model("Alone", __config__=config, value=(Any if info.annotation is None else info.annotation, info))
+    return create_model(
+        "OneField", __config__=config, value=(Any if info.annotation is None else info.annotation, info)
+    )
 
 
 def _annotation(key: str) -> Any:
-    """The type of a field; None where there is none of that name."""
+    """The type of a field; None if there is no field of that name."""
     if SET.fullmatch(key):
         return str | list[str] | EvalSet
     if SKIP.fullmatch(key):
         return str | list[str]
-    own = SET.match(key)
-    if (known := _fields(own[0] if own else "").get(key)) is not None:
-        return known.annotation
+    if (info := _fields(_set_of(key)).get(key)) is not None:
+        return info.annotation
     return Any if key.startswith(f"{_SHAPE}.") and len(key) > len(_SHAPE) + 1 else None
 
 
 @cache
 def _kind(annotation: Any) -> Kind:
-    """What an annotation takes, over all options of a union."""
+    """The kinds of value that an annotation takes, over all options of a union."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(inside[0])
     if origin in (Union, UnionType):
         options = [_kind(option) for option in inside]
-        part = next((option.part for option in options if option.part), None)
-        flags = {name: any(getattr(option, name) for option in options) for name in Kind._fields if name != "part"}
-        return Kind(**flags, part=part)
+        section = next((option.section for option in options if option.section), None)
+        flags = {name: any(getattr(option, name) for option in options) for name in Kind._fields if name != "section"}
+        return Kind(**flags, section=section)
     if annotation is NoneType:
         return Kind(null=True)
     if annotation in (int, float):
@@ -232,5 +237,5 @@ def _kind(annotation: Any) -> Kind:
     if origin is dict:
         return Kind(columns=inside[1] == str | list[str])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return Kind(part=annotation)
+        return Kind(section=annotation)
     return Kind(text=annotation in (str, Amount, Named) or origin is Literal)

@@ -1,1 +1,1 @@
-"""What lies outside: standard streams, signals, files on the disk, YAML, and what the launcher said."""
+"""The operating system and the launcher: standard streams, signals, files, YAML, environment variables."""

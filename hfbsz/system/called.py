@@ -1,13 +1,13 @@
-"""How a command is called: as a script of the clone that is the working directory, else as it is installed."""
+"""How a user runs a command: as a script if the working directory is a clone, else as the installed `hfbsz`."""
 
 from pathlib import Path
 
-TRAINING = ("pretrain", "finetune")  # commands that a launcher starts
+TRAINING = ("pretrain", "finetune")  # commands that need a launcher
 
 
 def called(name: str) -> str:
-    """What a person types before the words of a command."""
-    is_clone, launched = Path("scripts", f"{name}.py").is_file(), name in TRAINING
-    if launched:
+    """The shell command that runs a command of hfbsz, without its words: `hfbsz plan`, `python scripts/plan.py`, …"""
+    is_clone = Path("scripts", f"{name}.py").is_file()
+    if name in TRAINING:
         return f"accelerate launch {f'scripts/{name}.py' if is_clone else f'-m hfbsz {name}'}"
     return f"python scripts/{name}.py" if is_clone else f"hfbsz {name}"

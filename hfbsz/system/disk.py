@@ -1,4 +1,4 @@
-"""How files get onto the disk: whole or not at all, synced, readable by whom the umask lets."""
+"""Write files atomically: completely or not at all, synced to disk, with the permissions of the umask."""
 
 import errno
 import hashlib
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk without room
-_SYSTEM = re.compile(r"\(os error (\d+)\)")  # how tokenizers and safetensors name an error of the system
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a full disk or quota
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of the Rust libraries tokenizers and safetensors
 
 
 @contextmanager
 def writing_into(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files and folders replace those of the same names in `folder`, once all are written.
+    """A temporary folder; at the end its files and folders replace those of the same names in `folder`.
 
-    Raises OSError; what is written so far is then removed.
+    Raises OSError if something cannot be written; the temporary folder is removed and `folder` is unchanged.
     """
     partial = folder / ".saved.tmp"
     shutil.rmtree(partial, ignore_errors=True)
@@ -37,7 +37,7 @@ def writing_into(folder: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Sync all that a folder holds, with the permissions that the umask leaves: some writers keep files private."""
+    """Sync all files in a folder, and set their permissions by the umask: some libraries write private files."""
     probe = folder / ".mode.tmp"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
@@ -50,7 +50,7 @@ def settle(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
+    """Wait until a file, or the directory entries of a folder, are on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -60,7 +60,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def system_errors() -> Iterator[None]:
-    """Inside, an error of the system that tokenizers or safetensors report becomes the OSError that it is."""
+    """Convert operating-system errors raised inside by tokenizers or safetensors to OSError."""
     try:
         yield
     except OSError:
@@ -72,13 +72,13 @@ def system_errors() -> Iterator[None]:
 
 
 def system_error(message: str) -> OSError | None:
-    """The error of the system that a message of tokenizers or safetensors names; None where it names none."""
-    found = _SYSTEM.search(message)
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+    """The OSError named in an error message of tokenizers or safetensors; None if it names none."""
+    match = _OS_ERROR.search(message)
+    return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what killed writers have left in a folder, in which nobody else writes now."""
+    """Delete the temporary files of killed processes from a folder; no other process may be writing to it."""
     for path in folder.glob(".*.tmp"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -87,5 +87,6 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Small files of a run: written whole or not at all; read, where others may have written them, without trust."""
+"""Small files of a run: atomic writing, and reading of files whose content is not trusted."""
 
 import json
 import os
@@ -12,10 +12,10 @@ _HEAD = 4096  # bytes
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, in place of the file or link that is there, and sync it. Raises OSError."""
+    """Write a text file atomically and sync it; an existing file or link is replaced. Raises OSError."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
-    with temporary.open("x", encoding="utf-8", errors="replace") as file:  # x: not through a link
+    with temporary.open("x", encoding="utf-8", errors="replace") as file:  # x: never follow a link
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -24,10 +24,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refuse_others(option: str, path: Path, *marks: bytes) -> None:
-    """Raise UserError where an option names a folder, or a file that is not of ours, for these have one of `marks` near
-    their beginning: it would be replaced."""
+    """Raise UserError if an output path is a folder, or a file that hfbsz did not write and that would be overwritten.
+
+    A file written by hfbsz has one of `marks` in its first 4096 bytes; an empty file may be replaced too. `option` is
+    the name of the option that gives the path.
+    """
     if path.is_dir():
-        raise UserError(f"{option}={path}: a folder: name a file")
+        raise UserError(f"{option}={path}: this is a folder: name a file")
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(_HEAD)
@@ -38,17 +41,17 @@ def refuse_others(option: str, path: Path, *marks: bytes) -> None:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The object that a text holds; None where it is not JSON, nests too deep, or holds something else."""
+    """The JSON object in a text; None if the text is not JSON, is nested too deeply, or is not an object."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The object that a file holds; None where there is none, or no such file."""
+    """The JSON object in a file; None if the file does not exist or contains no JSON object."""
     try:
         return json_object(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # of the file, of its encoding
+    except (OSError, ValueError):  # ValueError: not UTF-8
         return None

@@ -1,5 +1,5 @@
-"""A signal to end: before the first step it ends the work at once, afterwards after the loop's step; bounded where
-other ranks never come to that step."""
+"""Handle signals to stop: before the first step a run stops at once, later after the current step. The time to stop is
+limited, since other ranks may never reach that step."""
 
 import os
 import shutil
@@ -14,21 +14,21 @@ from types import FrameType
 
 from hfbsz.errors import INTERRUPTED, rank
 
-AGREEMENT_SECONDS = 10.0  # that a rank which was told to stop waits for others that have no work of their own to do
-_LOOK_SECONDS = 0.2
-_DEAF_SECONDS = 3.0  # that preparation may stay inside a call which Python's handlers cannot interrupt
-_LEAVE_SECONDS = 20.0  # that it may take to leave once it was told
+AGREEMENT_SECONDS = 10.0  # how long a rank with a signal waits for other ranks that have no work of their own to do
+_POLL_SECONDS = 0.2
+_UNINTERRUPTIBLE_SECONDS = 3.0  # how long preparation may stay in a call that Python's handlers cannot interrupt
+_CLEANUP_SECONDS = 20.0  # how long preparation may take to exit after Interrupted was raised
 _half_written: set[Path] = set()
-_wait: tuple[float, float] | None = None  # this process waits for others since (monotonic, s), for so many s at most
+_wait: tuple[float, float] | None = None  # (start in monotonic seconds, limit in seconds) of a wait for other ranks
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal before the first step: raised out of whatever is being prepared."""
+    """Raised by a signal before the first step, from the code that prepares the run."""
 
 
 @contextmanager
 def scratch(path: Path) -> Iterator[None]:
-    """Inside, a file or folder is half written: it is removed at the end, also where the process leaves at once."""
+    """Remove a temporary file or folder before and after the block, even if the process exits in it."""
     _remove(path)
     _half_written.add(path)
     try:
@@ -47,7 +47,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def waiting(seconds: float) -> Iterator[None]:
-    """Inside, a process that has got a signal waits for the other ranks no longer than `seconds`."""
+    """Inside, a process that has received a signal waits at most `seconds` for the other ranks."""
     global _wait
     _wait = time.monotonic(), seconds
     try:
@@ -57,14 +57,15 @@ def waiting(seconds: float) -> Iterator[None]:
 
 
 class Interrupt:
-    """Called, it says whether a signal has come.
+    """Signal handlers of a run; calling the object returns whether a signal has been received.
 
-    While a run is prepared, a signal raises Interrupted: nothing is trained yet that a checkpoint could keep. After
-    `train`, it is remembered, and the run ends at its next step, with a checkpoint. A second SIGINT ends it at once.
+    While a run is being prepared, a signal raises Interrupted: there is no training yet that a checkpoint could save.
+    After `train` has been called, the signal is recorded, and the run ends after the current step with a checkpoint. A
+    second SIGINT ends it at once.
 
-    A call outside Python, such as a tokenizer's or one that waits for another rank, is not interrupted by Python's
-    handlers. So a thread of its own hears of signals too: where one has come and the main thread stays in preparation,
-    or a wait (`waiting`) takes longer than its limit, the process leaves without saving; `leaving` is called first.
+    Python's handlers do not interrupt calls into native code, such as a tokenizer or a wait for another rank. A thread
+    therefore watches for signals too: if the main thread stays in preparation after a signal, or a wait (`waiting`)
+    exceeds its limit, the process exits without saving; `leaving` is called with the reason first.
     """
 
     SIGNALS = (
@@ -80,52 +81,53 @@ class Interrupt:
         for number in self.SIGNALS:
             if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._handle)
-        heard, told = os.pipe()
-        os.set_blocking(told, False)
-        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(heard,), name="interrupt", daemon=True).start()
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), name="interrupt", daemon=True).start()
 
     def __call__(self) -> bool:
         return self.reason is not None
 
     def train(self) -> None:
-        """From here on a signal ends the run after its step; raises Interrupted where one has come before."""
+        """From now on a signal ends the run after the current step; raises Interrupted if one was received before."""
         self._training = True
         if self.reason is not None:
-            raise Interrupted(_before(self.reason))
+            raise Interrupted(_message_before_first_step(self.reason))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        came_before = self.reason is not None
+        is_repeated = self.reason is not None
         self.reason = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if not self._training:
-            if not came_before:
-                raise Interrupted(_before(self.reason))
+            if not is_repeated:
+                raise Interrupted(_message_before_first_step(self.reason))
         elif rank() == 0:
-            again = " (SIGINT once more: at once)" if number == signal.SIGINT else ""
+            advice = " (a second SIGINT ends it at once)" if number == signal.SIGINT else ""
             with suppress(OSError):
-                os.write(2, f"\n{self.reason}: ending after this step with a checkpoint{again}\n".encode())
+                os.write(2, f"\n{self.reason}: ending after this step with a checkpoint{advice}\n".encode())
 
-    def _watch(self, heard: int) -> None:
-        number = os.read(heard, 1)[0]
-        while number not in self.SIGNALS:  # a timer's
-            number = os.read(heard, 1)[0]
+    def _watch(self, reader: int) -> None:
+        """The watching thread: wait for a signal, then exit the process if the main thread does not end in time."""
+        number = os.read(reader, 1)[0]
+        while number not in self.SIGNALS:  # such as the signal of a timer
+            number = os.read(reader, 1)[0]
         name = signal.Signals(number).name
-        came = time.monotonic()
+        received = time.monotonic()
         while True:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
             now, wait = time.monotonic(), _wait
             if not self._training:
-                if now > came + (_DEAF_SECONDS if self.reason is None else _LEAVE_SECONDS):
-                    self._leave(_before(name), everywhere=False)
-            elif wait is not None and now > max(wait[0], came) + wait[1]:
-                self._leave(
-                    f"{name}: the other ranks did not answer within {wait[1]:.0f} s: left without a checkpoint of this "
-                    "step; the same command goes on from the newest one",
+                if now > received + (_UNINTERRUPTIBLE_SECONDS if self.reason is None else _CLEANUP_SECONDS):
+                    self._exit(_message_before_first_step(name), everywhere=False)
+            elif wait is not None and now > max(wait[0], received) + wait[1]:
+                self._exit(
+                    f"{name}: the other ranks did not answer within {wait[1]:.0f} s: exited without a checkpoint of "
+                    "this step; the same command resumes from the newest one",
                     everywhere=True,
                 )
 
-    def _leave(self, why: str, everywhere: bool) -> None:
+    def _exit(self, why: str, everywhere: bool) -> None:
         if everywhere:
             print(f"error: rank {rank()}: {why}", file=sys.stderr, flush=True)
         elif rank() == 0:
@@ -137,5 +139,5 @@ class Interrupt:
         os._exit(INTERRUPTED)
 
 
-def _before(name: str) -> str:
-    return f"{name} before the first step: this start trained nothing; the same command starts again"
+def _message_before_first_step(name: str) -> str:
+    return f"{name} before the first step: nothing was trained; the same command starts again"

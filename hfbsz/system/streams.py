@@ -1,4 +1,4 @@
-"""Standard output and error that do not end the work: where their reader has gone, what is written is dropped."""
+"""Standard output and error that never fail: if their reader is gone or the disk is full, output is dropped."""
 
 import errno
 import io
@@ -9,13 +9,16 @@ from typing import Any
 
 from hfbsz.errors import INTERRUPTED, complain, one_process
 
-_GONE = (errno.EPIPE, errno.EIO)  # `| head` has ended; the terminal was closed
+_GONE = (errno.EPIPE, errno.EIO)  # the reader of the pipe has exited; the terminal was closed
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Lasting(io.FileIO):
-    """A file descriptor whose writes succeed: the first that finds no reader leads it to the null device for good, one
-    that finds a full disk is dropped alone."""
+    """A file whose writes always succeed.
+
+    When its reader is gone, the file descriptor is redirected to the null device. When the disk is full, only that
+    write is dropped.
+    """
 
     def write(self, data: Any, /) -> int:
         try:
@@ -31,13 +34,13 @@ class _Lasting(io.FileIO):
 
 
 def make_lasting() -> None:
-    """Put such streams in place of stdout and stderr; characters that their encoding lacks are replaced."""
+    """Replace stdout and stderr by streams that never fail; characters outside their encoding become `?`."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if not isinstance(stream, io.TextIOWrapper):  # none, or a notebook's
+        if not isinstance(stream, io.TextIOWrapper):  # None, or the stream of a notebook
             continue
         raw = getattr(stream.buffer, "raw", stream.buffer)
-        if type(raw) is not io.FileIO:  # a Windows console encodes for itself
+        if type(raw) is not io.FileIO:  # a Windows console has its own encoder
             stream.reconfigure(errors="replace")
             continue
         stream.flush()
@@ -53,7 +56,7 @@ def make_lasting() -> None:
 
 
 def script(main: Callable[[list[str]], int]) -> int:
-    """Run a script of one process with this process's arguments; returns its exit code."""
+    """Run the main function of a single-process command with the arguments of this process; returns its exit code."""
     make_lasting()
     one_process()
     try:

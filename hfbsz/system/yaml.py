@@ -1,5 +1,5 @@
-"""YAML files, which others may have written: they are data. Nothing in them is looked up in the environment, and an
-error tells nothing of the content of a file that is no recipe."""
+"""Read and write YAML files. Their content is not trusted: nothing in them is interpolated, and error messages never
+quote it, since the file may be something other than a recipe."""
 
 import io
 import re
@@ -14,64 +14,67 @@ from omegaconf.errors import OmegaConfBaseException
 from hfbsz.errors import UserError
 from hfbsz.system.files import write_text
 
-_INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # one that no backslash makes a text
-_DEEPEST = 64  # levels of a file
+_INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # not preceded by a backslash that makes it literal
+_MAX_DEPTH = 64  # levels of nesting
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as plain data, as OmegaConf types it: `3e-3` is a number. Raises UserError."""
+    """The content of a YAML file as plain data, typed by OmegaConf (`3e-3` is a number). Raises UserError."""
     return read_typed(path)[1]
 
 
 def read_typed(path: Path) -> tuple[str, dict[str, Any]]:
-    """The text of a YAML file, and what it holds as plain data. Raises UserError."""
+    """The text of a YAML file, and its content as plain data. Raises UserError if it cannot be read or parsed."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         _check_events(path, text)
         data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text in UTF-8") from None
+        raise UserError(f"{path}: not UTF-8 text") from None
     except OSError as problem:
         raise UserError(f"{path}: {problem.strerror}") from None
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as problem:
-        raise UserError(f"{path}: not valid YAML{_place_of(problem)}") from None
+        raise UserError(f"{path}: not valid YAML{_location(problem)}") from None
     assert isinstance(data, dict)
     return text, {str(key): value for key, value in data.items()}
 
 
 def _check_events(path: Path, text: str) -> None:
-    """Raise UserError for what is no mapping; for `${…}`, which could put what the environment holds into the files of
-    a run; and for nesting that OmegaConf's reader, which has no limit of its own, would not survive."""
+    """Raise UserError if the file is not a mapping, contains `${…}`, or is nested too deeply.
+
+    `${…}` could copy environment variables into the files of a run. OmegaConf has no limit on nesting and would exceed
+    the recursion limit.
+    """
     depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):  # neither recursive, nor does it expand aliases
+    for event in yaml.parse(text, yaml.SafeLoader):  # not recursive, and aliases are not expanded
         if depth == 0 and isinstance(event, yaml.ScalarEvent | yaml.SequenceStartEvent):
             kind = "text" if isinstance(event, yaml.ScalarEvent) else "list"
-            raise UserError(f"{path}: a recipe is a mapping of fields, this is a {kind}")
+            raise UserError(f"{path}: this is a {kind}, but a recipe is a mapping of fields")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise UserError(f"{path}: not a recipe: it nests deeper than {_DEEPEST} levels")
+        if depth > _MAX_DEPTH:
+            raise UserError(f"{path}: not a recipe: nested deeper than {_MAX_DEPTH} levels")
         if isinstance(event, yaml.ScalarEvent) and _INTERPOLATION.search(event.value):
             raise UserError(
-                f"{path}, line {event.start_mark.line + 1}: ${{…}} stands for another value on the command line alone, "
-                "not in a file: write the value itself, or \\${…} for the text"
+                f"{path}, line {event.start_mark.line + 1}: ${{…}} is only allowed on the command line, not in a file: "
+                "write the value itself, or \\${…} for the literal text"
             )
 
 
-def _place_of(problem: Exception) -> str:
-    """Where a file cannot be read, and why, without any of its content."""
-    mark, said = getattr(problem, "problem_mark", None), getattr(problem, "problem", None)
-    place = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-    why = re.sub(r"['\"].*['\"]", "'…'", str(said).partition(". ")[0]) if said else type(problem).__name__
-    return f"{place}: {why}"
+def _location(problem: Exception) -> str:
+    """Where in the file the problem is, and what it is, without any of the file's content."""
+    mark, message = getattr(problem, "problem_mark", None), getattr(problem, "problem", None)
+    position = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+    reason = re.sub(r"['\"].*['\"]", "'…'", str(message).partition(". ")[0]) if message else type(problem).__name__
+    return f"{position}: {reason}"
 
 
 def write_yaml(data: Mapping[str, Any], path: Path) -> None:
-    """Write plain data so that `read_yaml` gives it back, in place of the file or link that is there."""
+    """Write plain data to a YAML file so that `read_yaml` returns the same data; an existing file is replaced."""
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(_escaped(data))))
 
 
 def _escaped(data: Any) -> Any:
-    """Plain data whose texts mean themselves: `${` is written as a text."""
+    """Plain data with `${` escaped in all texts."""
     if isinstance(data, Mapping):
         return {key: _escaped(value) for key, value in data.items()}
     if isinstance(data, list):
@@ -80,5 +83,5 @@ def _escaped(data: Any) -> Any:
 
 
 def as_text(text: str) -> str:
-    """A text as it is written where `${…}` is another value: with a backslash before it."""
+    """The text with a backslash before each `${`, so that `${…}` is read as literal text, not interpolated."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)

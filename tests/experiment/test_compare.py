@@ -112,7 +112,7 @@ def test_sigterm_ends_the_runs_at_work_with_a_checkpoint_and_the_same_command_go
     assert process.wait(60) == 130
     (folder,) = (path for path in runs.iterdir() if path.is_dir())  # the second was never started
     assert read_status(folder)["state"] == "preempted" and [*folder.glob("checkpoint-*")]
-    assert "the same command goes on" in said.read_text()
+    assert "SIGTERM: " in said.read_text()
     (shown,) = (tmp_path / "w" / "comparisons").glob("*/report.html")
     assert 'http-equiv="refresh"' in shown.read_text()  # a page of a comparison that is not over looks for news
 

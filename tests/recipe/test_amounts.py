@@ -24,15 +24,15 @@ def test_forms(text, value, unit):
 
 
 @pytest.mark.parametrize("text", ["64", "tokens", "-3 tokens", "3 apples", "1,000 tokens", "", "nan tokens"])
-def test_what_is_no_amount(text):
+def test_invalid_amounts(text):
     with pytest.raises(ValueError, match="amount"):
         Amount.parse(text)
 
 
 def test_conversion_to_sequences():
     facts = {"total": 1000, "rows": 50, "tokens_per_row": 128}
-    given = [Amount.parse(text).sequences(**facts) for text in ("1280tok", "7seq", "2epochs", "5%")]
-    assert given == [10, 7, 100, 50]
+    sequences = [Amount.parse(text).sequences(**facts) for text in ("1280tok", "7seq", "2epochs", "5%")]
+    assert sequences == [10, 7, 100, 50]
     with pytest.raises(LookupError, match="number of rows"):
         Amount.parse("2 epochs").sequences()
     with pytest.raises(ValueError, match="steps"):

@@ -1,4 +1,4 @@
-"""What is made from the recipe's classes agrees with them."""
+"""Generated files (schemas, docs/fields.md) match the recipe classes."""
 
 import json
 
@@ -15,7 +15,7 @@ from hfbsz.system.yaml import read_yaml
 
 @pytest.fixture(scope="module")
 def validate():
-    """The errors that an editor would show in a file of recipes/."""
+    """A function that returns the errors an editor would show for a file in recipes/."""
     schemas = {path: json.loads((ROOT / path).read_text()) for path in files() if path.endswith(".json")}
     registry = Registry().with_resources(
         (f"file:///{path}", Resource.from_contents(schema)) for path, schema in schemas.items()
@@ -28,12 +28,12 @@ def validate():
     return errors
 
 
-def test_the_files_are_what_the_code_says():
+def test_generated_files_are_up_to_date():
     stale = [name for name, text in files().items() if (ROOT / name).read_text() != text]
     assert not stale, f"python scripts/schema.py writes {stale}"
 
 
-def test_every_field_stands_on_the_page():
+def test_every_field_is_documented():
     page = (ROOT / "docs" / "fields.md").read_text()
     assert all(f"| `{name}` |" in page for name, _ in fields())
 
@@ -63,7 +63,7 @@ def test_every_recipe_and_preset_is_valid_and_points_to_its_schema(validate, pat
         {"schedule": {"floor": 2}},
     ],
 )
-def test_what_an_editor_underlines(validate, data):
+def test_invalid_recipes_are_errors(validate, data):
     assert validate("recipes/schema.json", data)
 
 
@@ -80,5 +80,5 @@ def test_what_an_editor_underlines(validate, data):
     ],
     ids=range(7),
 )
-def test_what_an_editor_lets_pass(validate, data):
+def test_valid_recipes_are_not_errors(validate, data):
     assert validate("recipes/schema.json", data) == []

@@ -1,4 +1,4 @@
-"""A value is the value: the type of a field decides what its text means, on the command line and in files."""
+"""The type of a field decides how its text is read, on the command line and in files; advice for other words."""
 
 import json
 import shlex
@@ -68,7 +68,7 @@ def test_case_20_null_quotes_and_numbers():
     assert recipe.data.pack is False and load(["data.header=[a,no]"]).recipe.data.header == ["a", "no"]
     assert load(["model.lora={rank: 4}"]).recipe.model.lora == Lora(rank=4) != load(["model.lora={}"]).recipe.model.lora
     shape = load(["model.shape={model_type: llama, use_cache: no, rms_norm_eps: 1e-5}"]).recipe.model.shape
-    assert shape == {"model_type": "llama", "use_cache": False, "rms_norm_eps": 1e-5}  # typed: nobody says its types
+    assert shape == {"model_type": "llama", "use_cache": False, "rms_norm_eps": 1e-5}  # typed by YAML
     assert load(["batch.ramp='0:16 200ktok:32'"]).recipe.batch.ramp == "0:16 200ktok:32"
     assert load(["data.template='{a}' or '{b}'"]).recipe.data.template == "'{a}' or '{b}'"
 
@@ -105,7 +105,7 @@ def test_files_are_read_by_the_same_rules(tmp_path):
     assert load([f"recipe={tmp_path}/again.yaml"]).recipe == recipe
 
 
-def test_a_set_on_the_command_line_is_text_too():
+def test_evaluation_sets_on_the_command_line_are_text_too():
     sets = load(
         [*CLASSES, "eval.sets.a={files: yes, text: 0, skip: {x: -1}}", "eval.sets.b=[1,2]", "eval.sets.b.label=no"]
     )
@@ -113,7 +113,7 @@ def test_a_set_on_the_command_line_is_text_too():
     assert (a.files, a.text, a.skip) == ("yes", "0", {"x": "-1"}) and (b.files, b.label) == (["1", "2"], "no")
 
 
-TYPED = [  # another tool's words, and what hfbsz says to type
+TYPED = [  # words of other tools or in another form, and the words that hfbsz suggests
     ("lr=1e-3", ["optim.lr=1e-3"]),
     ("--lr 1e-3", ["optim.lr=1e-3"]),
     ("--learning-rate=1e-3", ["optim.lr=1e-3"]),
@@ -168,14 +168,14 @@ TYPED = [  # another tool's words, and what hfbsz says to type
 
 
 @pytest.mark.parametrize(("words", "typed"), TYPED, ids=[words for words, _ in TYPED])
-def test_what_a_message_says_to_write_works(words, typed):
+def test_suggested_words_load(words, typed):
     (line,) = lines_of(*shlex.split(words))
     advice = line.split(": write ", 1)[1].split(" (")[0]
     assert shlex.split(advice) == typed
     load(typed)
 
 
-def test_words_that_belong_together_are_answered_together():
+def test_advice_takes_the_other_words_into_account():
     lines = lines_of(
         *shlex.split("--lr 1e-3 --min_lr 1e-4 --per_device_train_batch_size 8 gradient_accumulation_steps=4")
     )
@@ -206,36 +206,36 @@ def test_a_word_of_another_tool_in_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("model=some/weights", "weights of a folder or of the Hub are model.path=some/weights"),
-        ("data=texts/*.txt", "files are 'data.files=texts/*.txt'"),
-        ("data=user/set", "a folder or Hub data set is data.hub=user/set"),
+        ("model=some/weights", "write model.path=some/weights"),
+        ("data=texts/*.txt", "write 'data.files=texts/*.txt'"),
+        ("data=user/set", "write data.hub=user/set"),
         ("nosuchword", "'nosuchword' is not key=value"),
         ("=5", "'=5' is not key=value"),
-        ("--foo 3", "--foo 3: no such field; a field is written key=value"),
-        ("--seed x", "--seed x: write seed=VALUE; 'x' does not fit: Input should be a valid integer"),
-        ("--lr -1", "it is optim.lr here, which '-1' does not fit: Input should be greater than 0"),
-        ("lr=true", "it is optim.lr here, which 'true' does not fit: Input should be a valid number"),
+        ("--foo 3", "--foo 3: no such field; write fields as key=value"),
+        ("--seed x", "--seed x: write seed=VALUE; 'x' is not valid: Input should be a valid integer"),
+        ("--lr -1", "the field is optim.lr, and '-1' is not valid for it: Input should be greater than 0"),
+        ("lr=true", "the field is optim.lr, and 'true' is not valid for it: Input should be a valid number"),
         ("~nobody_at_all/x", "'~nobody_at_all/x' is not key=value"),
         ("optim.lr=inf", "optim.lr: Input should be a finite number"),
         ("recipe=", "recipe: the value is empty: recipe=NAME"),
         ("model=", "model: the value is empty: model=NAME, or model=null"),
-        ("model=gpt2", "weights of the Hub: model.path=gpt2"),
-        ("data=imdb", "a data set of the Hub: data.hub=imdb"),
-        ("data.template=${price}", "as text it is \\${…}"),
+        ("model=gpt2", "from the Hub: model.path=gpt2"),
+        ("data=imdb", "from the Hub: data.hub=imdb"),
+        ("data.template=${price}", "for the literal text write \\${…}"),
         ("optim={learning_rate:1,lr:}", "optim: cannot read"),
     ],
 )
-def test_words_that_are_nothing(word, message):
+def test_invalid_words_are_one_line(word, message):
     (line,) = lines_of(*word.split())
     assert message in line
 
 
-def test_files_that_a_shell_found_are_a_list():
+def test_files_of_an_expanded_glob_are_suggested_as_a_list():
     (line,) = lines_of("data.files=a.csv", "b.csv")
     assert line == "'b.csv' is not key=value: write 'data.files=[a.csv,b.csv]'"
 
 
-def test_a_mapping_on_the_command_line_is_its_fields():
+def test_a_mapping_on_the_command_line_sets_its_fields():
     loaded = load(["recipe=large_batch", "optim={lr: 1e-3, eps: 1e-9}", "eval={every: 5%, sets: {a: [1,2]}}"])
     assert (loaded.recipe.optim.lr, loaded.recipe.optim.eps, str(loaded.recipe.eval.every)) == (1e-3, 1e-9, "5%")
     assert loaded.recipe.eval.sets["a"].files == ["1", "2"] and loaded.sources["optim.lr"] == "command line"

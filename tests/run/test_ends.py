@@ -17,7 +17,7 @@ from test_resume import Started
 from hfbsz.errors import LaunchError, TrainingError, UserError, described
 from hfbsz.recipe.load import load
 from hfbsz.records.folder import Cause, RunFolder, is_held, read_status
-from hfbsz.system.launcher import _named, _option, check_launch
+from hfbsz.system.launcher import _option, _values_of, check_launch
 
 
 @pytest.fixture
@@ -270,4 +270,4 @@ def test_case_41_the_config_file_and_precision_too(words, environment, tmp_path)
 def test_options_of_a_launch_command():
     command = ["--cpu", "--mixed-precision", "no", "--mixed_precision=bf16", "--num_processes", "2"]
     assert _option(command, "mixed_precision") == "bf16" and _option(command, "gradient_accumulation_steps") is None
-    assert list(_named({"a": {"b": {"steps": 3}}, "steps": "auto"}, "steps")) == ["3", "auto"]
+    assert list(_values_of({"a": {"b": {"steps": 3}}, "steps": "auto"}, "steps")) == ["3", "auto"]

@@ -168,7 +168,7 @@ def test_dialogue_tuning_of_a_pretrained_run(hfbsz, ragged, tmp_path):
     [
         (["data.label=null"], "data.label: name the column"),
         (["data.messages=talk"], "data.messages does not belong to task=classification"),
-        (["data.pack=true"], "data.pack and data.stream are not for classification"),
+        (["data.pack=true"], "data.pack and data.stream"),
         (["data.sequence_length=100"], "beyond the model's window of 64 tokens"),
         (["data.validation=0%"], "is not a share"),
         (["data.files=nothing.jsonl"], "no file matches"),

@@ -1,4 +1,4 @@
-"""Small files of a run, whoever has written what lies there."""
+"""Small files of a run, with untrusted content."""
 
 import pytest
 
@@ -25,20 +25,20 @@ def test_links_are_replaced_not_written_through(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", '"x"', "null", "3", "{", "", "[" * 10**5, '{"a":' * 10**5, "1" * 5000])
-def test_what_is_no_object_is_none(text, tmp_path):
+def test_anything_but_an_object_is_none(text, tmp_path):
     (tmp_path / "status.json").write_text(text)
     assert json_object(text) is None and read_object(tmp_path / "status.json") is None
     assert read_status(tmp_path) == {}
 
 
-def test_a_status_holds_only_what_is_of_its_type(tmp_path):
+def test_fields_of_a_wrong_type_are_dropped_from_a_status(tmp_path):
     (tmp_path / "status.json").write_bytes(b"\xff\xfe")
     assert read_status(tmp_path) == {} == read_status(tmp_path / "none")
     (tmp_path / "status.json").write_text('{"state": ["finished"], "why": 3, "pid": "x", "reached": [], "step": 7}')
     assert read_status(tmp_path) == {"step": 7}
 
 
-def test_a_file_that_is_not_ours_is_not_replaced(tmp_path):
+def test_a_file_of_others_is_not_replaced(tmp_path):
     path = tmp_path / "x"
     refuse_others("out", path, b"ours")
     for content in (b"", b"this is ours"):
@@ -46,6 +46,7 @@ def test_a_file_that_is_not_ours_is_not_replaced(tmp_path):
         refuse_others("out", path, b"ours")
     path.write_bytes(b"precious")
     (tmp_path / "link").symlink_to(path)
-    for there, said in ((path, "another file is there"), (tmp_path / "link", "another file"), (tmp_path, "a folder")):
-        with pytest.raises(UserError, match=said):
-            refuse_others("out", there, b"ours")
+    for existing, message in ((path, "another file"), (tmp_path / "link", "another file"), (tmp_path, "a folder")):
+        with pytest.raises(UserError, match=message):
+            refuse_others("out", existing, b"ours")
+    assert path.read_bytes() == b"precious"

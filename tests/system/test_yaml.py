@@ -1,4 +1,4 @@
-"""Recipe files are data: whoever wrote them reads nothing of the environment, and no error tells what a file holds."""
+"""Recipe files are not trusted: they cannot read the environment, and no error message quotes their content."""
 
 import pytest
 
@@ -17,9 +17,9 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 def refusal(path, text):
     path.write_text(text)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         load([f"recipe={path}"])
-    (line,) = told.value.lines
+    (line,) = caught.value.lines
     assert "PLANTED" not in line and "\n" not in line and line.startswith(str(path))
     return line
 
@@ -31,19 +31,19 @@ def refusal(path, text):
         "${oc.select:seed}", "${oc.dict.values:optim}", "${${a}:SECRET}", "${optim.lr}", "${", "\\\\${oc.env:SECRET}",
     ],
 )  # fmt: skip
-def test_case_s04_a_file_looks_nothing_up(tmp_path, monkeypatch, value):
+def test_case_s04_files_are_not_interpolated(tmp_path, monkeypatch, value):
     monkeypatch.setenv("SECRET", "hf_PLANTED")
     for text in (
         "base: debug\nlog:\n  group: '{}'\n",
         "data: {{labels: [x, '{}']}}\n",
         "model: {{shape: {{a: '{}'}}}}",
     ):
-        assert "${…} stands for another value on the command line alone" in refusal(
+        assert "${…} is only allowed on the command line" in refusal(
             tmp_path / "x.yaml", text.format(value.replace("'", "''"))
         )
 
 
-def test_case_s04_presets_bases_and_comparisons_look_nothing_up_either(tmp_path, monkeypatch):
+def test_case_s04_presets_bases_and_comparisons_are_not_interpolated(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "hf_PLANTED")
     (tmp_path / "preset.yaml").write_text("files: '${oc.env:SECRET}'\n")
     (tmp_path / "recipe.yaml").write_text(f"base: {tmp_path}/preset.yaml\n")
@@ -53,12 +53,12 @@ def test_case_s04_presets_bases_and_comparisons_look_nothing_up_either(tmp_path,
         lambda: load([f"recipe={tmp_path}/recipe.yaml"]),
         lambda: parse([f"{tmp_path}/compared.yaml"]),
     ):
-        with pytest.raises(UserError, match="command line alone") as told:
+        with pytest.raises(UserError, match="only allowed on the command line") as caught:
             read()
-        assert "PLANTED" not in str(told.value)
+        assert "PLANTED" not in str(caught.value)
 
 
-def test_case_s04_an_escaped_one_is_a_text_wherever_it_comes_to(tmp_path, monkeypatch):
+def test_case_s04_escaped_interpolations_stay_text(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "hf_PLANTED")
     text = "\\${oc.env:SECRET} ${oc.env:SECRET}"
     path = tmp_path / "x.yaml"
@@ -72,13 +72,13 @@ def test_case_s04_an_escaped_one_is_a_text_wherever_it_comes_to(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("a: " + "[" * 10**6, "nests deeper than 64 levels"),
-        ("a: " + "{b: " * 10**5, "nests deeper than 64 levels"),
+        ("a: " + "[" * 10**6, "deeper than 64 levels"),
+        ("a: " + "{b: " * 10**5, "deeper than 64 levels"),
         (BOMB, "exceeds the configured limit"),
         ("a: &a [*a]", "recursive aliases"),
-        ("machine x login me password hf_PLANTED", "a recipe is a mapping of fields, this is a text"),
+        ("machine x login me password hf_PLANTED", "this is a text"),
         ("- hf_PLANTED", "this is a list"),
         ("token: 'hf_PLANTED", "not valid YAML (line"),
         ("a: *hf_PLANTED", "found undefined alias"),
@@ -88,33 +88,33 @@ def test_case_s04_an_escaped_one_is_a_text_wherever_it_comes_to(tmp_path, monkey
         ("a: \x00hf_PLANTED", "not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_one_line_without_its_content(tmp_path, text, said):
-    assert said in refusal(tmp_path / "x.yaml", text)
+def test_a_file_that_is_not_a_recipe_is_one_line_without_its_content(tmp_path, text, message):
+    assert message in refusal(tmp_path / "x.yaml", text)
 
 
-def test_a_file_that_is_no_text_is_one_line(tmp_path):
+def test_a_file_that_is_not_text_is_one_line(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"seed: \xff\xfe")
-    with pytest.raises(UserError, match=r"x\.yaml: not a text in UTF-8"):
+    with pytest.raises(UserError, match=r"x\.yaml: not UTF-8 text"):
         load([f"recipe={tmp_path}/x.yaml"])
     with pytest.raises(UserError, match=r"Is a directory"):
         read_yaml(tmp_path)
 
 
-def test_case_s04_a_url_with_a_password_is_no_value(tmp_path):
+def test_case_s04_a_url_with_a_password_is_refused(tmp_path):
     for word in ("data.files=https://me:hf_PLANTED@host/x.txt", "data.hub=https://hf_PLANTED@host/x"):
-        with pytest.raises(UserError, match="its URL holds a password or token") as told:
+        with pytest.raises(UserError, match="URL contains a password or token") as caught:
             load(["recipe=debug", word])
-        assert "PLANTED" not in str(told.value)
+        assert "PLANTED" not in str(caught.value)
 
 
-def test_case_s08_a_script_is_named_on_the_command_line_alone(tmp_path):
+def test_case_s08_scripts_are_only_allowed_on_the_command_line(tmp_path):
     path = tmp_path / "x.yaml"
     for script in ("./mine.py", "mine.py", "metrics/mine", "/abs/mine"):
         path.write_text(f"base: small_batch\neval: {{metrics: [{script}]}}\n")
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as caught:
             load([f"recipe={path}"])
-        (line,) = told.value.lines
-        assert line.startswith(f"eval.metrics: '{script}' (x.yaml) is a script, which runs here with all your rights")
+        (line,) = caught.value.lines
+        assert line.startswith(f"eval.metrics: '{script}' (x.yaml) is a script")
         word = f"eval.metrics=[{script}]"
         assert load([f"recipe={path}", word]).recipe.eval.metrics == [script]
         path.write_text(f"recipe: small_batch\neval.metrics: '[{script}]'\nseed: [0, 1]\n")
@@ -125,7 +125,7 @@ def test_case_s08_a_script_is_named_on_the_command_line_alone(tmp_path):
     assert load([f"recipe={path}"]).recipe.eval.metrics == ["f1"]
 
 
-def test_a_recipes_name_stays_in_its_folder_and_line(tmp_path):
+def test_a_recipe_name_is_a_safe_file_name(tmp_path):
     path = tmp_path / "a\n\x1bb.yaml"
     path.write_text("base: debug\n")
     assert load([f"recipe={path}"]).name == "a--b"
@@ -134,8 +134,8 @@ def test_a_recipes_name_stays_in_its_folder_and_line(tmp_path):
     assert len(load([f"recipe={path}"]).name) == 100
 
 
-def test_a_long_value_is_echoed_short():
+def test_long_values_are_shortened_in_messages():
     for word in ("seed", "optim.lr", "batch.size", "schedule.shape", "recipe", "data", "nothing"):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as caught:
             load(["recipe=debug", f"{word}={'x' * 10**5}"])
-        assert all(len(line) < 2000 for line in told.value.lines)
+        assert all(len(line) < 2000 for line in caught.value.lines)
