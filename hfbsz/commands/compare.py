@@ -28,20 +28,20 @@ def main(words: list[str]) -> int:
         from hfbsz.report.console import Console
 
         console = Console()
-        conductor = ComparisonRunner(request, console)
+        runner = ComparisonRunner(request, console)
     except UserError as problem:
         return complain(problem.lines)
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         console.line(f"{signal.Signals(number).name}: the runs at work end with a checkpoint; the same command goes on")
-        conductor.launcher.stop()
+        runner.launcher.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
             signal.signal(number, stop)
     try:
-        experiment = conductor.carry_out()
+        experiment = runner.run()
     except UserError as problem:
         return complain(problem.lines, FAILED)
     except OSError as problem:
