@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from made import (
+from synthetic_experiments import (
     full_sample,
     make_arm,
     make_experiment,
@@ -96,7 +96,8 @@ def test_page_is_self_contained(full: str) -> None:
 
 
 def test_the_same_comparison_gives_the_same_bytes(full: str) -> None:
-    code = "from made import full_sample; from hfbsz.experiment.page.page import render; import hashlib; "
+    code = "import hashlib; from synthetic_experiments import full_sample; "
+    code += "from hfbsz.experiment.page.page import render; "
     code += "print(hashlib.sha256(render(full_sample()).encode()).hexdigest())"
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "experiment")))
     hashes = {
@@ -155,7 +156,7 @@ def test_a_measure_that_no_arm_has_has_neither_column_nor_figure() -> None:
 def test_a_significant_lead() -> None:
     text = conclusions_of(with_losses([4.10, 4.20, 4.30, 4.25], [4.20, 4.31, 4.40, 4.35], [4.301, 4.40, 4.502, 4.45]))
     assert "8 sequences, 4.2125 nats/target over 4 seeds, 0.1025 below" in text
-    assert "significantly lower than all 2 other arms" in text and "not decided" not in text
+    assert "significantly lower than both other arms" in text and "not decided" not in text
     assert "paired t-tests on 4 seeds, Holm over 3 pairs of arms, family-wise error rate 5 %" in text
 
 
@@ -224,7 +225,7 @@ def test_every_belief_has_its_verdict_its_measurements_and_what_it_needs() -> No
         assert finding.verdict in text and finding.source in text
         assert finding.measured and finding.measured in text
     few = section_of(render(with_losses([4.1], [4.2])), "Common beliefs")
-    assert few.count('class="verdict not-decided"') == len(BELIEFS)
+    assert few.count('class="belief-verdict not-decided"') == len(BELIEFS)
     text = text_of(few)
     assert all(f"{belief.needs}." in text for belief in BELIEFS.values())
 

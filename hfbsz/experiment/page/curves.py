@@ -138,7 +138,7 @@ def tuning(experiment: Experiment) -> list[Picture]:
         picture = svg(figure, "loss of the saved model (nats/target) over the values tried")
     caption = "On the tuning seed; a ring marks the selected value. If it is at the end of the range, there may be a "
     caption += "better value outside."
-    caption += f" {count_runs(lost)} diverged and are not drawn." if lost else ""
+    caption += f" {count_runs(lost)} diverged (not drawn)." if lost else ""
     return [Picture(f"Tuning {field}", picture, caption)]
 
 

@@ -94,7 +94,7 @@ def _significance(ranked: Sequence[Summary], pairs: Sequence[Comparison], names:
     tested = [pair for pair in pairs if not math.isnan(pair.p_holm)]
     if not tested:
         few = max((pair.contrast.n for pair in pairs), default=0) < MIN_SEEDS
-        why = f"fewer than {MIN_SEEDS} shared seeds" if few else "the losses do not vary over seeds"
+        why = f"fewer than {MIN_SEEDS} shared seeds" if few else "the differences do not vary over seeds"
         return f"Not tested ({why}): whether the differences are significant is not decided."
     count = f"{len(tested)} pair{'s' * (len(tested) > 1)}"
     method = (
@@ -103,8 +103,8 @@ def _significance(ranked: Sequence[Summary], pairs: Sequence[Comparison], names:
     beaten = {_higher(pair) for pair in tested if pair.p_holm < ALPHA and best in (pair.left, pair.right)} - {best}
     if len(beaten) == len(others):
         largest = max(pair.p_holm for pair in tested if best in (pair.left, pair.right))
-        every = f"all {len(others)} other arms" if len(others) > 1 else "the other arm"
-        return f"This is significantly lower than {every} (largest adjusted {_p_equals(largest)}; {method})."
+        every = {1: "the other arm", 2: "both other arms"}.get(len(others), f"all {len(others)} other arms")
+        return f"It is significantly lower than {every} (largest adjusted {_p_equals(largest)}; {method})."
     smallest = min(pair.p_holm for pair in tested)
     if smallest >= ALPHA:
         return (

@@ -68,7 +68,7 @@ def _pair(
     """The claim `more` − `less` in a measure, by seed; `names` names the arms if their batches do not."""
     chosen = MEASURES[measure]
     seeds, values = per_seed(runs, (more, less), measure, chosen.difference)
-    words = f"{chosen.words}, {names or f'{more.name} against {less.name}'}"
+    words = f"{chosen.words}, {names or f'{more.name} compared with {less.name}'}"
     return Claim(words, seeds, values, margin, chosen.unit_of_difference, chosen.show, kind, chosen.exact)
 
 
@@ -115,7 +115,7 @@ def _throughput(runs: Runs, smallest: SmallestEffects) -> list[Case]:
 
     first, later = _ends(ladder)
     words = f"tokens/s per doubling from {first}"
-    levels_off = claim(f"{words} against {later}", lambda *values: initial(*values) - last(*values))
+    levels_off = claim(f"{words} compared with {later}", lambda *values: initial(*values) - last(*values))
     return [Case((claim(words, initial), levels_off))]
 
 
@@ -126,7 +126,7 @@ def _diminishing(runs: Runs, smallest: SmallestEffects) -> list[Case]:
     initial, last = _slope(ladder, 0), _slope(ladder, len(ladder) - 2)
     seeds, values = per_seed(runs, ladder, "steps_to_target", lambda *steps: last(*steps) - initial(*steps))
     first, later = _ends(ladder)
-    words = f"steps to the target loss saved per doubling from {first} against {later}"
+    words = f"steps to the target loss saved per doubling from {first} compared with {later}"
     return [Case((Claim(words, seeds, values, smallest.scaling, "halvings", lambda x: f"{x:+.2f}"),))]
 
 
@@ -159,7 +159,7 @@ def _rate_follows(runs: Runs, smallest: SmallestEffects) -> list[Case]:
         for arm in runs:
             same = replace(arm, rule="none", learning_rate=unscaled.learning_rate) == unscaled
             if same and arm.rule != "none" and not arm.searched and arm.learning_rate != unscaled.learning_rate:
-                names = f"rule none against {arm.rule} at {arm.batch} sequences"
+                names = f"rule none compared with {arm.rule} at {arm.batch} sequences"
                 claim = _pair(runs, unscaled, arm, "final_loss", smallest.loss, names=names)
                 if claim.seeds:
                     cases.setdefault(arm.batch, []).append(Case((claim,)))
@@ -184,7 +184,7 @@ def _accumulation(runs: Runs, smallest: SmallestEffects) -> list[Case]:
     if not pairs:
         return []
     *_, few, many = max(pairs, key=lambda pair: pair[:2])
-    names = f"{few.accumulation} against {many.accumulation} passes per step of {few.batch} sequences"
+    names = f"{few.accumulation} compared with {many.accumulation} passes per step of {few.batch} sequences"
     return [Case(tuple(_pair(runs, few, many, measure, math.log1p(smallest.ratio), names=names) for measure in _COSTS))]
 
 
