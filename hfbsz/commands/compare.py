@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, stop)
     try:
-        experiment = runner.carry_out()
+        experiment = runner.run()
     except UserError as problem:
         return complain(problem.lines, FAILED)
     except OSError as problem:

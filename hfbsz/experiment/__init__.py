@@ -1,1 +1,1 @@
-"""Many runs: comparisons of batch sizes, and what they bear out."""
+"""Comparisons of batch sizes: many runs, paired tests, and their page."""

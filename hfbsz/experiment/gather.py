@@ -1,4 +1,4 @@
-"""From the folders of runs to what a comparison shows: outcomes, arms, trials, and what these bear out."""
+"""Reads the folders of runs into outcomes, arms and trials, and tests them."""
 
 import json
 import math
@@ -19,22 +19,22 @@ from hfbsz.records.evaluations import LOSS, best_evaluation, kept_of, not_better
 from hfbsz.records.overfitting import overfitting_of
 from hfbsz.records.run_data import CLOCK, SECONDS, STEPS, RunData, is_number, read_run
 
-_OF_BATCH = ("batch.size=", "batch.start=", "batch.ramp=", "batch.micro_max=")
-_TOLD = (*_OF_BATCH, "scaling.rule=", "optim.lr=", "recipe=", "seed=")  # choices that an Arm's own numbers tell
+_BATCH_FIELDS = ("batch.size=", "batch.start=", "batch.ramp=", "batch.micro_max=")
+_ARM_FIELDS = (*_BATCH_FIELDS, "scaling.rule=", "optim.lr=", "recipe=", "seed=")  # choices covered by fields of Arm
 
 
 def outcome_of(folder: Path, seed: int, state: str | None = None, why: str | None = None) -> Outcome:
-    """What a run's folder says; `state` and `why`: what the launcher knows better."""
+    """The outcome of a run as read from its folder; `state` and `why` from the launcher take precedence."""
     try:
         run = read_run(folder)
     except UserError:
         return Outcome(seed, folder, state or "waiting", why)
     status = run.status.get("state")
     state = state or (status if status in ("finished", "preempted", "failed", "diverged") else "waiting")
-    said = run.status.get("why")
-    if state == "failed" and why is None and "not finite" in str(said):  # as earlier versions called it
+    status_why = run.status.get("why")
+    if state == "failed" and why is None and "not finite" in str(status_why):  # status of earlier versions
         state = "diverged"
-    seen = overfitting_of(run)
+    overfitting = overfitting_of(run)
     best = best_evaluation(run)
     clock, planned = run.largest(CLOCK), run.plan.get("sequences")
     done = min(1.0, clock / planned) if clock is not None and is_number(planned) and planned else 0.0
@@ -43,13 +43,13 @@ def outcome_of(folder: Path, seed: int, state: str | None = None, why: str | Non
         seed,
         folder,
         state,
-        why or (said if state in ("failed", "diverged") else None),
+        why or (status_why if state in ("failed", "diverged") else None),
         1.0 if state == "finished" else done,
         run,
         None,
         int(best[STEPS]) if best else None,
         best[CLOCK] / run.rows if best and CLOCK in best and run.rows else None,
-        seen.onset.epoch if seen is not None and seen.onset is not None else None,
+        overfitting.onset.epoch if overfitting is not None and overfitting.onset is not None else None,
         best.get(SECONDS) if best else None,
         statistics.fmean(padding) if padding else None,
         not_better(run),
@@ -57,7 +57,10 @@ def outcome_of(folder: Path, seed: int, state: str | None = None, why: str | Non
 
 
 def arm_of(plan: Mapping[str, Any], tuned: bool = False, searched: bool = False, variant: str = "") -> Arm:
-    """The arm that a run's plan belongs to; `variant`: choices that no number of the batch tells."""
+    """The arm of a run's plan; `variant`: choices that no other field of the arm covers.
+
+    Raises LookupError or ValueError if the plan is incomplete.
+    """
     recipe, phases = plan["recipe"], plan["phases"]
     largest = max(phases, key=lambda phase: phase["batch"])
     grows = len(phases) > 1
@@ -77,29 +80,29 @@ def arm_of(plan: Mapping[str, Any], tuned: bool = False, searched: bool = False,
 
 
 def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
-    """The numbers of a run that has finished or diverged as the statistics take them; None of any other.
+    """The numbers of a run for the statistics; None if it has neither finished nor diverged, or has no evaluation.
 
-    `target` (nats/target): the validation loss (fixed part) to which steps and seconds are counted, between two
-    evaluations in proportion.
+    `target` (nats/target): the validation loss (fixed part) for steps and seconds to target, which are interpolated
+    linearly between two evaluations.
     """
     run = outcome.run
     if run is None or outcome.state not in ("finished", "diverged"):
         return None
-    kept, best, seen = kept_of(run), best_evaluation(run), overfitting_of(run)
-    if kept is None:
+    final, best = kept_of(run), best_evaluation(run)
+    if final is None:
         return None
     speeds = run.values("perf/tokens_per_second")[1:]
-    shifted = [value for name, value in kept.values.items() if name.endswith("/loss")]
+    shifted = [value for name, value in final.values.items() if name.endswith("/loss")]
     return Trial(
         arm,
         outcome.seed,
         best_loss=best[LOSS] if best else None,
-        final_loss=kept.loss,
-        gap=None if seen is None else math.nan if seen.lost is not None or math.isnan(kept.loss) else seen.last.gap,
+        final_loss=final.loss,
+        gap=_gap(run, final.loss),
         shifted_loss=statistics.fmean(shifted) if shifted else None,
-        accuracy=kept.values.get("accuracy"),
-        steps_to_target=None if target is None else _reached(run, target, STEPS),
-        seconds_to_target=None if target is None else _reached(run, target, SECONDS),
+        accuracy=final.values.get("accuracy"),
+        steps_to_target=None if target is None else _position_of(run, target, STEPS),
+        seconds_to_target=None if target is None else _position_of(run, target, SECONDS),
         tokens_per_second=statistics.median(speeds) if speeds else None,
         peak_memory_bytes=run.largest("perf/peak_memory_bytes"),
         optimizer_steps=run.largest(STEPS),
@@ -107,124 +110,139 @@ def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
     )
 
 
+def _gap(run: RunData, final_loss: float) -> float | None:
+    """The last gap, nats/target; None: not measured; NaN: the run diverged."""
+    overfitting = overfitting_of(run)
+    if overfitting is None:
+        return None
+    return math.nan if overfitting.lost is not None or math.isnan(final_loss) else overfitting.last.gap
+
+
 def target_of(arms: Sequence[tuple[Arm, Sequence[Outcome]]]) -> float | None:
-    """The lowest validation loss (fixed part, nats/target) that every finished run of the arms reached, but those that
-    were never better than before training: of the tuned arms alone, where there are any, for an arm at a wrong rate
-    would set a target that says nothing of the batch."""
+    """The lowest validation loss (fixed part, nats/target) that all finished runs reached; None without runs.
+
+    Runs that were never better than before training are ignored. If there are tuned arms, only these count: an arm at a
+    wrong rate would set a target that depends on the rate instead of the batch.
+    """
     tuned = [outcomes for arm, outcomes in arms if arm.tuned] or [outcomes for _, outcomes in arms]
     runs = [outcome.run for outcomes in tuned for outcome in outcomes if outcome.run and outcome.state == "finished"]
     lowest = [best[LOSS] for best in map(best_evaluation, runs) if best is not None]
     return max(lowest, default=None)
 
 
-def _reached(run: RunData, target: float, axis: str) -> float:
-    """Where on the axis the curve first comes down to the target; infinite where it never does."""
-    before: Mapping[str, Any] | None = None
+def _position_of(run: RunData, target: float, axis: str) -> float:
+    """The position on the axis at which the loss first reaches the target; infinite if it never does."""
+    previous: Mapping[str, Any] | None = None
     for record in (record for record in validation_curve(run) if axis in record):
         if record[LOSS] <= target:
-            if before is None:
+            if previous is None:
                 return float(record[axis])
-            share = (before[LOSS] - target) / (before[LOSS] - record[LOSS])
-            return float(before[axis] + share * (record[axis] - before[axis]))
-        before = record
+            share = (previous[LOSS] - target) / (previous[LOSS] - record[LOSS])
+            return float(previous[axis] + share * (record[axis] - previous[axis]))
+        previous = record
     return math.inf
 
 
 def _setting(run: RunData, arm: Arm) -> str:
-    """What runs must share to be compared: task, model, data, optimizer and hardware; what `arm.variant` tells, not."""
+    """What runs must share to be compared, as JSON: task, model (unless the arm has a variant), data, optimizer and
+    hardware."""
     recipe, facts, machine = run.plan.get("recipe", {}), run.plan.get("facts", {}), run.machine
-    named = {name: value for name, value in recipe.get("model", {}).items() if value is not None}
-    model = {} if arm.variant else named
+    model_fields = {name: value for name, value in recipe.get("model", {}).items() if value is not None}
+    model = {} if arm.variant else model_fields
     device = f"{machine.get('processes')} × {machine.get('device')}"
     parts = (recipe.get("task"), model, facts.get("data_hash"), recipe.get("optim", {}).get("name"), device)
     return json.dumps(parts, sort_keys=True, ensure_ascii=False)
 
 
-def gather(stands: Experiment, asked: Sequence[tuple[ArmResult, Sequence[str], bool]]) -> Experiment:
-    """The experiment with its arms, their trials, and what these bear out.
+def gather(experiment: Experiment, planned: Sequence[tuple[ArmResult, Sequence[str], bool]]) -> Experiment:
+    """The experiment with its arms, their trials, and the results of the tests.
 
-    `asked`: an arm's runs, the choices of its first one, and whether its rate is the best of several and inside them.
+    `planned`: for each arm, its runs, the choices of its first run, and whether it counts as tuned.
     """
-    known = _told_apart([(result, _arm(result, choices, tuned)) for result, choices, tuned in asked])
-    target = target_of([(arm, result.outcomes) for result, arm in known if arm is not None])
-    arms = tuple(_with_trials(result, arm, target) for result, arm in known)
+    paired = _with_variants([(result, _arm(result, choices, tuned)) for result, choices, tuned in planned])
+    target = target_of([(arm, result.outcomes) for result, arm in paired if arm is not None])
+    arms = tuple(_with_trials(result, arm, target) for result, arm in paired)
     trials = [trial for result in arms for trial in result.trials]
-    once = [trial for result in replace(stands, arms=arms).distinct for trial in result.trials]
+    distinct = [trial for result in replace(experiment, arms=arms).distinct_arms for trial in result.trials]
     baseline = next((result.arm for result in arms if result.trials), None)
-    notes = [*stands.notes, *_of_quality(arms), *_of_speed(arms, stands.jobs)]
-    found: tuple[Finding, ...] = ()
+    notes = [*experiment.notes, *_quality_notes(arms), *_speed_notes(arms, experiment.jobs)]
+    belief_findings: tuple[Finding, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
-    of_both: tuple[Effect, ...] = ()
+    factor_effects: tuple[Effect, ...] = ()
     try:
-        found, told = _findings(trials)
-        notes += told
-        comparisons = tuple(compare(once, baseline=baseline)) if baseline is not None else ()
-        of_both = tuple(effects(once))
-    except ValueError as problem:  # what differs is no batch: the numbers stand, but no verdict does
+        belief_findings, finding_notes = _findings(trials)
+        notes += finding_notes
+        comparisons = tuple(compare(distinct, baseline=baseline)) if baseline is not None else ()
+        factor_effects = tuple(effects(distinct))
+    except ValueError as problem:  # settings differ in more than the batch: show the numbers without tests
         notes.append(f"no tests: {problem}")
     return replace(
-        stands,
+        experiment,
         arms=arms,
-        findings=found,
+        findings=belief_findings,
         comparisons=comparisons,
-        effects=of_both,
+        effects=factor_effects,
         baseline=baseline,
         target=target,
         notes=tuple(notes),
     )
 
 
-def _told_apart(known: list[tuple[ArmResult, Arm | None]]) -> list[tuple[ArmResult, Arm | None]]:
-    """Arms that differ in what no number of theirs tells, such as two recipes' warmups, are variants by their words."""
-    count = Counter(arm for _, arm in known)
+def _with_variants(paired: list[tuple[ArmResult, Arm | None]]) -> list[tuple[ArmResult, Arm | None]]:
+    """Arms that are equal in all fields, such as two recipes that differ in warmup, get their words as variant."""
+    count = Counter(arm for _, arm in paired)
     return [
         (result, replace(arm, variant=result.words) if arm is not None and count[arm] > 1 else arm)
-        for result, arm in known
+        for result, arm in paired
     ]
 
 
-def _of_quality(arms: Sequence[ArmResult]) -> list[str]:
-    """What a reader must know before they compare losses: runs that training made no better, and losses of a part."""
-    told = []
+def _quality_notes(arms: Sequence[ArmResult]) -> list[str]:
+    """Caveats for comparing losses: runs that are no better than before training, and losses on part of validation."""
+    notes = []
     for result in arms:
-        runs = [one for one in result.outcomes if one.trial is not None]
-        if lost := [one for one in runs if one.not_better is not None]:
-            told.append(f"{result.words}: {len(lost)} of {len(runs)} runs {lost[0].not_better} (seed {lost[0].seed})")
+        runs = [outcome for outcome in result.outcomes if outcome.trial is not None]
+        if worse := [outcome for outcome in runs if outcome.not_better is not None]:
+            phrase = f"{worse[0].not_better} (seed {worse[0].seed})"
+            notes.append(f"{result.words}: {len(worse)} of {len(runs)} runs {phrase}")
     ended = [outcome.run for result in arms for outcome in result.outcomes if outcome.trial and outcome.run]
-    kept = [one for one in map(kept_of, ended) if one is not None and not math.isnan(one.loss)]
-    parts = [one for one in kept if not one.is_all]
-    if parts and len(parts) < len(kept):
-        told.append(f"losses of {len(parts)} of {len(kept)} runs are of a part of validation, the others of all")
-    elif parts:
-        rows = sorted({int(one.values.get("rows", 0)) for one in kept})
+    evaluations = [final for final in map(kept_of, ended) if final is not None and not math.isnan(final.loss)]
+    partial = [final for final in evaluations if not final.is_all]
+    if partial and len(partial) < len(evaluations):
+        notes.append(
+            f"losses of {len(partial)} of {len(evaluations)} runs are from part of the validation set, the others from "
+            "all of it"
+        )
+    elif partial:
+        rows = sorted({int(final.values.get("rows", 0)) for final in evaluations})
         count = " and ".join(f"{number:,}" for number in rows)
-        told.append(f"losses of the kept models are of a part of validation ({count} rows): eval.full=true takes all")
-    return told
+        notes.append(f"losses are from part of the validation set ({count} rows): eval.full=true evaluates all of it")
+    return notes
 
 
-def _of_speed(arms: Sequence[ArmResult], jobs: int) -> list[str]:
-    """What a reader must know before they compare seconds and tokens/s."""
+def _speed_notes(arms: Sequence[ArmResult], jobs: int) -> list[str]:
+    """Caveats for comparing seconds and tokens/s."""
     runs = [outcome.run for result in arms for outcome in result.outcomes if outcome.trial and outcome.run]
     threads = {run.machine.get("threads") for run in runs if run.machine.get("device") == "cpu"}
-    told = [f"speeds are those of {jobs} runs at a time on one machine"] if jobs > 1 else []
-    differ = " and ".join(map(str, sorted(filter(None, threads))))
-    return [*told, *([f"runs had {differ} CPU threads: their speeds do not compare"] if len(threads) > 1 else [])]
+    notes = [f"speeds were measured with {jobs} runs at a time on one machine"] if jobs > 1 else []
+    counts = " and ".join(map(str, sorted(filter(None, threads))))
+    return [*notes, *([f"runs used {counts} CPU threads: their speeds are not comparable"] if len(threads) > 1 else [])]
 
 
 def _findings(trials: Sequence[Trial]) -> tuple[tuple[Finding, ...], list[str]]:
-    """Findings within the first variant: two variants at once would take one's batch for the other's."""
+    """Findings within the first variant: pairing arms across variants would confound variant and batch."""
     variants = list(dict.fromkeys(trial.arm.variant for trial in trials))
     chosen = [trial for trial in trials if trial.arm.variant == variants[0]] if variants else []
-    told = [f"beliefs are judged by the arms of {variants[0]} alone"] if len(variants) > 1 else []
-    return tuple(findings(chosen)), told
+    notes = [f"beliefs are tested on the arms of {variants[0]} only"] if len(variants) > 1 else []
+    return tuple(findings(chosen)), notes
 
 
 def _arm(result: ArmResult, choices: Sequence[str], tuned: bool) -> Arm | None:
-    tried = [one.outcome for one in result.tried if one.outcome is not None]
+    tried = [tried.outcome for tried in result.tried if tried.outcome is not None]
     for outcome in (*result.outcomes, *tried):
         if outcome.run is not None:
-            variant = " ".join(choice for choice in choices if not choice.startswith(_TOLD))
-            with suppress(LookupError, ValueError):  # of a plan that is not there yet, or not whole
+            variant = " ".join(choice for choice in choices if not choice.startswith(_ARM_FIELDS))
+            with suppress(LookupError, ValueError):  # the plan is not written yet, or incomplete
                 return arm_of(outcome.run.plan, tuned, bool(result.tried) and not tuned, variant)
     return None
 
@@ -232,5 +250,5 @@ def _arm(result: ArmResult, choices: Sequence[str], tuned: bool) -> Arm | None:
 def _with_trials(result: ArmResult, arm: Arm | None, target: float | None) -> ArmResult:
     if arm is None:
         return result
-    outcomes = tuple(replace(one, trial=trial_of(one, arm, target)) for one in result.outcomes)
+    outcomes = tuple(replace(outcome, trial=trial_of(outcome, arm, target)) for outcome in result.outcomes)
     return replace(result, arm=arm, outcomes=outcomes)

@@ -1,4 +1,4 @@
-"""The runs that a comparison asks for: the product of lists of values, each an ordinary run with its own folder."""
+"""The runs of a comparison: the product of lists of values, each an ordinary run with its own folder."""
 
 import itertools
 import json
@@ -12,54 +12,58 @@ from hfbsz.recipe.load import Loaded, load
 from hfbsz.records.folder import path_of
 from hfbsz.system.yaml import as_text
 
-_SPLIT = ("batch.micro_max=", "batch.micro_tokens=")
+_SPLIT_FIELDS = ("batch.micro_max=", "batch.micro_tokens=")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the words that ask for it, and the choices that set it apart from the others of its comparison."""
+    """One run: its command-line words, and the choices that distinguish it from the other runs of the comparison."""
 
     words: tuple[str, ...]
     choices: tuple[str, ...]
     loaded: Loaded
-    added: tuple[str, ...] = ()  # words that were not asked for: a value that is tried, a duration of equal steps
-    apart: str = ""  # added to the folder's name, where the recipe's digest does not tell what sets the run apart
+    added: tuple[str, ...] = ()  # words added by the comparison: a tuned value, a duration of equal steps
+    folder_suffix: str = ""  # distinguishes folders of runs whose recipes have the same digest
 
     @cached_property
     def folder(self) -> Path:
-        return Path(f"{path_of(self.loaded)}{self.apart}")
+        """The run's output folder."""
+        return Path(f"{path_of(self.loaded)}{self.folder_suffix}")
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The words of the script that runs it."""
-        return (*self.words, f"output_dir={self.folder}") if self.apart else self.words
+        """The command-line words of the run."""
+        return (*self.words, f"output_dir={self.folder}") if self.folder_suffix else self.words
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """The file of the run's standard output and errors, beside its folder."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def seed(self) -> int:
+        """The recipe's seed."""
         return self.loaded.recipe.seed
 
     @property
     def arm(self) -> tuple[str, ...]:
+        """The choices without the seed: equal for all runs of an arm."""
         return tuple(choice for choice in self.choices if not choice.startswith("seed="))
 
     @property
     def script(self) -> str:
+        """The hfbsz command that runs the task: pretrain or finetune."""
         return "pretrain" if self.loaded.recipe.task == "language_modeling" else "finetune"
 
-    def but(self, *words: str) -> "Job":
-        """The same run with some words added or changed; its choices stay. Raises UserError."""
+    def with_words(self, *words: str) -> "Job":
+        """The same run with words added or replaced; its choices stay. Raises UserError if the recipe is invalid."""
         changed = (*self.words, *words)
         return replace(self, words=changed, loaded=load(changed), added=(*self.added, *words))
 
 
 def product(words: Sequence[str]) -> list[Job]:
-    """The product of `key=a,b,c` words; a comma inside brackets or quotes does not part. Raises UserError with all that
-    is wrong."""
+    """The jobs for the product of `key=a,b,c` words; commas inside brackets or quotes do not separate values. Raises
+    UserError with all errors of all combinations, each once."""
     options = [[f"{key}={value}" for value in split_values(text)] for key, _, text in (w.partition("=") for w in words)]
     varied = [len(values) > 1 for values in options]
     jobs: list[Job] = []
@@ -76,7 +80,7 @@ def product(words: Sequence[str]) -> list[Job]:
 
 
 def split_values(text: str) -> list[str]:
-    """Values parted by commas outside brackets; a ramp such as linear:8,64,50% must be quoted: 'linear:8,64,50%'."""
+    """Values separated by commas outside brackets and single quotes; quote a ramp with commas: 'linear:8,64,50%'."""
     values, depth, quoted = [""], 0, False
     for character in text:
         quoted ^= character == "'"
@@ -89,7 +93,7 @@ def split_values(text: str) -> list[str]:
 
 
 def words_of(values: Mapping[str, object]) -> list[str]:
-    """A comparison's file as words: a list is what is varied."""
+    """The entries of a comparison file as `key=value` words; a list becomes `key=a,b,c`, which is varied."""
     return [
         f"{key}={','.join(map(_word, value)) if isinstance(value, list) else _word(value)}"
         for key, value in values.items()
@@ -101,25 +105,27 @@ def _word(value: object) -> str:
     return f"'{text}'" if "," in text and text[0] not in "[{" else text
 
 
-def in_folders_of_their_own(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs that differ in the split of a batch alone, which decides speed and memory and nothing else, get a folder
-    each. Raises UserError where two are one run."""
+def assign_folders(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with distinct folders. The recipe's digest leaves out the micro-batch, which affects only speed and
+    memory: jobs that differ in it alone get a suffix. Raises UserError if two jobs are the same run."""
     owner: dict[Path, Job] = {}
-    settled = []
+    assigned = []
     for job in jobs:
         if job.folder.resolve() in owner:
-            split = [choice for choice in job.choices if choice.startswith(_SPLIT)]
-            job = replace(job, apart=f"-{'-'.join(split).replace('=', '-')}") if split else job
+            split = [choice for choice in job.choices if choice.startswith(_SPLIT_FIELDS)]
+            job = replace(job, folder_suffix=f"-{'-'.join(split).replace('=', '-')}") if split else job
         other = owner.setdefault(job.folder.resolve(), job)
         if other is not job:
-            names = " and ".join(f"'{' '.join(one.choices)}'" for one in (other, job))
-            raise UserError(f"{names} are one run ({job.folder}): leave one out, and no output_dir= in a comparison")
-        settled.append(job)
-    return settled
+            names = " and ".join(f"'{' '.join(duplicate.choices)}'" for duplicate in (other, job))
+            raise UserError(
+                f"{names} are the same run ({job.folder}): leave one out, and do not set output_dir= in a comparison"
+            )
+        assigned.append(job)
+    return assigned
 
 
 def by_arm(jobs: Sequence[Job]) -> dict[tuple[str, ...], list[Job]]:
-    """Jobs in order, those of one arm together."""
+    """Jobs by the choices of their arm, in the given order."""
     arms: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:
         arms.setdefault(job.arm, []).append(job)
@@ -127,6 +133,6 @@ def by_arm(jobs: Sequence[Job]) -> dict[tuple[str, ...], list[Job]]:
 
 
 def seeds_first(arms: Mapping[tuple[str, ...], Sequence[Job]]) -> Iterator[Job]:
-    """One seed of every arm before the next: a comparison that is looked at early shows all of them."""
+    """Jobs in running order: the first seed of every arm, then the second, so that early results cover all arms."""
     for row in itertools.zip_longest(*arms.values()):
         yield from (job for job in row if job is not None)

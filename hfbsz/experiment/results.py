@@ -1,6 +1,6 @@
-"""What the runs of a comparison came to: read back from their folders, arm by arm, seed by seed.
+"""The results of a comparison, by arm and seed, as read from the folders of its runs.
 
-`Experiment` is all that the comparison's page, its table and its run in W&B show.
+`Experiment` holds everything that the comparison's page, its table and its W&B run show.
 """
 
 import math
@@ -18,125 +18,129 @@ from hfbsz.records.run_data import SECONDS, RunData, is_number
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of a comparison: planned, at work, or ended."""
+    """One run of a comparison: planned, running, or ended."""
 
     seed: int
     folder: Path
     state: str  # waiting | running | finished | preempted | failed | diverged
-    why: str | None = None  # why it failed or diverged, in a line
-    share: float = 0.0  # of its budget that is done, 0 to 1
-    run: RunData | None = None  # its records; None: it has none yet
-    trial: Trial | None = None  # None: it has not finished
-    best_step: int | None = None  # of the lowest validation loss (fixed part); None: none below that before training
-    best_epoch: float | None = None
-    onset_epoch: float | None = None  # of the onset of overfitting; None: none was sure
-    seconds_to_best: float | None = None  # training time until then
+    why: str | None = None  # why it failed or diverged, in one line
+    share: float = 0.0  # share of the training budget that is done, 0 to 1
+    run: RunData | None = None  # its records; None: no records yet
+    trial: Trial | None = None  # None: neither finished nor diverged
+    best_step: int | None = None  # step of the lowest validation loss (fixed part); None: no loss below the initial one
+    best_epoch: float | None = None  # epoch of that step
+    onset_epoch: float | None = None  # epoch of the onset of overfitting; None: no significant onset
+    seconds_to_best: float | None = None  # training time until best_step, s
     padding: float | None = None  # share of padding among the positions computed
-    not_better: str | None = None  # where the model is no better than before training: what is to be said of it
+    not_better: str | None = None  # if the model is no better than before training: a phrase that says so
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of it is left to run."""
+        """Whether the run finished, failed or diverged; a preempted run has not ended."""
         return self.state in ("finished", "failed", "diverged")
 
     @property
     def loss(self) -> float | None:
-        """Validation loss of the model that a finished run keeps, nats/target; NaN of a run that diverged."""
+        """Validation loss of the saved model, nats/target; NaN if the run diverged, None if it has not ended."""
         if self.run is None or self.state not in ("finished", "diverged"):
             return None
-        kept = kept_of(self.run)
-        return kept.loss if kept is not None else None
+        evaluation = kept_of(self.run)
+        return evaluation.loss if evaluation is not None else None
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm over its seeds. `words` says it as it was asked for (`batch.size=16 scaling.rule=sqrt`)."""
+    """The runs of one arm. `words`: the arm's choices as requested (`batch.size=16 scaling.rule=sqrt`)."""
 
     words: str
-    arm: Arm | None  # None: no run of it has begun, so its numbers are not known
+    arm: Arm | None  # None: no run of the arm has a plan yet, so its numbers are unknown
     outcomes: tuple[Outcome, ...]
-    tried: tuple["Tried", ...] = ()  # of a tuned arm: what was tried for it, in ascending order
+    tried: tuple["TriedValue", ...] = ()  # of a tuned arm, in ascending order of value
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
+        """The runs that failed."""
         return tuple(outcome for outcome in self.outcomes if outcome.state == "failed")
 
     @property
     def diverged(self) -> tuple[Outcome, ...]:
+        """The runs that diverged."""
         return tuple(outcome for outcome in self.outcomes if outcome.state == "diverged")
 
     @property
     def trials(self) -> tuple[Trial, ...]:
+        """The trials of the runs that finished or diverged."""
         return tuple(outcome.trial for outcome in self.outcomes if outcome.trial is not None)
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedValue:
     """One value of a tuned field, on the tuning seed."""
 
-    value: float  # as the recipe has it, at its reference batch
-    loss: float | None  # of the kept model, validation, nats/target; None: failed or not finished; infinite: diverged
+    value: float  # as set in the recipe, at its reference batch
+    loss: float | None  # validation loss of the saved model, nats/target; None: failed or not finished; inf: diverged
     chosen: bool = False
     outcome: Outcome | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A comparison as it stands."""
+    """The current state of a comparison."""
 
     name: str
-    command: str  # which brings it about, and goes on with it
+    command: str  # starts and resumes the comparison
     task: str
     folder: Path
     arms: tuple[ArmResult, ...]
     tuned: str | None = None  # the field that was tuned, such as optim.lr
     findings: tuple[Finding, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()  # every arm against the baseline, in the kept model's loss
+    comparisons: tuple[Comparison, ...] = ()  # every arm against the baseline, in the saved model's loss
     baseline: Arm | None = None
-    target: float | None = None  # loss to which steps and seconds are counted, nats/target
-    notes: tuple[str, ...] = ()  # what a reader must know: mismatches, runs left out, several at a time
-    seconds_left: float | None = None  # None: not known
+    target: float | None = None  # loss for steps and seconds to target, nats/target
+    notes: tuple[str, ...] = ()  # caveats for the reader: mismatches, runs left out, parallel runs
+    seconds_left: float | None = None  # None: unknown
     jobs: int = 1  # runs at a time
-    effects: tuple[Effect, ...] = ()  # of a 2 × 2, in the kept model's loss
-    before: tuple[ArmResult, ...] = ()  # runs that come before the arms: the pretraining of what is fine-tuned
-    planned: int = 0  # runs in all, those included whose numbers a search has yet to find
-    finished: bool = False  # nothing is left to run, whether or not all of it went well
+    effects: tuple[Effect, ...] = ()  # of a 2 × 2 design, in the saved model's loss
+    pretraining: tuple[ArmResult, ...] = ()  # runs whose models the arms fine-tune
+    planned: int = 0  # number of runs, including those whose tuned value is not known yet
+    finished: bool = False  # no run is left to do; some may have failed
 
     @property
     def page(self) -> Path:
+        """The path of the HTML page."""
         return self.folder / "report.html"
 
     @property
-    def distinct(self) -> tuple[ArmResult, ...]:
-        """Arms whose runs are not those of an arm before: where the recipe's own rate was best, the tuned arm is the
-        rule's, and no test is to count it twice."""
-        first: dict[frozenset[Path], ArmResult] = {}
+    def distinct_arms(self) -> tuple[ArmResult, ...]:
+        """Arms without repeated sets of runs: if the recipe's own rate is best, the tuned arm equals the arm of the
+        rule, and must not be tested twice."""
+        by_folders: dict[frozenset[Path], ArmResult] = {}
         for result in self.arms:
-            first.setdefault(frozenset(outcome.folder for outcome in result.outcomes), result)
-        return tuple(first.values())
+            by_folders.setdefault(frozenset(outcome.folder for outcome in result.outcomes), result)
+        return tuple(by_folders.values())
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
-        """Every run once, those of tuning too."""
-        results = (*self.before, *self.arms)
-        tried = [one.outcome for result in results for one in result.tried if one.outcome is not None]
+        """Every run once, including pretraining and tuning."""
+        results = (*self.pretraining, *self.arms)
+        tried = [tried.outcome for result in results for tried in result.tried if tried.outcome is not None]
         every = [*(outcome for result in results for outcome in result.outcomes), *tried]
         return tuple({outcome.folder: outcome for outcome in every}.values())
 
 
 def rows(experiment: Experiment) -> list[dict[str, Any]]:
-    """A row for every arm: mean and standard deviation over seeds, as plain data."""
+    """One row per arm as plain data: mean and standard deviation of the loss (nats/target) over seeds, and others."""
     return [_row(result) for result in experiment.arms]
 
 
 def _row(result: ArmResult) -> dict[str, Any]:
     trials = result.trials
     losses = [trial.final_loss for trial in trials if trial.final_loss is not None]
-    last = [outcome.run for outcome in result.outcomes if outcome.run is not None and outcome.trial is not None]
-    kept = [one.values for one in map(kept_of, last) if one is not None]
-    bits = [values["bits_per_byte"] for values in kept if is_number(values.get("bits_per_byte"))]
+    runs = [outcome.run for outcome in result.outcomes if outcome.run is not None and outcome.trial is not None]
+    evaluations = [evaluation.values for evaluation in map(kept_of, runs) if evaluation is not None]
+    bits = [values["bits_per_byte"] for values in evaluations if is_number(values.get("bits_per_byte"))]
     finite = bool(losses) and all(map(math.isfinite, losses))
-    seconds = [longest for longest in (run.largest(SECONDS) for run in last) if longest is not None]
+    seconds = [duration for duration in (run.largest(SECONDS) for run in runs) if duration is not None]
     return {
         "choices": result.words,
         "tuned": result.arm is not None and result.arm.tuned,

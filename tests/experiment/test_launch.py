@@ -1,4 +1,4 @@
-"""What becomes of runs that are at work, fail or have finished, without starting any."""
+"""The launcher with runs that are active, fail or have finished, without training any."""
 
 import json
 import sys
@@ -24,9 +24,9 @@ def job(tmp_path, monkeypatch) -> Job:
     return job
 
 
-def launcher_of(code: str, tmp_path, told: list) -> Launcher:
+def launcher_of(code: str, tmp_path, results: list) -> Launcher:
     (tmp_path / "pretrain.py").write_text(code)
-    return Launcher([sys.executable], 1, lambda job, ended: told.append(ended), False, tmp_path)
+    return Launcher([sys.executable], 1, lambda job, result: results.append(result), False, tmp_path)
 
 
 def finish(job: Job, duration: str | None = None, state: str = "finished") -> None:
@@ -35,48 +35,48 @@ def finish(job: Job, duration: str | None = None, state: str = "finished") -> No
     write_text(job.folder / "status.json", json.dumps({"state": state}))
 
 
-def test_an_orphan_is_waited_for_and_keeps_its_checkpoints_where_the_wait_is_ended(job, tmp_path):
-    told = []
-    launcher = launcher_of("raise SystemExit(3)", tmp_path, told)
-    with FileLock(job.folder / ".lock"):  # a run that a killed comparison has left at work
+def test_the_launcher_waits_for_an_orphan_and_leaves_its_checkpoints_if_it_is_stopped(job, tmp_path):
+    results = []
+    launcher = launcher_of("raise SystemExit(3)", tmp_path, results)
+    with FileLock(job.folder / ".lock"):  # a run that a killed comparison left active
         thread = threading.Thread(target=launcher.run, args=([job],))
         thread.start()
         time.sleep(0.3)
-        assert job.folder in launcher.at_work and not told
+        assert job.folder in launcher.running and not results
         launcher.stop()
         thread.join(10)
-    assert not thread.is_alive() and not told and (job.folder / "checkpoint-4").is_dir()
+    assert not thread.is_alive() and not results and (job.folder / "checkpoint-4").is_dir()
 
 
 def test_an_orphan_that_finishes_is_not_run_again(job, tmp_path):
-    told = []
-    launcher = launcher_of("raise SystemExit(3)", tmp_path, told)
+    results = []
+    launcher = launcher_of("raise SystemExit(3)", tmp_path, results)
     with FileLock(job.folder / ".lock"):
         thread = threading.Thread(target=launcher.run, args=([job],))
         thread.start()
         time.sleep(0.3)
         finish(job)
     thread.join(10)
-    assert told == ["finished"] and not (job.folder / "checkpoint-4").exists()
+    assert results == ["finished"] and not (job.folder / "checkpoint-4").exists()
 
 
-def test_a_run_of_another_duration_is_not_taken_for_this_one(job, tmp_path):
-    told = []
+def test_a_finished_run_of_another_duration_is_run(job, tmp_path):
+    results = []
     finish(job, duration="7 steps")
-    launcher_of("print('error: no such thing'); raise SystemExit(3)", tmp_path, told).run([job])
-    assert told == [f"failed: no such thing ({job.log})"] and (job.folder / "checkpoint-4").is_dir()
+    launcher_of("print('error: no such thing'); raise SystemExit(3)", tmp_path, results).run([job])
+    assert results == [f"failed: no such thing ({job.log})"] and (job.folder / "checkpoint-4").is_dir()
 
 
 def test_a_finished_run_is_not_started_and_its_checkpoints_stay(job, tmp_path):
-    told = []
+    results = []
     finish(job)
-    launcher_of("raise SystemExit(3)", tmp_path, told).run([job])
-    assert told == ["finished earlier"] and (job.folder / "checkpoint-4").is_dir()
+    launcher_of("raise SystemExit(3)", tmp_path, results).run([job])
+    assert results == ["finished earlier"] and (job.folder / "checkpoint-4").is_dir()
 
 
-def test_a_run_that_diverged_is_told_of_and_not_run_again(job, tmp_path):
-    told = []
-    launcher = launcher_of("raise SystemExit(3)", tmp_path, told)
+def test_a_run_that_diverged_is_reported_and_not_run_again(job, tmp_path):
+    results = []
+    launcher = launcher_of("raise SystemExit(3)", tmp_path, results)
     finish(job, state="diverged")
     launcher.run([job])
-    assert told == [f"diverged earlier: to run it again, delete {job.folder}"] and not launcher.failures
+    assert results == [f"diverged earlier: to run it again, delete {job.folder}"] and not launcher.failures

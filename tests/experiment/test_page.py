@@ -1,4 +1,4 @@
-"""The page of a comparison: it says what the runs bear and no more, at every stage, and needs no network."""
+"""The page of a comparison: its conclusions are those of the tests, at every stage, and it needs no network."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from made import (
+from synthetic_experiments import (
     full_sample,
     make_arm,
     make_experiment,
@@ -23,7 +23,7 @@ from made import (
 )
 
 from hfbsz.experiment.page.page import render
-from hfbsz.experiment.page.verdict import arm_names, what_came_out
+from hfbsz.experiment.page.verdict import arm_names, conclusions
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.statistics.beliefs import BELIEFS
 from hfbsz.experiment.statistics.factorial import effects
@@ -32,7 +32,7 @@ from hfbsz.experiment.statistics.trials import Arm, Trial
 
 
 def text_of(page: str) -> str:
-    """What a person reads outside the figures, in one line."""
+    """The text outside the figures, in one line."""
     bare = re.sub(r"<(svg|style)\b.*?</\1>", "", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", bare))
 
@@ -47,34 +47,35 @@ def rows_of(page: str, title: str) -> list[list[str]]:
 
 
 def from_trials(trials: list[Trial], **changes) -> Experiment:
-    """A finished comparison of which the trials are all that is known."""
+    """A finished comparison with these trials and no records."""
     arms = {arm: [trial for trial in trials if trial.arm == arm] for arm in dict.fromkeys(t.arm for t in trials)}
     results = tuple(
         ArmResult(
             f"arm={number}",
             arm,
             tuple(
-                Outcome(one.seed, Path(f"runs/{number}-{one.seed}"), "finished", share=1.0, trial=one) for one in ours
+                Outcome(trial.seed, Path(f"runs/{number}-{trial.seed}"), "finished", share=1.0, trial=trial)
+                for trial in arm_trials
             ),
         )
-        for number, (arm, ours) in enumerate(arms.items())
+        for number, (arm, arm_trials) in enumerate(arms.items())
     )
     return make_experiment(results, **changes)
 
 
-def losses(*arms: list[float]) -> Experiment:
-    """Batches 8, 16, 32, … whose seeds ended at these losses, nats/target."""
+def with_losses(*arms: list[float]) -> Experiment:
+    """A comparison of batches 8, 16, 32, … with the final losses of their seeds, nats/target."""
     return from_trials(
         [
-            Trial(Arm(8 * 2**place, 1e-3, 8), seed, final_loss=loss)
-            for place, several in enumerate(arms)
-            for seed, loss in enumerate(several)
+            Trial(Arm(8 * 2**index, 1e-3, 8), seed, final_loss=loss)
+            for index, arm_losses in enumerate(arms)
+            for seed, loss in enumerate(arm_losses)
         ]
     )
 
 
-def said(experiment: Experiment) -> str:
-    return " ".join(what_came_out(experiment, arm_names(experiment.arms)))
+def conclusions_of(experiment: Experiment) -> str:
+    return " ".join(conclusions(experiment, arm_names(experiment.arms)))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,8 @@ def test_page_is_self_contained(full: str) -> None:
 
 
 def test_the_same_comparison_gives_the_same_bytes(full: str) -> None:
-    code = "from made import full_sample; from hfbsz.experiment.page.page import render; import hashlib; "
+    code = "import hashlib; from synthetic_experiments import full_sample; "
+    code += "from hfbsz.experiment.page.page import render; "
     code += "print(hashlib.sha256(render(full_sample()).encode()).hexdigest())"
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "experiment")))
     hashes = {
@@ -111,12 +113,12 @@ def test_the_same_comparison_gives_the_same_bytes(full: str) -> None:
     assert len(hashes) == 1
 
 
-def test_it_loads_itself_anew_only_while_runs_are_open(full: str, unfinished: str) -> None:
+def test_the_page_reloads_only_while_runs_are_left(full: str, unfinished: str) -> None:
     assert '<meta http-equiv="refresh" content="15">' in unfinished
     assert "refresh" not in full
 
 
-def test_progress_says_how_far_every_run_is(unfinished: str) -> None:
+def test_progress_of_every_run(unfinished: str) -> None:
     text = text_of(unfinished)
     assert "13 of 36 runs done, 37 % of the work; time left: 1 h 11 min; 2 runs at a time" in text
     assert "8 sequences · rule sqrt seed 0 ✓ seed 1 45 % seed 2 ‖ at 20 %" in text.replace("\u00a0", " ")
@@ -128,102 +130,104 @@ def test_failed_runs_are_named_with_their_reason_and_the_rest_is_shown(full: str
     text = text_of(full).replace("\u00a0", " ")
     assert "finished, 3 runs failed" in text
     assert "64 sequences · rule sqrt , seed 0, seed 1, seed 2: failed: out of memory" in text
-    assert len(rows_of(full, "The arms")) == 12
+    assert len(rows_of(full, "Arms")) == 12
 
 
-def test_table_says_what_was_measured(full: str) -> None:
+def test_table_of_measurements(full: str) -> None:
     sample = full_sample()
-    heads = text_of(section_of(full, "The arms").split("</thead>")[0])
-    row = rows_of(full, "The arms")[9]  # 16 sequences, tuned
-    quality = [trial.final_loss for trial in sample.arms[9].trials if trial.final_loss is not None]
+    heads = text_of(section_of(full, "Arms").split("</thead>")[0])
+    row = rows_of(full, "Arms")[9]  # 16 sequences, tuned
+    losses = [trial.final_loss for trial in sample.arms[9].trials if trial.final_loss is not None]
     for unit in ("sequences", "nats/target", "epoch, median", "s, median", "% of positions", "tokens/s", "GiB"):
         assert unit in heads
-    assert f"{np.mean(quality):.4f} ± {np.std(quality, ddof=1):.4f}" in " ".join(row)
+    assert f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}" in " ".join(row)
     assert "tuned" in " ".join(row) and "0.0014" in " ".join(row)
-    assert all(cell.endswith("–") for cell in rows_of(full, "The arms")[7][5:])  # its runs failed
+    assert all(cell.endswith("–") for cell in rows_of(full, "Arms")[7][5:])  # its runs failed
 
 
-def test_what_no_arm_measured_has_neither_column_nor_picture() -> None:
-    page = render(losses([4.1, 4.2, 4.3], [4.2, 4.3, 4.5]))
-    heads = text_of(section_of(page, "The arms").split("</thead>")[0])
-    assert "Quality" in heads
-    assert not any(word in heads for word in ("Accuracy", "Gap", "Onset", "Padding", "Speed", "Peak memory"))
-    assert page.count("<figure ") == 2 and "Along the runs" not in page  # quality and the forest
+def test_a_measure_that_no_arm_has_has_neither_column_nor_figure() -> None:
+    page = render(with_losses([4.1, 4.2, 4.3], [4.2, 4.3, 4.5]))
+    heads = text_of(section_of(page, "Arms").split("</thead>")[0])
+    assert "Loss" in heads
+    assert not any(word in heads for word in ("Accuracy", "gap", "Onset", "Padding", "Speed", "Peak memory"))
+    assert page.count("<figure ") == 2 and "Learning curves" not in page  # loss by batch and the forest plot
 
 
-def test_a_clear_lead_is_borne_out_by_the_tests() -> None:
-    text = said(losses([4.10, 4.20, 4.30, 4.25], [4.20, 4.31, 4.40, 4.35], [4.301, 4.40, 4.502, 4.45]))
-    assert "8 sequences, 4.2125 nats/target over 4 seeds, 0.1025 below the next, 16 sequences" in text
-    assert "Paired tests bear it against every other arm" in text
+def test_a_significant_lead() -> None:
+    text = conclusions_of(with_losses([4.10, 4.20, 4.30, 4.25], [4.20, 4.31, 4.40, 4.35], [4.301, 4.40, 4.502, 4.45]))
+    assert "8 sequences, 4.2125 nats/target over 4 seeds, 0.1025 below" in text
+    assert "significantly lower than both other arms" in text and "not decided" not in text
+    assert "paired t-tests on 4 seeds, Holm over 3 pairs of arms, family-wise error rate 5 %" in text
 
 
-def test_a_lead_of_chance_is_no_lead() -> None:
-    text = said(losses([4.10, 4.25, 4.30], [4.20, 4.20, 4.28]))
-    assert "no arm is surely better" in text and "bear it against" not in text
+def test_a_lead_by_chance_is_not_significant() -> None:
+    text = conclusions_of(with_losses([4.10, 4.25, 4.30], [4.20, 4.20, 4.28]))
+    assert "No difference between arms is significant" in text and "not decided" in text
 
 
-def test_a_best_arm_that_beats_only_some_is_not_the_best() -> None:
-    text = said(losses([4.10, 4.21, 4.30, 4.25], [4.11, 4.20, 4.31, 4.25], [4.601, 4.71, 4.803, 4.75]))
-    assert "No arm is surely the best" in text and "beats 1 of the 2 others" in text and "but not 16 sequences" in text
+def test_an_arm_that_beats_only_some_is_not_the_best() -> None:
+    text = conclusions_of(with_losses([4.10, 4.21, 4.30, 4.25], [4.11, 4.20, 4.31, 4.25], [4.601, 4.71, 4.803, 4.75]))
+    assert "1 of the 2 other arms" in text and "but not than 16 sequences" in text and "not decided" in text
 
 
-def test_two_seeds_bear_nothing() -> None:
-    assert "fewer than 3 shared seeds: no arm is surely better" in said(losses([4.0, 4.1], [5.0, 5.1]))
+def test_two_seeds_decide_nothing() -> None:
+    text = conclusions_of(with_losses([4.0, 4.1], [5.0, 5.1]))
+    assert "fewer than 3 shared seeds" in text and "not decided" in text
 
 
-def test_arms_with_fewer_or_diverged_seeds_do_not_win() -> None:
-    text = said(losses([4.2, 4.3, 4.4], [4.3, 4.45, 4.5], [3.0], [3.0, 3.1, math.nan]))
-    assert "kept model: 8 sequences" in text
-    assert "Not ranked, for seeds that diverged or have not finished: 32 sequences, 64 sequences." in text
+def test_arms_with_fewer_or_diverged_seeds_are_not_ranked() -> None:
+    text = conclusions_of(with_losses([4.2, 4.3, 4.4], [4.3, 4.45, 4.5], [3.0], [3.0, 3.1, math.nan]))
+    assert "saved model: 8 sequences" in text
+    assert text.endswith("unfinished seeds: 32 sequences, 64 sequences.")
 
 
-def test_a_diverged_comparison_ranks_nothing() -> None:
-    page = render(losses([math.nan, 4.2, 4.3], [4.3, math.inf, 4.5]))
-    assert "Nothing can be ranked" in text_of(page) and "lowest mean" not in page
+def test_a_diverged_comparison_has_no_ranking() -> None:
+    page = render(with_losses([math.nan, 4.2, 4.3], [4.3, math.inf, 4.5]))
+    assert "No ranking" in text_of(page) and "lowest mean" not in page
 
 
 def test_runs_of_several_settings_are_not_ranked() -> None:
-    experiment = losses([4.2, 4.3, 4.4], [4.3, 4.45, 4.5])
-    odd = experiment.arms[1]
-    trial = odd.outcomes[0].trial
+    experiment = with_losses([4.2, 4.3, 4.4], [4.3, 4.45, 4.5])
+    first, second = experiment.arms
+    trial = second.outcomes[0].trial
     assert trial is not None
-    outcomes = (replace(odd.outcomes[0], trial=replace(trial, setting="other data")), *odd.outcomes[1:])
-    mixed = replace(experiment, arms=(experiment.arms[0], replace(odd, outcomes=outcomes)))
-    assert "differ in more than" in said(mixed)
+    outcomes = (replace(second.outcomes[0], trial=replace(trial, setting="other data")), *second.outcomes[1:])
+    mixed = replace(experiment, arms=(first, replace(second, outcomes=outcomes)))
+    assert "differ in more than" in conclusions_of(mixed)
     assert "differ in more than" in text_of(render(mixed))
 
 
-def test_diverged_runs_are_said_and_not_drawn() -> None:
-    page = render(losses([4.2, 4.3, 4.4], [4.3, math.nan, 4.5], [math.inf, math.inf, math.inf]))
-    assert "diverged 1 of 3 seeds" in " ".join(rows_of(page, "The arms")[1])
-    assert "diverged 3 of 3 seeds" in " ".join(rows_of(page, "The arms")[2])
-    assert "4 runs diverged" in section_of(page, "Over batch size")
-    assert "1 of 3 seeds diverged: no test" in text_of(section_of(page, "Paired tests"))
+def test_diverged_runs_are_reported_and_not_drawn() -> None:
+    page = render(with_losses([4.2, 4.3, 4.4], [4.3, math.nan, 4.5], [math.inf, math.inf, math.inf]))
+    assert "diverged 1 of 3 seeds" in " ".join(rows_of(page, "Arms")[1])
+    assert "diverged 3 of 3 seeds" in " ".join(rows_of(page, "Arms")[2])
+    assert "4 runs diverged" in section_of(page, "By batch size")
+    assert "not tested: 1 of 3 seeds diverged" in text_of(section_of(page, "Paired tests"))
     assert not re.search(r"\b(nan|inf)\b", re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL), re.IGNORECASE)
 
 
 def test_paired_tests_show_what_was_tested() -> None:
-    experiment = losses([4.10, 4.20, 4.30, 4.25], [4.20, 4.31, 4.40, 4.35])
-    found = experiment.comparisons[0]
+    experiment = with_losses([4.10, 4.20, 4.30, 4.25], [4.20, 4.31, 4.40, 4.35])
+    contrast = experiment.comparisons[0].contrast
     row = " ".join(rows_of(render(experiment), "Paired tests")[0])
-    assert f"{found.contrast.mean:+.3f}" in row
-    assert f"{found.contrast.low:+.3f} to {found.contrast.high:+.3f}" in row
-    assert f"{found.contrast.effect:+.2f}" in row and f"{found.contrast.sign_flip_p:.3g}" in row
-    assert "surely higher" in row
+    assert f"{contrast.mean:+.3f}" in row
+    assert f"{contrast.low:+.3f} to {contrast.high:+.3f}" in row
+    assert f"{contrast.effect:+.2f}" in row and f"{contrast.sign_flip_p:.3g}" in row
+    assert "significantly higher" in row
 
 
-def test_every_belief_has_its_verdict_in_words_and_what_it_needs() -> None:
+def test_every_belief_has_its_verdict_its_measurements_and_what_it_needs() -> None:
     experiment = from_trials(world(Design(), True, np.random.default_rng(1)))
     beliefs = section_of(render(experiment), "Common beliefs")
     assert beliefs.count('class="belief"') == len(BELIEFS)
     for finding, part in zip(experiment.findings, beliefs.split('class="belief"')[1:], strict=True):
         text = text_of(part)
         assert finding.verdict in text and finding.source in text
-        assert finding.sentence in text
-    few = render(losses([4.1], [4.2]))
-    text = text_of(section_of(few, "Common beliefs"))
-    assert text.count("not enough runs") == len(BELIEFS)
-    assert all(f"Needed: {belief.needs}." in re.sub(" +", " ", text) for belief in BELIEFS.values())
+        assert finding.measured and finding.measured in text
+    few = section_of(render(with_losses([4.1], [4.2])), "Common beliefs")
+    assert few.count('class="belief-verdict not-decided"') == len(BELIEFS)
+    text = text_of(few)
+    assert all(f"{belief.needs}." in text for belief in BELIEFS.values())
 
 
 def test_every_axis_has_a_unit_and_every_picture_a_caption(full: str) -> None:
@@ -237,67 +241,67 @@ def test_every_axis_has_a_unit_and_every_picture_a_caption(full: str) -> None:
 
 
 def test_curves_have_a_legend_by_arm(full: str) -> None:
-    legend = section_of(full, "Along the runs").split("</ul>")[0]
+    legend = section_of(full, "Learning curves").split("</ul>")[0]
     text = text_of(legend).replace("\u00a0", " ")
     for family in ("rule none", "rule sqrt", "rule sqrt · rate tuned"):
         assert f"{family} 8 sequences 16 sequences 32 sequences 64 sequences" in text
-    curves = section_of(full, "Along the runs").split("<figure ")[1].split("</svg>")[0]
+    curves = section_of(full, "Learning curves").split("<figure ")[1].split("</svg>")[0]
     assert all(colour in curves for colour in set(re.findall(r'stroke="(#\w+)"', legend)))
 
 
-def test_tuning_says_what_diverged(full: str) -> None:
+def test_tuning_reports_diverged_runs(full: str) -> None:
     figure = next(part for part in full.split("<figure ") if "<h3>Tuning optim.lr</h3>" in part)
     assert "1 run diverged" in figure and "0.00025" in figure
 
 
-def test_runs_before_the_arms_and_runs_to_be_found_count() -> None:
+def test_pretraining_and_runs_that_are_not_known_yet_count() -> None:
     pretraining = ArmResult("batch.size=256", None, (Outcome(0, Path("runs/p"), "failed", why="no space left"),))
-    sample = replace(unfinished_sample(), before=(pretraining,), planned=50)
+    sample = replace(unfinished_sample(), pretraining=(pretraining,), planned=50)
     text = text_of(render(sample))
     assert "14 of 50 runs done, 29 % of the work" in text
     assert "batch.size=256 , seed 0: failed: no space left" in text
 
 
-def test_variants_are_told_apart() -> None:
+def test_variants_have_distinct_names() -> None:
     arms = [Arm(batch, 1e-3, 8, variant=f"model.path={base}") for base in ("a", "b") for batch in (8, 16)]
     trials = [Trial(arm, seed, final_loss=4.0 + seed / 10) for arm in arms for seed in range(3)]
     experiment = from_trials(trials)
     assert "8 sequences · model.path=a" in arm_names(experiment.arms)["arm=0"].replace("\u00a0", " ")
-    assert "model.path=b · rule none" in section_of(render(experiment), "Over batch size")
+    assert "model.path=b · rule none" in section_of(render(experiment), "By batch size")
 
 
 def test_zero_finished_runs() -> None:
     waiting = [Outcome(seed, Path(f"runs/{seed}"), "waiting") for seed in range(3)]
     page = render(make_experiment((ArmResult("batch.size=8", None, tuple(waiting)),)))
     text = text_of(page)
-    assert "No run has finished yet" in text and "0 of 3 runs done" in text and "not known" in text
-    assert "no run has begun" in text and "Nothing is tested yet" in text
+    assert "no run has finished" in text and "0 of 3 runs done" in text and "time left: unknown" in text
+    assert "no run has started" in text and "No tests yet" in text
 
 
 def test_one_arm_of_one_seed() -> None:
     page = render(make_experiment((make_result(16, "sqrt", seeds=1),)))
-    assert "there is no other arm to compare it with." in text_of(page)
-    assert "1 seed" in " ".join(rows_of(page, "The arms")[0])
+    assert "no other arm" in text_of(page)
+    assert "1 seed" in " ".join(rows_of(page, "Arms")[0])
     assert "lowest mean" not in page
 
 
-def test_first_evaluation_is_enough_for_a_curve() -> None:
+def test_one_evaluation_is_enough_for_a_curve() -> None:
     arm = make_arm(16, "none")
     outcome = make_outcome(arm, 0, share=0.03)
     page = render(make_experiment((ArmResult("batch.size=16", arm, (outcome,)),)))
     assert "Validation loss over tokens seen" in page
 
 
-def test_growing_batches_and_unknown_micro_batches() -> None:
+def test_growing_batches_and_variable_micro_batches() -> None:
     ramp = Arm(64, 4e-3, None, rule="sqrt", start=8, ramp="doubling:75%")
     trials = [Trial(arm, seed, final_loss=4.0 + seed / 10) for arm in (Arm(64, 4e-3, 8), ramp) for seed in range(3)]
     page = render(from_trials(trials))
-    text = " ".join(rows_of(page, "The arms")[1])
+    text = " ".join(rows_of(page, "Arms")[1])
     assert "8 → 64 sequences (doubling:75%)" in text and "None" not in page
-    assert "a growing batch stands at its largest" in page
+    assert "a growing batch is drawn at" in page
 
 
-def test_24_arms_are_told_apart() -> None:
+def test_24_arms_have_distinct_names_and_lines() -> None:
     arms = tuple(
         ArmResult(f"batch.size={batch} optim.lr={rate}", arm, (make_outcome(arm, 0),))
         for batch in (8, 16, 32)
@@ -305,12 +309,12 @@ def test_24_arms_are_told_apart() -> None:
         for arm in [make_arm(batch, "none", learning_rate=rate * 1e-3)]
     )
     names = arm_names(arms)
-    legend = section_of(render(make_experiment(arms, findings=(), comparisons=())), "Along the runs").split("</ul>")[0]
+    legend = section_of(render(make_experiment(arms, findings=(), comparisons=())), "Learning curves").split("</ul>")[0]
     assert len(set(names.values())) == 24
     assert len(set(re.findall(r'stroke="(#\w+)" stroke-width="3" stroke-dasharray="([^"]*)"', legend))) == 24
 
 
-def test_words_of_users_are_escaped() -> None:
+def test_user_input_is_escaped() -> None:
     arm = make_arm(16, "none")
     failed = Outcome(0, Path("runs/x"), "failed", why="<b>$no$</b> & more")
     page = render(make_experiment((ArmResult(words_of(16, "none"), arm, (failed,)),), command="run 'a<b>'"))
@@ -321,10 +325,10 @@ def test_a_run_that_diverges_ends_its_curve() -> None:
     arm = make_arm(16, "none")
     good = make_outcome(arm, 0)
     run = make_run(arm, 1)
-    records = tuple(r | {"eval/loss": math.nan} if place > 20 else r for place, r in enumerate(run.records))
+    records = tuple(r | {"eval/loss": math.nan} if index > 20 else r for index, r in enumerate(run.records))
     lost = replace(make_outcome(arm, 1), run=replace(run, records=records))
     page = render(make_experiment((ArmResult("batch.size=16", arm, (good, lost)),)))
-    assert "1 run diverged: the curve ends there" in page
+    assert "1 run diverged" in page
 
 
 def test_a_two_by_two_shows_main_effects_and_interaction():
@@ -337,7 +341,7 @@ def test_a_two_by_two_shows_main_effects_and_interaction():
         for seed in range(3)
     ]
     page = render(from_trials(trials, effects=tuple(effects(trials))))
-    rows = section_of(page, "Paired tests").split("Two by two</h3>")[1]
+    rows = section_of(page, "Paired tests").split("(2 × 2)</h3>")[1]
     assert rows.count("<tr><th scope") == 3 and "batch 64 − 8 sequences" in rows and "interaction" in rows
-    assert "surely higher" in rows
-    assert "Two by two" not in render(from_trials(trials[:6]))
+    assert "significantly higher" in rows
+    assert "(2 × 2)" not in render(from_trials(trials[:6]))

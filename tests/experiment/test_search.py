@@ -1,4 +1,4 @@
-"""Tuned numbers: which values are tried, and when the search ends."""
+"""The search for a tuned value: which values are tried, and when it ends."""
 
 import math
 
@@ -6,7 +6,7 @@ from hfbsz.experiment import search
 
 
 def follow(best: float, middle: float, count: int) -> dict[float, float]:
-    """A search over a loss that is lowest at `best`."""
+    """The losses of a search over a loss that is lowest at `best`."""
 
     def loss(value: float) -> float:
         return math.log(value / best) ** 2
@@ -17,7 +17,7 @@ def follow(best: float, middle: float, count: int) -> dict[float, float]:
     return losses
 
 
-def test_values_lie_around_the_recipes_own():
+def test_first_values_are_centred_on_the_recipes_value():
     assert search.first_values(1e-4, 5) == [2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4]
     assert search.first_values(3e-3, 3) == [1.5e-3, 3e-3, 6e-3]
 
@@ -27,7 +27,7 @@ def test_a_best_inside_ends_the_search():
     assert len(losses) == 5 and search.best_value(losses) == 1e-4 and search.is_inside(losses)
 
 
-def test_the_search_goes_on_beyond_the_end_at_which_the_best_lies():
+def test_the_search_is_extended_beyond_the_end_that_is_best():
     for best in (8e-4, 1.2e-5):
         losses = follow(best, middle=1e-4, count=5)
         assert 5 < len(losses) <= 8 and search.is_inside(losses)
@@ -42,5 +42,5 @@ def test_a_search_that_does_not_end_is_not_called_tuned():
 def test_diverged_and_failed_values_are_never_the_best():
     losses = {1e-4: 0.6, 2e-4: 0.5, 4e-4: math.inf, 8e-4: None}
     assert search.best_value(losses) == 2e-4 and search.is_inside(losses)
-    assert not search.is_inside({1e-4: 0.6, 2e-4: 0.5, 4e-4: None})  # a full disk does not make a rate too high
+    assert not search.is_inside({1e-4: 0.6, 2e-4: 0.5, 4e-4: None})  # a full disk does not show that a rate is too high
     assert search.best_value({1e-4: None}) is None and search.next_value({1e-4: None}, 3) is None

@@ -1,4 +1,4 @@
-"""The dashboard's specification, built offline; what saving it sends, to a server on loopback; and its refusals."""
+"""The dashboard: its specification built offline, saving it to a server on loopback, and its errors."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from hfbsz.report.wandb.dashboard import TOPICS, Panel, Place, Topic, specificat
 
 TOKENS = "train/num_input_tokens_seen"
 SCRIPT = str(ROOT / "scripts" / "dashboard.py")
-ASKED = {
+EXPECTED = {
     "Quality over tokens": {"eval/loss", "eval/bits_per_byte", "eval/perplexity", "train/loss"},
     "Quality at the end": {"full/loss", "full/bits_per_byte", "full/accuracy", "last/loss"},
     "Batch and rate": {
@@ -39,7 +39,7 @@ HOSTILE = "it's a \"g\" = <1e-3> \\ and State == 'x' + é🚀" + "x" * 200
 
 
 def dashboard(place: Path, *words: str, before: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """The script, where nothing of the user's W&B is known and nobody is there to answer."""
+    """Run the script without the user's W&B settings and without standard input."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     clean |= {"HOME": str(place), "NETRC": str(place / "netrc"), "NO_PROXY": "*", "no_proxy": "*"}
     code = f"import runpy, sys; {before}sys.argv[0] = {SCRIPT!r}; runpy.run_path({SCRIPT!r}, run_name='__main__')"
@@ -65,7 +65,7 @@ def grids(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def runsets(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of the view and of every grid of the report."""
+    """The run sets of the view and of every grid of the report."""
     return [
         *spec["workspace"]["spec"]["section"]["runSets"],
         *(sets for grid in grids(spec) for sets in grid["runSets"]),
@@ -74,40 +74,40 @@ def runsets(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_sections_and_their_metrics(spec: dict[str, Any]) -> None:
     drawn = {name: {m for panel in panels for m in panel["metrics"]} for name, panels in sections(spec).items()}
-    assert list(drawn) == list(ASKED)
-    for name, asked in ASKED.items():
-        assert asked <= drawn[name] <= METRICS.keys()
+    assert list(drawn) == list(EXPECTED)
+    for name, expected in EXPECTED.items():
+        assert expected <= drawn[name] <= METRICS.keys()
     assert drawn["Throughput"] == {metric for metric in METRICS if metric.startswith("perf/")}
 
 
-def test_every_panel_is_over_tokens_and_says_its_units(spec: dict[str, Any]) -> None:
+def test_every_panel_is_over_tokens_and_has_units(spec: dict[str, Any]) -> None:
     drawn = [panel for panels in sections(spec).values() for panel in panels]
-    once = [panel for panel in drawn if panel["metrics"][0].startswith(("full/", "last/"))]  # bars: one number a run
-    assert len(once) == 4 and all("xAxis" not in panel for panel in once)
-    for panel in (panel for panel in drawn if panel not in once):
+    bars = [panel for panel in drawn if panel["metrics"][0].startswith(("full/", "last/"))]  # one number per run
+    assert len(bars) == 4 and all("xAxis" not in panel for panel in bars)
+    for panel in (panel for panel in drawn if panel not in bars):
         assert panel["xAxis"] == TOKENS and panel["xAxisTitle"].endswith(f"({METRICS[TOKENS].unit})")
         units = {METRICS[metric].unit for metric in panel["metrics"]}
         assert len(units) == 1 and panel["yAxisTitle"].endswith(f"({units.pop() or 'no unit'})")
         assert panel["groupAgg"] == "mean" and panel["groupArea"] == "minmax"
 
 
-def test_the_report_has_the_same_pictures(spec: dict[str, Any]) -> None:
+def test_the_report_has_the_same_panels(spec: dict[str, Any]) -> None:
     for grid, panels in zip(grids(spec), sections(spec).values(), strict=True):
         shown = grid["panelBankSectionConfig"]["panels"]
         assert [panel["config"] for panel in shown] == panels
         places = [tuple(panel["layout"].values()) for panel in shown]
         assert len(set(places)) == len(places)
     text = json.dumps(spec["report"], ensure_ascii=False)
-    assert all(f"{name}: {METRICS[name].definition}" in text for metrics in ASKED.values() for name in metrics)
+    assert all(f"{name}: {METRICS[name].definition}" in text for metrics in EXPECTED.values() for name in metrics)
 
 
-def test_runs_are_filtered_by_group_and_grouped_by_what_a_runs_config_holds(spec: dict[str, Any]) -> None:
+def test_runs_are_filtered_by_group_and_grouped_by_an_entry_of_their_config(spec: dict[str, Any]) -> None:
     plan = resolve(load(["recipe=large_batch"]).recipe, 1, Facts())
     for runs in runsets(spec):
         (group,), (only,) = runs["grouping"], runs["filters"]["filters"]
         assert (only["key"], only["op"], only["value"]) == ({"section": "run", "name": "group"}, "=", "arms")
         assert group["section"] == "config"
-        config = {"plan": {"value": plan.to_dict()}}  # as W&B keeps {"plan": {…}}
+        config = {"plan": {"value": plan.to_dict()}}  # how W&B stores {"plan": {…}}
         first, value, name = group["name"].split(".")
         assert config[first][value][name] == 64
     bank = spec["workspace"]["spec"]["section"]["panelBankConfig"]
@@ -115,7 +115,7 @@ def test_runs_are_filtered_by_group_and_grouped_by_what_a_runs_config_holds(spec
     assert all(runs["filters"]["filters"] == [] for runs in runsets(specification(Place("team", "hfbsz"))))
 
 
-def test_a_prefix_stands_for_what_the_table_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prefix_stands_for_the_metrics_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
     topic = Topic("", "", ("noise/", "noise", "eval/loss", "eval/not_yet"))
     assert list(topic.panels()) == [Panel(("eval/loss",))]
     monkeypatch.setitem(METRICS, "noise/scale", Metric("noise scale", "sequences", "gradient noise scale"))
@@ -130,7 +130,7 @@ def test_the_pattern_draws_every_loss_and_nothing_else() -> None:
     assert [name for name in logged if re.search(pattern, name)] == ["train/loss", "eval/loss", "eval/code/loss"]
 
 
-def test_any_group_is_taken_at_its_word() -> None:
+def test_any_group_name_is_escaped() -> None:
     spec = specification(Place("team", "hfbsz", HOSTILE))
     assert all(runs["filters"]["filters"][0]["value"] == HOSTILE for runs in runsets(spec))
     assert spec["workspace"]["name"].startswith("Batch size: it's a") and len(spec["workspace"]["name"]) == 128
@@ -154,7 +154,7 @@ def test_without_a_login_one_line(tmp_path: Path, env: dict[str, str]) -> None:
     assert "nobody is logged in" in line and "wandb login" in line
 
 
-def test_a_server_that_is_down_is_one_line_and_soon(tmp_path: Path) -> None:
+def test_a_server_that_is_down_is_reported_in_one_line_and_soon(tmp_path: Path) -> None:
     begin = time.monotonic()
     done = dashboard(tmp_path, "entity=team", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)
     assert done.returncode == 2 and time.monotonic() - begin < 30
@@ -170,30 +170,30 @@ def test_without_the_package_one_line_says_how_to_install_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "lines"),
+    ("words", "phrases"),
     [
-        (["project=p"], ["entity=… is missing"]),
-        (["entity="], ["entity= is empty"]),
-        (["entity=t", "gruop=g", "report=maybe"], ["did you mean 'group'", "report=maybe: it is yes or no"]),
+        (["project=p"], ["entity="]),
+        (["entity="], ["entity="]),
+        (["entity=t", "gruop=g", "report=maybe"], ["'group'", "report=maybe: "]),
     ],
 )
-def test_mistakes_are_told_at_once(tmp_path: Path, words: list[str], lines: list[str]) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path, words: list[str], phrases: list[str]) -> None:
     done = dashboard(tmp_path, *words)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == len(lines)
-    assert all(line in told for line, told in zip(lines, done.stderr.splitlines(), strict=True))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == len(phrases)
+    assert all(phrase in line for phrase, line in zip(phrases, done.stderr.splitlines(), strict=True))
 
 
-def test_without_words_it_explains_itself(tmp_path: Path) -> None:
+def test_without_words_it_prints_its_usage(tmp_path: Path) -> None:
     assert (dashboard(tmp_path).returncode, dashboard(tmp_path, "--help").returncode) == (2, 0)
 
 
 class Views(Answer):
-    """A server that takes views and reports, and keeps what it took."""
+    """A server that stores the views and reports it receives."""
 
-    taken: ClassVar[list[dict[str, Any]]] = []
+    received: ClassVar[list[dict[str, Any]]] = []
 
-    def query(self, asked: dict[str, Any]) -> dict[str, Any]:
-        text, variables = asked["query"], asked.get("variables", {})
+    def query(self, request: dict[str, Any]) -> dict[str, Any]:
+        text, variables = request["query"], request.get("variables", {})
         if "query Viewer" in text:
             teams = {"edges": [{"node": {"name": "team"}}]}
             return {
@@ -202,11 +202,11 @@ class Views(Answer):
         if "ProjectInternalId" in text:
             return {"project": {"id": "p1", "internalId": "i1"}}
         if "GetProjects" in text:
-            known = {"id": "p1", "name": "hfbsz", "entityName": "team", "createdAt": "2026-01-01T00:00:00"}
-            known |= {"isBenchmark": False, "user": None}
-            return {"models": {"pageInfo": {"endCursor": None, "hasNextPage": False}, "edges": [{"node": known}]}}
+            project = {"id": "p1", "name": "hfbsz", "entityName": "team", "createdAt": "2026-01-01T00:00:00"}
+            project |= {"isBenchmark": False, "user": None}
+            return {"models": {"pageInfo": {"endCursor": None, "hasNextPage": False}, "edges": [{"node": project}]}}
         assert "upsertView" in text, text
-        self.taken.append(variables)
+        self.received.append(variables)
         view = {"id": "Vmlldzox", "type": "runs", "description": "", "spec": variables["spec"]}
         view |= {"name": variables["name"], "displayName": variables["displayName"]}
         view |= {"project": {"id": "p1", "name": "hfbsz", "entityName": "team"}}
@@ -214,19 +214,21 @@ class Views(Answer):
         return {"upsertView": {"view": view, "inserted": True}}
 
 
-def test_saving_sends_the_specification_and_tells_the_addresses(tmp_path: Path, spec: dict[str, Any]) -> None:
+def test_saving_sends_the_specification_and_prints_the_addresses(tmp_path: Path, spec: dict[str, Any]) -> None:
     with fake_server() as server:
         server.RequestHandlerClass = Views
         done = dashboard(tmp_path, "entity=team", "group=arms", **server.environment())
         url = server.url
     assert (done.returncode, done.stderr) == (0, "")
-    view, report = Views.taken
+    view, report = Views.received
     assert [view["type"], report["type"]] == ["project-view", "runs"]
     assert {each["projectName"] for each in (view, report)} == {"hfbsz"}
     sent = {"workspace": {"spec": json.loads(view["spec"])}, "report": {"spec": json.loads(report["spec"])}}
     assert sections(sent) == sections(spec) and len(grids(sent)) == len(grids(spec))
-    named = [runs["project"] for grid in grids(sent) for runs in grid["runSets"]]
-    assert all((runs["name"], runs["entityName"], runs["id"]) == ("hfbsz", "team", "i1") for runs in named)
+    projects = [runs["project"] for grid in grids(sent) for runs in grid["runSets"]]
+    assert all(
+        (project["name"], project["entityName"], project["id"]) == ("hfbsz", "team", "i1") for project in projects
+    )
     first, second = done.stdout.splitlines()
     assert first.startswith(f"workspace {url}/team/hfbsz?nw=")
     assert second.startswith(f"report    {url}/team/hfbsz/reports/")

@@ -1,6 +1,6 @@
-"""What W&B is told is what records.jsonl holds, and no fault of W&B stops or slows a run.
+"""W&B gets the rows of records.jsonl, and no fault of W&B stops or slows a run.
 
-wandb keeps state in a process, so every scenario is a process of its own, with its own home and on loopback only.
+wandb keeps state in a process, so every scenario is a separate process, with its own home and on loopback only.
 """
 
 import importlib.util
@@ -28,13 +28,13 @@ from hfbsz.report.wandb import reporter as report
 
 report.FINISH_SECONDS, report.SLACK_SECONDS = 3.0, 2.0
 report.WAITING_ROWS = 2_000
-told, slowest = [], 0.0
+warnings, slowest = [], 0.0
 
 def start(mode, **more):
     begin = time.monotonic()
     reporter = report.WandbReporter(
         folder=Path("run"), mode=mode, identity=report.Identity("abcd1234", "p", None, "g", "pretrain", "n"),
-        config={"batch": {"size": "64 sequences"}, "plan": {"steps": 9}}, warn=told.append, **more,
+        config={"batch": {"size": "64 sequences"}, "plan": {"steps": 9}}, warn=warnings.append, **more,
     )
     return reporter, time.monotonic() - begin
 
@@ -49,7 +49,7 @@ def end(reporter, started):
     begin = time.monotonic()
     reporter.finish()
     seconds = {"start": started, "log": slowest, "finish": time.monotonic() - begin}
-    print(json.dumps({"told": told, "imported": "wandb" in sys.modules, **seconds}))
+    print(json.dumps({"warnings": warnings, "imported": "wandb" in sys.modules, **seconds}))
 
 def core():
     return next(child for child in psutil.Process().children() if child.name() == "wandb-core")
@@ -72,7 +72,7 @@ def reader() -> ModuleType:
 
 @pytest.fixture
 def rows(tmp_path: Path) -> list[dict[str, float | str]]:
-    """Lines as records.jsonl holds them, in every kind of event, with awkward floats."""
+    """Rows of records.jsonl with all kinds of events, and floats that are hard to round-trip."""
     lines = [{"time": 1.7e9, **Reading("lifecycle", Clock(0, 0, 0, 0.0), {"lifecycle/what": "started"}).flat()}]
     for step in range(1, 50):
         event, values = "step", {"train/loss": 10 / 3 / step, "batch/global": 8, "train/learning_rate": 1e-7 / step}
@@ -86,7 +86,7 @@ def rows(tmp_path: Path) -> list[dict[str, float | str]]:
 
 
 def play(place: Path, body: str, seconds: float = 40, **env: str) -> dict[str, Any]:
-    """Runs a scenario in an environment that knows nothing of the user's W&B."""
+    """Run a scenario in an environment without the user's W&B settings; returns what it prints."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     clean |= {"HOME": str(place), "NETRC": str(place / "netrc"), "WANDB_ERROR_REPORTING": "false"}
     clean |= {"PYTHONUNBUFFERED": "1", "NO_PROXY": "*", "no_proxy": "*"}
@@ -95,12 +95,12 @@ def play(place: Path, body: str, seconds: float = 40, **env: str) -> dict[str, A
         cwd=place, env=clean | env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    (line,) = done.stdout.splitlines()  # nothing of W&B on the console
+    (line,) = done.stdout.splitlines()  # W&B prints nothing
     return json.loads(line)
 
 
 def same(read: list[dict[str, Any]], rows: list[dict[str, float | str]]) -> bool:
-    """Equal to the last bit and NaN to NaN; W&B writes 1.0 as 1 and orders the keys of a row as it likes."""
+    """Whether rows are equal to the last bit, NaN included; W&B writes 1.0 as 1 and reorders the keys of a row."""
 
     def plain(row: dict[str, Any]) -> str:
         return repr(sorted((name, v if isinstance(v, str) else float(v)) for name, v in row.items()))
@@ -108,15 +108,15 @@ def same(read: list[dict[str, Any]], rows: list[dict[str, float | str]]) -> bool
     return [plain(row) for row in read] == [plain(row) for row in rows]
 
 
-def the_folder(place: Path, pattern: str) -> Path:
+def wandb_folder(place: Path, pattern: str) -> Path:
     (folder,) = (place / "run" / "wandb").glob(pattern)
     return folder
 
 
 def test_offline_run_holds_every_key_and_value(tmp_path: Path, rows: list, reader: ModuleType) -> None:
     seen = play(tmp_path, PLAIN.format(mode="auto"))
-    assert seen["told"] == []
-    run = reader.read_run(the_folder(tmp_path, "*run-*"))
+    assert seen["warnings"] == []
+    run = reader.read_run(wandb_folder(tmp_path, "*run-*"))
     assert same(run.history, rows)
     assert (run.name, run.group, run.job_type) == ("n", "g", "pretrain")
     assert (run.run_id, run.project, run.exit_code) == ("abcd1234", "p", 0)
@@ -127,19 +127,19 @@ def test_offline_run_holds_every_key_and_value(tmp_path: Path, rows: list, reade
         assert run.metrics[name].summary.min and run.metrics[name].summary.last
 
 
-def test_exit_code_and_the_callers_own_changes(tmp_path: Path, rows: list, reader: ModuleType) -> None:
+def test_exit_code_and_rows_changed_by_the_caller(tmp_path: Path, rows: list, reader: ModuleType) -> None:
     body = 'reporter, _ = start("offline"); row = dict(rows[1]); reporter.log(row); row.clear(); reporter.finish(1)'
     play(tmp_path, body + '; reporter.log(rows[2]); print("{}")', WANDB_API_KEY=KEY)
-    run = reader.read_run(the_folder(tmp_path, "*run-*"))
+    run = reader.read_run(wandb_folder(tmp_path, "*run-*"))
     assert same(run.history, rows[1:2]) and run.exit_code == 1
 
 
 def test_a_resumed_run_sends_nothing_twice(tmp_path: Path, rows: list, reader: ModuleType) -> None:
-    """The rows that an interrupted start sent after its last checkpoint are trained again, and not sent again."""
+    """Steps after the last checkpoint are repeated, but their rows were already sent by the interrupted start."""
     body = 'reporter, started = start("offline", sent={("step", 1), ("step", 2), ("eval", 10)}); log(reporter, rows)'
     play(tmp_path, body + "; end(reporter, started)")
-    kept = [row for number, row in enumerate(rows) if number not in (1, 2, 10)]
-    assert same(reader.read_run(the_folder(tmp_path, "*run-*")).history, kept)
+    unsent = [row for number, row in enumerate(rows) if number not in (1, 2, 10)]
+    assert same(reader.read_run(wandb_folder(tmp_path, "*run-*")).history, unsent)
 
 
 def test_online_where_logged_in(tmp_path: Path, rows: list) -> None:
@@ -147,7 +147,7 @@ def test_online_where_logged_in(tmp_path: Path, rows: list) -> None:
         (tmp_path / "netrc").write_text(f"machine 127.0.0.1:{server.server_port}\n login user\n password {KEY}\n")
         (tmp_path / "netrc").chmod(0o600)
         seen = play(tmp_path, PLAIN.format(mode="auto"), WANDB_BASE_URL=server.url)
-    assert seen["told"] == [] and seen["log"] < 0.5
+    assert seen["warnings"] == [] and seen["log"] < 0.5
     assert same(server.run.rows(), rows)
     metrics = server.run.config["_wandb"]["value"]["m"]
     axis_of = {entry["1"]: metrics[entry["5"] - 1]["1"] for entry in metrics if "5" in entry}
@@ -155,7 +155,7 @@ def test_online_where_logged_in(tmp_path: Path, rows: list) -> None:
     assert KEY not in json.dumps(server.run.config)
 
 
-def test_a_resumed_run_goes_on_in_the_same_history(tmp_path: Path, rows: list) -> None:
+def test_a_resumed_run_continues_the_same_history(tmp_path: Path, rows: list) -> None:
     body = 'reporter, started = start("online"); log(reporter, rows[{part}]); end(reporter, started)'
     with fake_server() as server:
         for part in (":20", "20:"):
@@ -165,15 +165,15 @@ def test_a_resumed_run_goes_on_in_the_same_history(tmp_path: Path, rows: list) -
 
 
 def test_a_run_of_a_sweep_is_the_agents(tmp_path: Path, rows: list) -> None:
-    """The agent of a sweep has named run, project and team; our own names give way, and not a word of it is told."""
-    given = tmp_path / "config-run7.yaml"
-    given.write_text("wandb_version: 1\n\noptim.lr:\n  value: 0.002\n")
-    agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "run7", "WANDB_SWEEP_PARAM_PATH": str(given)}
+    """The sweep agent's run, project and team replace those of hfbsz, without a warning."""
+    parameters = tmp_path / "config-run7.yaml"
+    parameters.write_text("wandb_version: 1\n\noptim.lr:\n  value: 0.002\n")
+    agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "run7", "WANDB_SWEEP_PARAM_PATH": str(parameters)}
     agent |= {"WANDB_ENTITY": "team", "WANDB_PROJECT": "swept"}
     with fake_server() as server:
         seen = play(tmp_path, PLAIN.format(mode="auto"), **agent, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
         run = server.run
-    assert seen["told"] == [] and same(run.rows(), rows)
+    assert seen["warnings"] == [] and same(run.rows(), rows)
     begun = run.begun
     assert (begun["name"], begun["sweep"], begun["project"], begun["entity"]) == ("run7", "sweep1", "swept", "team")
     assert (begun["displayName"], begun["groupName"], begun["jobType"]) == ("n", "g", "pretrain")
@@ -186,18 +186,18 @@ def test_server_that_is_down(tmp_path: Path, rows: list, reader: ModuleType) -> 
     begin = time.monotonic()
     seen = play(tmp_path, PLAIN.format(mode="online"), WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
     assert time.monotonic() - begin < 25
-    (warning,) = seen["told"]
+    (warning,) = seen["warnings"]
     assert "offline" in warning and KEY not in warning
-    assert same(reader.read_run(the_folder(tmp_path, "offline-run-*")).history, rows)
+    assert same(reader.read_run(wandb_folder(tmp_path, "offline-run-*")).history, rows)
 
 
 @pytest.mark.parametrize("key", [None, "short"])
-def test_online_without_a_usable_key_is_told_and_asks_nothing(
+def test_online_without_a_usable_key_warns_and_does_not_prompt(
     tmp_path: Path, rows: list, reader: ModuleType, key: str | None
 ) -> None:
     seen = play(tmp_path, PLAIN.format(mode="online"), **({"WANDB_API_KEY": key} if key else {}))
-    assert len(seen["told"]) == 1 and seen["start"] < 8
-    assert same(reader.read_run(the_folder(tmp_path, "*run-*")).history, rows)
+    assert len(seen["warnings"]) == 1 and seen["start"] < 8
+    assert same(reader.read_run(wandb_folder(tmp_path, "*run-*")).history, rows)
 
 
 def test_server_that_fails_midway(tmp_path: Path, rows: list, reader: ModuleType) -> None:
@@ -220,9 +220,9 @@ end(reporter, started)
         threading.Thread(target=break_midway, daemon=True).start()
         seen = play(tmp_path, body, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     assert seen["log"] < 0.5 and seen["finish"] < 8
-    (warning,) = seen["told"]
-    assert "sync run" in warning  # where no clone is the working directory
-    assert same(reader.read_run(the_folder(tmp_path, "run-*")).history, rows)
+    (warning,) = seen["warnings"]
+    assert "sync run" in warning  # the command for a working directory that is not a clone
+    assert same(reader.read_run(wandb_folder(tmp_path, "run-*")).history, rows)
 
 
 @pytest.mark.parametrize("fate", ["SIGKILL", "SIGSTOP"])
@@ -240,17 +240,17 @@ assert all(child.status() == "zombie" for child in psutil.Process().children())
 """
     seen = play(tmp_path, body)
     assert seen["log"] < 0.5 and seen["finish"] < 8
-    (warning,) = seen["told"]
+    (warning,) = seen["warnings"]
     assert "records.jsonl" in warning
 
 
 @pytest.mark.parametrize(("mode", "env"), [("auto", {"WANDB_MODE": "disabled"}), ("off", {})])
 def test_off_writes_and_imports_nothing(tmp_path: Path, rows: list, mode: str, env: dict[str, str]) -> None:
     seen = play(tmp_path, PLAIN.format(mode=mode), **env)
-    assert not seen["imported"] and seen["told"] == []
+    assert not seen["imported"] and seen["warnings"] == []
     assert not (tmp_path / "run").exists()
 
 
 def test_environment_asks_for_offline(tmp_path: Path, rows: list) -> None:
     seen = play(tmp_path, PLAIN.format(mode="auto"), WANDB_MODE="offline", WANDB_API_KEY=KEY)
-    assert seen["told"] == [] and the_folder(tmp_path, "*run-*").name.startswith("offline-run-")
+    assert seen["warnings"] == [] and wandb_folder(tmp_path, "*run-*").name.startswith("offline-run-")

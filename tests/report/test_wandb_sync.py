@@ -1,4 +1,4 @@
-"""What `scripts/sync.py` sends is what W&B lacks of records.jsonl, whatever W&B has of it already."""
+"""`scripts/sync.py` sends exactly the rows of records.jsonl that are missing in W&B."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from hfbsz.records.record import Clock, Reading
 from hfbsz.report.wandb.reporter import Identity
-from hfbsz.report.wandb.sync import lacking
+from hfbsz.report.wandb.sync import missing_rows
 
 PATIENT = "import sys; from hfbsz.commands import sync; from hfbsz.report.wandb import sync as sender; "
 PATIENT += "sender.FINISH_SECONDS = 2; sys.exit(sync.main(sys.argv[1:]))"
@@ -21,7 +21,7 @@ PATIENT += "sender.FINISH_SECONDS = 2; sys.exit(sync.main(sys.argv[1:]))"
 
 @pytest.fixture
 def rows() -> list[dict]:
-    """Of a run that was resumed twice from the checkpoint of step 20."""
+    """The rows of a run that was resumed twice from the checkpoint of step 20."""
     lines = [Reading("lifecycle", Clock(0, 0, 0, 0.0), {"state": "running"})]
     for step in range(1, 41):
         lines.append(Reading("step", Clock(step, 8 * step, 512 * step, step / 9), {"train/loss": 10 / 3 / step}))
@@ -51,7 +51,7 @@ def make(folder: Path, rows: list[dict], state: str = "finished", host: str = "e
 
 @pytest.fixture
 def sync(hfbsz, tmp_path):
-    """The script, for a user of whom W&B knows nothing but what `env` says."""
+    """Runs the script without the user's W&B settings, except those in `env`."""
     nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_ERROR_REPORTING": "false"}
 
     def run(*folders, env=None):
@@ -61,7 +61,7 @@ def sync(hfbsz, tmp_path):
 
 
 def holds(server: FakeServer, rows: list[dict]) -> bool:
-    """Every row once, to the last bit, in any order."""
+    """Whether the server has every row once, to the last bit, in any order."""
     return sorted(map(repr_of, server.run.rows())) == sorted(map(repr_of, rows))
 
 
@@ -69,7 +69,7 @@ def repr_of(row: dict) -> str:
     return repr(sorted((name, v if isinstance(v, str) else float(v)) for name, v in row.items()))
 
 
-def test_a_run_is_sent_once_and_whole(sync, run, rows):
+def test_a_run_is_sent_once_and_completely(sync, run, rows):
     with fake_server() as server:
         first = sync(run, env=server.environment())
         assert (first.code, first.err) == (0, "") and f"{len(rows)} of {len(rows)} rows sent" in first.out
@@ -86,12 +86,12 @@ def test_a_run_is_sent_once_and_whole(sync, run, rows):
     assert not (run / "wandb").exists() and not (ROOT / "wandb").exists()
 
 
-def test_only_what_lacks_is_sent(sync, run, rows):
+def test_only_missing_rows_are_sent(sync, run, rows):
     """W&B has a run that was killed online: its last rows did not arrive, those after the resume did."""
     old = [{**row, "time": row["time"] - 99} for row in rows[:15]] + rows[18:30]
-    kept = [{**row, "_step": number} for number, row in enumerate(old)]
+    history = [{**row, "_step": number} for number, row in enumerate(old)]
     with fake_server() as server:
-        server.runs["abcd1234"] = KeptRun(kept, summary={"_step": 99})  # what a server says of itself may be ahead
+        server.runs["abcd1234"] = KeptRun(history, summary={"_step": 99})  # a server's summary may be ahead
         server.unsettled = 1
         ended = sync(run, env=server.environment())
         assert ended.code == 0, ended.err
@@ -100,29 +100,29 @@ def test_only_what_lacks_is_sent(sync, run, rows):
         assert server.run.summary["eval/loss"]["min"] == 0.1 and server.run.summary["state"] == "finished"
 
 
-def test_it_goes_on_where_the_server_failed(sync, environment, run, rows):
+def test_it_resumes_where_the_server_failed(sync, environment, run, rows):
     with fake_server() as server:
         server.rows_left = 20
         env = environment | server.environment() | {"WANDB_ERROR_REPORTING": "false"}
         env |= {"PYTHONPATH": str(ROOT)}
         ended = subprocess.run([sys.executable, "-c", PATIENT, run], env=env, capture_output=True, text=True)
-        assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "goes on from there" in ended.stderr
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "same command" in ended.stderr
         assert len(server.run.history) == 20
         server.broken, server.rows_left = False, None
         assert sync(run, env=server.environment()).code == 0
         assert server.run.rows() == rows
 
 
-def test_rows_are_told_apart_by_event_step_and_state(rows):
-    trained_again = [{**row, "time": row["time"] + 5} for row in rows]
-    assert lacking(trained_again, rows) == []
+def test_rows_are_identified_by_event_step_and_state(rows):
+    repeated = [{**row, "time": row["time"] + 5} for row in rows]
+    assert missing_rows(repeated, rows) == []
     resumed = [row for row in rows if row.get("state") == "resumed"]
-    assert len(resumed) == 2 and lacking(rows, [row for row in rows if row is not resumed[1]]) == [resumed[1]]
-    assert lacking(rows, []) == rows
+    assert len(resumed) == 2 and missing_rows(rows, [row for row in rows if row is not resumed[1]]) == [resumed[1]]
+    assert missing_rows(rows, []) == rows
 
 
-def test_what_cannot_be_sent_is_told_before_anything_is(sync, tmp_path, rows):
-    """All at once, a line each; and nothing is asked of W&B."""
+def test_folders_that_cannot_be_sent_are_refused_before_anything_is_sent(sync, tmp_path, rows):
+    """One line per folder, and no request to W&B."""
     good, bare = make(tmp_path / "good", rows), tmp_path / "bare"
     bare.mkdir()
     empty, held = make(tmp_path / "empty", []), make(tmp_path / "held", rows)
@@ -134,17 +134,16 @@ def test_what_cannot_be_sent_is_told_before_anything_is(sync, tmp_path, rows):
     with FileLock(held / ".lock"), fake_server() as server:
         ended = sync(*folders, env=server.environment())
         assert ended.code == 2 and not server.runs
-    told = ended.err.splitlines()
-    reasons = ["no such folder", "not the folder of a run", "holds nothing yet", "another run is at work"]
-    reasons += ["a run on elsewhere wrote a record", "wandb.json cannot be read", "wandb.json cannot be read"]
-    assert [folder.name in line for folder, line in zip(folders[1:], told, strict=True)] == [True] * 7
-    assert [reason in line for reason, line in zip(reasons, told, strict=True)] == [True] * 7, told
+    errors = ended.err.splitlines()
+    phrases = ["no such folder", "folder", "records.jsonl is empty", "another", "elsewhere", "wandb.json", "wandb.json"]
+    assert [folder.name in line for folder, line in zip(folders[1:], errors, strict=True)] == [True] * 7
+    assert [phrase in line for phrase, line in zip(phrases, errors, strict=True)] == [True] * 7, errors
     assert not (bare / ".lock").exists()
 
 
 def test_without_a_login_or_a_server(sync, run):
     nobody = sync(run)
-    assert nobody.code == 2 and nobody.err == "error: nobody is logged in to W&B: wandb login, or set WANDB_API_KEY\n"
+    assert nobody.code == 2 and nobody.err.count("\n") == 1 and "WANDB_API_KEY" in nobody.err
     with FakeServer() as closed:
         env = closed.environment()
     begin = time.monotonic()

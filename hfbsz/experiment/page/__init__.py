@@ -1,1 +1,1 @@
-"""What a comparison shows: its page, its pictures, the terminal, W&B."""
+"""The output of a comparison: its HTML page, its figures, the terminal table, and W&B."""

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: what its arms reached over batch size, and their differences from the baseline."""
+"""Figures of a comparison: measures by batch size, and differences from the baseline."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,133 +18,137 @@ from hfbsz.experiment.statistics.trials import MEASURES, Arm, Comparison
 from hfbsz.report.page.figures import CARD, DASHES, INK, LOOK, style, svg, tick
 
 COLD_TO_WARM = LinearSegmentedColormap.from_list("batches", ["#0072b2", "#009e73", "#e69f00", "#d55e00"])
-MARKS = "os^Dvp"
-Look = tuple[str, tuple[float, ...]]  # colour, dashes
+MARKERS = "os^Dvp"
+LineStyle = tuple[str, tuple[float, ...]]  # colour, dashes
 
-# over batch size: (heading, of a trial or an outcome, axis, what to see in it)
-OVER_BATCH = (
+# (heading, field of Trial or Outcome, axis label, how to read it)
+BY_BATCH = (
     (
-        "Quality",
+        "Loss",
         "final_loss",
-        "loss of the kept model (nats/target)",
-        "Lower is better. Where the line turns upward, the batch costs quality at this budget.",
+        "loss of the saved model (nats/target)",
+        "Lower is better. Where the line rises, the larger batch has a higher loss at this budget.",
     ),
     (
         "Accuracy",
         "accuracy",
         "accuracy (share of rows)",
-        "Higher is better. It does not see how sure the model is of its mistakes; the loss does.",
+        "Higher is better. Unlike the loss, accuracy ignores how confident the model is in its errors.",
     ),
     (
         "Gap",
         "gap",
-        "gap at the end (nats/target)",
-        "Validation loss − training loss, both in evaluation mode: what was learned and does not carry over.",
+        "final gap (nats/target)",
+        "Validation loss − training loss, both in evaluation mode: the part that does not generalise.",
     ),
     (
         "Time to the best evaluation",
         "seconds_to_best",
         "training time (s)",
-        "Training time, evaluations excluded, until the lowest validation loss.",
+        "Training time until the lowest validation loss, without evaluations.",
     ),
     (
         "Speed",
         "tokens_per_second",
         "speed (tokens/s)",
-        "Where it stays level, a larger batch buys no more speed from this hardware.",
+        "Where the line is flat, a larger batch gives no more throughput on this hardware.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Picture:
+    """A figure of the page."""
+
     heading: str
     svg: Markup
     caption: str
 
 
 def family(arm: Arm) -> str:
-    """What arms share that differ in the batch alone."""
+    """The name of the arm's family: the properties that arms share if they differ in the batch alone."""
     parts = (arm.variant, f"rule {arm.rule}", "rate tuned" * (arm.tuned or arm.searched), "growing batch" * arm.grows)
     return " · ".join(filter(None, parts))
 
 
 def families(results: Iterable[ArmResult]) -> dict[str, list[ArmResult]]:
-    """Arms by family, each in ascending order of batch and rate."""
-    found: dict[str, list[ArmResult]] = {}
+    """Arms by family, in ascending order of batch and rate; arms without a plan are skipped."""
+    groups: dict[str, list[ArmResult]] = {}
     for result in results:
         if result.arm is not None:
-            found.setdefault(family(result.arm), []).append(result)
-    return {name: sorted(several, key=_size) for name, several in found.items()}
+            groups.setdefault(family(result.arm), []).append(result)
+    return {name: sorted(results, key=_batch_and_rate) for name, results in groups.items()}
 
 
-def looks(experiment: Experiment) -> dict[str, Look]:
-    """Colour and dashes of every arm's curves, by its words: the colour is the batch, from cold to warm."""
+def line_styles(experiment: Experiment) -> dict[str, LineStyle]:
+    """Colour and dashes of every arm's curves, by the arm's words: colours encode the batch, from cold to warm."""
     groups = families(experiment.arms)
-    batches = sorted({result.arm.batch for several in groups.values() for result in several if result.arm})
-    colours = {batch: to_hex(COLD_TO_WARM(place / max(1, len(batches) - 1))) for place, batch in enumerate(batches)}
-    found: dict[str, Look] = {}
-    for several in groups.values():
-        same = [[one for one in several if one.arm and one.arm.batch == batch] for batch in batches]
-        if max(map(len, same)) > len(DASHES):
-            found |= {result.words: style(place) for place, result in enumerate(several)}
+    batches = sorted({result.arm.batch for results in groups.values() for result in results if result.arm})
+    colours = {batch: to_hex(COLD_TO_WARM(index / max(1, len(batches) - 1))) for index, batch in enumerate(batches)}
+    styles: dict[str, LineStyle] = {}
+    for results in groups.values():
+        same_batch = [[result for result in results if result.arm and result.arm.batch == batch] for batch in batches]
+        if max(map(len, same_batch)) > len(DASHES):
+            styles |= {result.words: style(index) for index, result in enumerate(results)}
             continue
-        for batch, arms in zip(batches, same, strict=True):
-            found |= {result.words: (colours[batch], DASHES[place]) for place, result in enumerate(arms)}
-    return found
+        for batch, arms in zip(batches, same_batch, strict=True):
+            styles |= {result.words: (colours[batch], DASHES[index]) for index, result in enumerate(arms)}
+    return styles
 
 
 def values(result: ArmResult, name: str) -> list[float]:
-    """What was measured of the arm's runs: a field of `Outcome`, or else of `Trial`."""
-    holders: Sequence[object] = result.outcomes if name in Outcome.__dataclass_fields__ else result.trials
-    return [value for holder in holders if (value := getattr(holder, name)) is not None]
+    """The measured values of an arm's runs; `name`: a field of `Outcome`, or else of `Trial`."""
+    records: Sequence[object] = result.outcomes if name in Outcome.__dataclass_fields__ else result.trials
+    return [value for record in records if (value := getattr(record, name)) is not None]
 
 
-def over_batch(experiment: Experiment) -> list[Picture]:
-    """One picture for each number that any arm measured."""
+def by_batch(experiment: Experiment) -> list[Picture]:
+    """One figure for each measure in BY_BATCH that any arm has."""
     pictures = []
-    for heading, name, label, caption in OVER_BATCH:
+    for heading, name, label, caption in BY_BATCH:
         measured = [value for result in experiment.arms if result.arm for value in values(result, name)]
         if any(map(math.isfinite, measured)):
             lost = sum(not math.isfinite(value) for value in measured)
             with canvas(name) as figure:
                 axes = figure.add_subplot()
-                _over_batch(axes, families(experiment.arms), name)
+                _draw_by_batch(axes, families(experiment.arms), name)
                 axes.set_ylabel(label)
                 if name in ("seconds_to_best", "tokens_per_second"):
                     axes.set_ylim(bottom=0)
                     axes.yaxis.set_major_formatter(tick)
-                drawn = svg(figure, f"{label} over batch size (sequences)")
-            caption += f" {in_runs(lost)} diverged: arms with such seeds show the others, and no mean." if lost else ""
-            pictures.append(Picture(f"{heading} over batch size", drawn, caption))
+                drawn = svg(figure, f"{label} by batch size (sequences)")
+            caption += f" {count_runs(lost)} diverged: arms with diverged seeds have no mean." if lost else ""
+            pictures.append(Picture(f"{heading} by batch size", drawn, caption))
     return pictures
 
 
-def _over_batch(axes: Axes, groups: Mapping[str, Sequence[ArmResult]], name: str) -> None:
-    for place, several in enumerate(groups.values()):
-        colour, mark = style(place)[0], MARKS[place % len(MARKS)]
-        aside = 2 ** (0.09 * (place - (len(groups) - 1) / 2))
+def _draw_by_batch(axes: Axes, groups: Mapping[str, Sequence[ArmResult]], name: str) -> None:
+    for index, results in enumerate(groups.values()):
+        colour, marker = style(index)[0], MARKERS[index % len(MARKERS)]
+        offset = 2 ** (0.09 * (index - (len(groups) - 1) / 2))  # families side by side
         means = []
-        for result in several:
+        for result in results:
             assert result.arm is not None
-            every = values(result, name)
-            found = [value for value in every if math.isfinite(value)]
-            x = result.arm.batch * aside
-            axes.plot([x / 1.04] * len(found), found, mark, color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
-            if every and len(found) == len(every):  # a mean of survivors would flatter
-                mean, sd = float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
+            measured = values(result, name)
+            finite = [value for value in measured if math.isfinite(value)]
+            x = result.arm.batch * offset
+            axes.plot(
+                [x / 1.04] * len(finite), finite, marker, color=colour, markersize=4, alpha=0.6, markeredgewidth=0
+            )
+            if measured and len(finite) == len(measured):  # a mean without the diverged seeds would be biased
+                mean, sd = float(np.mean(finite)), float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
                 axes.errorbar(x, mean, sd or None, color=colour, capsize=3, linewidth=1.2)
                 means.append((x, mean))
         if means:
-            places = [x for x, _ in means]
-            axes.plot(*zip(*means, strict=True), mark, color=colour, markersize=6)
-            line = [mean for mean in means if places.count(mean[0]) == 1]  # several arms of one batch are no line
+            positions = [x for x, _ in means]
+            axes.plot(*zip(*means, strict=True), marker, color=colour, markersize=6)
+            line = [mean for mean in means if positions.count(mean[0]) == 1]  # no line through arms of the same batch
             axes.plot([x for x, _ in line], [y for _, y in line], color=colour)
-    _batches(axes, [result.arm.batch for several in groups.values() for result in several if result.arm])
+    _set_batch_axis(axes, [result.arm.batch for results in groups.values() for result in results if result.arm])
 
 
-def _batches(axes: Axes, batches: Sequence[int]) -> None:
-    """A horizontal axis of doublings."""
+def _set_batch_axis(axes: Axes, batches: Sequence[int]) -> None:
+    """A horizontal log2 axis with ticks at the batches, or at powers of two if there are many."""
     shown = sorted(set(batches))
     axes.set_xscale("log", base=2)
     axes.set_xlim(shown[0] / 1.5, shown[-1] * 1.5)
@@ -155,20 +159,20 @@ def _batches(axes: Axes, batches: Sequence[int]) -> None:
 
 
 def forest(comparisons: Sequence[Comparison], names: Mapping[Arm, str]) -> Markup | None:
-    """Differences from the baseline with their 95 % intervals; None where no test has an interval."""
-    drawn = [one for one in comparisons if math.isfinite(one.contrast.low)]
+    """Forest plot of the differences from the baseline with 95 % confidence intervals; None if there is no interval."""
+    drawn = [pair for pair in comparisons if math.isfinite(pair.contrast.low)]
     if not drawn:
         return None
     kind = MEASURES[drawn[0].measure]
     with canvas("forest", height=0.9 + 0.42 * len(drawn)) as figure:
         axes = figure.add_subplot()
-        for place, one in enumerate(drawn):
-            found = one.contrast
-            axes.plot([found.low, found.high], [place, place], color=style(0)[0], linewidth=2, solid_capstyle="butt")
-            axes.plot(found.mean, place, "o", color=style(0)[0], markersize=6)
+        for y, pair in enumerate(drawn):
+            test = pair.contrast
+            axes.plot([test.low, test.high], [y, y], color=style(0)[0], linewidth=2, solid_capstyle="butt")
+            axes.plot(test.mean, y, "o", color=style(0)[0], markersize=6)
             axes.annotate(
-                _clip(names[one.left]),
-                (0, place - 0.22),
+                _clip(names[pair.left]),
+                (0, y - 0.22),
                 xycoords=("axes fraction", "data"),
                 bbox={"facecolor": CARD, "edgecolor": "none", "pad": 0.5},
                 color=INK,
@@ -185,7 +189,7 @@ def forest(comparisons: Sequence[Comparison], names: Mapping[Arm, str]) -> Marku
 
 @contextmanager
 def canvas(name: str, height: float = 3.1) -> Iterator[Figure]:
-    """A figure in the look of all pages, `height` inches high; the name makes its ids unlike those of others."""
+    """A figure in the style of all pages, `height` inches high; the name makes the ids in its SVG unique."""
     with matplotlib.rc_context({**LOOK, "svg.hashsalt": name, "text.parse_math": False}):
         yield Figure(figsize=(4.8, height), layout="constrained")
 
@@ -194,11 +198,11 @@ def _clip(words: str) -> str:
     return words if len(words) <= 68 else words[:67] + "…"
 
 
-def in_runs(count: int) -> str:
+def count_runs(count: int) -> str:
     """`1 run`, `2 runs`."""
     return f"{count} run{'s' * (count > 1)}"
 
 
-def _size(result: ArmResult) -> tuple[int, float]:
+def _batch_and_rate(result: ArmResult) -> tuple[int, float]:
     assert result.arm is not None
     return result.arm.batch, result.arm.learning_rate

@@ -1,7 +1,7 @@
-"""One self-contained HTML page about a comparison of batch sizes, while it runs and after; it needs no network.
+"""One self-contained HTML page for a comparison, during and after the runs; it needs no network.
 
-The same `Experiment` gives the same bytes. The words stand in `comparison.html.jinja`, what came out in `verdict`, the
-pictures in `figures` and `curves`.
+The same `Experiment` gives the same bytes. The template is `comparison.html.jinja`, the conclusions are from `verdict`,
+the figures from `figures` and `curves`.
 """
 
 import math
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hfbsz.experiment.page.curves import curves, tuning
-from hfbsz.experiment.page.figures import families, forest, looks, over_batch, values
-from hfbsz.experiment.page.verdict import arm_names, p_text, ranking, said_of_test, what_came_out
+from hfbsz.experiment.page.figures import by_batch, families, forest, line_styles, values
+from hfbsz.experiment.page.verdict import arm_names, conclusions, p_text, ranking, result_of_test
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.statistics.evidence import Finding, Verdict
 from hfbsz.experiment.statistics.factorial import Effect
@@ -21,19 +21,19 @@ from hfbsz.experiment.statistics.trials import MEASURES, Arm, Comparison
 from hfbsz.report.page.figures import style
 from hfbsz.report.page.page import environment
 
-MEASURE = "final_loss"  # of the tests
+MEASURE = "final_loss"  # the measure of the paired tests
 MARKS = {
     Verdict.SUPPORTED: "✓",
     Verdict.CONTRADICTED: "✗",
     Verdict.NOT_SUPPORTED: "○",
-    Verdict.NOT_ENOUGH_RUNS: "…",
+    Verdict.NOT_DECIDED: "…",
 }
-Cell = tuple[str, str]  # what stands there, and a note in small print beneath it
+Cell = tuple[str, str]  # value, and a note in small print
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table; `cell` gives None where the arm has no such number."""
+    """A column of the table of arms; `cell` returns None if the arm has no such value."""
 
     heading: str
     unit: str
@@ -41,9 +41,9 @@ class Column:
 
 
 def render(experiment: Experiment) -> str:
-    """The page of a comparison as it stands, as HTML."""
-    named = arm_names(experiment.arms) | {result.words: result.words for result in experiment.before}
-    everything = (*experiment.before, *experiment.arms)
+    """The HTML page for the current state of a comparison."""
+    named = arm_names(experiment.arms) | {result.words: result.words for result in experiment.pretraining}
+    everything = (*experiment.pretraining, *experiment.arms)
     by_arm = {result.arm: named[result.words] for result in experiment.arms if result.arm is not None}
     columns, rows = _table(experiment)
     return (
@@ -58,18 +58,18 @@ def render(experiment: Experiment) -> str:
             ended=sum(outcome.ended for outcome in experiment.outcomes),
             failures=[(named[result.words], *failure) for result in everything for failure in _failures(result)],
             progress=[(named[result.words], _runs(result)) for result in everything],
-            came_out=what_came_out(experiment, named),
+            conclusions=conclusions(experiment, named),
             best=_lowest(experiment),
             columns=columns,
             rows=rows,
-            families=[(name, style(place)[0]) for place, name in enumerate(families(experiment.arms))],
+            families=[(name, style(index)[0]) for index, name in enumerate(families(experiment.arms))],
             grows=any(result.arm.grows for result in experiment.arms if result.arm),
-            over_batch=over_batch(experiment),
+            by_batch=by_batch(experiment),
             legend=_legend(experiment),
             curves=[*curves(experiment), *tuning(experiment)],
             baseline=by_arm.get(experiment.baseline) if experiment.baseline else None,
-            tests=[_test(one, by_arm[one.left]) for one in experiment.comparisons],
-            effects=[_test(one, one.words) for one in experiment.effects],
+            tests=[_test(pair, by_arm[pair.left]) for pair in experiment.comparisons],
+            effects=[_test(effect, effect.words) for effect in experiment.effects],
             measure=MEASURES[MEASURE],
             forest=forest(experiment.comparisons, by_arm),
             beliefs=[_belief(finding) for finding in experiment.findings],
@@ -78,46 +78,46 @@ def render(experiment: Experiment) -> str:
 
 
 def _state(experiment: Experiment) -> tuple[str, str]:
-    """The state of all runs together: its class of style, and in words."""
+    """The state of the comparison: its CSS class, and in words."""
     states = [outcome.state for outcome in experiment.outcomes]
     counts = {state: states.count(state) for state in ("failed", "diverged")}
-    but = "".join(f", {count} run{'s' * (count > 1)} {state}" for state, count in counts.items() if count)
+    losses = "".join(f", {count} run{'s' * (count > 1)} {state}" for state, count in counts.items() if count)
     if not states:
         return "unknown", "no runs planned"
     if experiment.finished:
-        return ("failed" if but else "finished"), f"finished{but}"
+        return ("failed" if losses else "finished"), f"finished{losses}"
     if "running" in states:
-        return "running", f"running{but}"
-    return "preempted", f"not finished, no run is at work{but}"
+        return "running", f"running{losses}"
+    return "preempted", f"not finished, no active run{losses}"
 
 
 def _share(experiment: Experiment) -> float:
-    """How much of all runs is done, 0 to 1."""
+    """The share of all work that is done, 0 to 1."""
     shares = [1.0 if outcome.ended else outcome.share for outcome in experiment.outcomes]
     return sum(shares) / _planned(experiment) if shares else 0.0
 
 
 def _planned(experiment: Experiment) -> int:
-    """Runs in all, those too whose numbers are still to be found."""
+    """The number of runs, including those whose tuned value is not known yet."""
     return max(experiment.planned, len(experiment.outcomes))
 
 
 def _runs(result: ArmResult) -> list[tuple[str, Outcome]]:
     seeds = [(f"seed {outcome.seed}", outcome) for outcome in result.outcomes]
-    return seeds + [(f"tried {one.value:g}", one.outcome) for one in result.tried if one.outcome is not None]
+    return seeds + [(f"tried {tried.value:g}", tried.outcome) for tried in result.tried if tried.outcome is not None]
 
 
 def _failures(result: ArmResult) -> list[tuple[str, str]]:
-    """Which runs of an arm failed, one entry for each reason."""
-    found: dict[str, list[str]] = {}
+    """The runs of an arm that failed or diverged: (labels, reason), one entry per reason."""
+    by_reason: dict[str, list[str]] = {}
     for label, outcome in _runs(result):
         if outcome.state in ("failed", "diverged"):
-            found.setdefault(f"{outcome.state}: {outcome.why or 'no reason is known'}", []).append(label)
-    return [(", ".join(labels), why) for why, labels in found.items()]
+            by_reason.setdefault(f"{outcome.state}: {outcome.why or 'reason unknown'}", []).append(label)
+    return [(", ".join(labels), why) for why, labels in by_reason.items()]
 
 
 def _lowest(experiment: Experiment) -> Arm | None:
-    """The arm of the lowest mean loss, where there are others that it can be ranked with."""
+    """The arm with the lowest mean loss, if at least two arms can be ranked."""
     try:
         ranked, _ = ranking(experiment)
     except ValueError:
@@ -126,16 +126,16 @@ def _lowest(experiment: Experiment) -> Arm | None:
 
 
 def _table(experiment: Experiment) -> tuple[list[Column], list[tuple[ArmResult, list[Cell]]]]:
-    """The columns that any arm fills, and their cells."""
+    """The columns that have a value for any arm, and their cells by arm."""
     target = "" if experiment.target is None else f", {experiment.target:.3f} nats/target"
     columns = [
         Column("Batch", "sequences; micro × passes", _batch),
-        Column("Rule", "of the rate", lambda result: (result.arm.rule, "") if result.arm else None),
-        Column("Rate", "peak, no unit", _rate),
+        Column("Scaling rule", "of the rate", lambda result: (result.arm.rule, "") if result.arm else None),
+        Column("Learning rate", "peak, no unit", _rate),
         Column("Seeds", "finished", _seeds),
-        Column("Quality", "loss, nats/target, mean ± sd", _mean("final_loss", ".4f")),
+        Column("Loss", "validation, nats/target, mean ± sd", _mean("final_loss", ".4f")),
         Column("Accuracy", "share of rows, mean ± sd", _mean("accuracy", ".3f")),
-        Column("Gap at the end", "nats/target, mean ± sd", _mean("gap", "+.3f")),
+        Column("Final gap", "nats/target, mean ± sd", _mean("gap", "+.3f")),
         Column("Onset of overfitting", "epoch, median", _onset),
         Column("Best evaluation", "epoch, median", _over_seeds("best_epoch", ".2f", statistics.median)),
         Column("Time to best", "s, median", _over_seeds("seconds_to_best", ",.0f", statistics.median)),
@@ -143,12 +143,12 @@ def _table(experiment: Experiment) -> tuple[list[Column], list[tuple[ArmResult, 
         Column("Padding", "% of positions, mean", _padding),
         Column("Optimizer steps", "steps, mean", _over_seeds("optimizer_steps", ",.0f", statistics.fmean)),
         Column("Speed", "tokens/s, mean", _over_seeds("tokens_per_second", ",.0f", statistics.fmean)),
-        Column("Peak memory", "GiB, largest", _memory),
+        Column("Peak memory", "GiB, maximum", _memory),
     ]
     cells = [[column.cell(result) for column in columns] for result in experiment.arms]
-    kept = [place for place in range(len(columns)) if any(row[place] for row in cells)]
-    rows = [[row[place] or ("–", "") for place in kept] for row in cells]
-    return [columns[place] for place in kept], list(zip(experiment.arms, rows, strict=True))
+    filled = [index for index in range(len(columns)) if any(row[index] for row in cells)]
+    rows = [[row[index] or ("–", "") for index in filled] for row in cells]
+    return [columns[index] for index in filled], list(zip(experiment.arms, rows, strict=True))
 
 
 def _batch(result: ArmResult) -> Cell | None:
@@ -162,8 +162,8 @@ def _batch(result: ArmResult) -> Cell | None:
 def _rate(result: ArmResult) -> Cell | None:
     if result.arm is None:
         return None
-    how = "tuned" if result.arm.tuned else "best tried, at an end" if result.arm.searched else ""
-    return f"{result.arm.learning_rate:.3g}", how
+    note = "tuned" if result.arm.tuned else "best tried, at the end of the range" if result.arm.searched else ""
+    return f"{result.arm.learning_rate:.3g}", note
 
 
 def _seeds(result: ArmResult) -> Cell:
@@ -173,87 +173,88 @@ def _seeds(result: ArmResult) -> Cell:
 
 def _mean(name: str, form: str) -> Callable[[ArmResult], Cell | None]:
     def cell(result: ArmResult) -> Cell | None:
-        found = values(result, name)
-        lost = sum(not math.isfinite(value) for value in found)
-        if not found or lost:
-            return ("diverged", f"{lost} of {len(found)} seeds") if found else None
-        mean = format(statistics.fmean(found), form)
-        sd = format(statistics.stdev(found), form.lstrip("+")) if len(found) > 1 else ""
+        measured = values(result, name)
+        lost = sum(not math.isfinite(value) for value in measured)
+        if not measured or lost:
+            return ("diverged", f"{lost} of {len(measured)} seeds") if measured else None
+        mean = format(statistics.fmean(measured), form)
+        sd = format(statistics.stdev(measured), form.lstrip("+")) if len(measured) > 1 else ""
         return mean, f"± {sd}" if sd else "1 seed"
 
     return cell
 
 
-def _over_seeds(name: str, form: str, over: Callable[[list[float]], float]) -> Callable[[ArmResult], Cell | None]:
+def _over_seeds(name: str, form: str, reduce: Callable[[list[float]], float]) -> Callable[[ArmResult], Cell | None]:
     def cell(result: ArmResult) -> Cell | None:
-        found = [value for value in values(result, name) if math.isfinite(value)]
-        return (format(over(found), form), "") if found else None
+        finite = [value for value in values(result, name) if math.isfinite(value)]
+        return (format(reduce(finite), form), "") if finite else None
 
     return cell
 
 
 def _onset(result: ArmResult) -> Cell | None:
-    """Not seen is an answer only where training rows were watched, which the gap shows."""
-    found, watched = values(result, "onset_epoch"), len(values(result, "gap"))
-    if not found:
-        return ("not seen", "") if watched else None
-    runs = max(watched, len(found))
-    return f"{statistics.median(found):.2f}", "" if len(found) == runs else f"{len(found)} of {runs} seeds"
+    """`none found` is a result only if training loss was measured too, in which case there is a gap."""
+    onsets, watched = values(result, "onset_epoch"), len(values(result, "gap"))
+    if not onsets:
+        return ("none found", "") if watched else None
+    runs = max(watched, len(onsets))
+    return f"{statistics.median(onsets):.2f}", "" if len(onsets) == runs else f"{len(onsets)} of {runs} seeds"
 
 
 def _to_target(result: ArmResult) -> Cell | None:
-    found = values(result, "steps_to_target")
-    missed = sum(not math.isfinite(value) for value in found)
-    if not found or missed == len(found):
-        return ("not reached", "") if found else None
-    median = statistics.median(value if math.isfinite(value) else math.inf for value in found)
+    steps = values(result, "steps_to_target")
+    missed = sum(not math.isfinite(value) for value in steps)
+    if not steps or missed == len(steps):
+        return ("not reached", "") if steps else None
+    median = statistics.median(value if math.isfinite(value) else math.inf for value in steps)
     shown = f"{median:,.0f}" if math.isfinite(median) else "not reached"
-    return shown, f"{missed} of {len(found)} seeds missed it" if missed else ""
+    return shown, f"{missed} of {len(steps)} seeds missed it" if missed else ""
 
 
 def _padding(result: ArmResult) -> Cell | None:
-    found = values(result, "padding")
-    return (f"{100 * statistics.fmean(found):.1f}", "") if found else None
+    shares = values(result, "padding")
+    return (f"{100 * statistics.fmean(shares):.1f}", "") if shares else None
 
 
 def _memory(result: ArmResult) -> Cell | None:
-    found = values(result, "peak_memory_bytes")
-    return (f"{max(found) / 2**30:.2f}", "") if found else None
+    peaks = values(result, "peak_memory_bytes")
+    return (f"{max(peaks) / 2**30:.2f}", "") if peaks else None
 
 
 def _legend(experiment: Experiment) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Families with their arms that have curves or trials of tuning: (name, colour, dashes)."""
-    look, legend = looks(experiment), []
-    for family, several in families(experiment.arms).items():
-        short = arm_names(several)
-        arms = [(short[one.words], look[one.words][0], " ".join(map(str, look[one.words][1]))) for one in several]
+    """The families with their arms: (name, colour, dashes)."""
+    styles, legend = line_styles(experiment), []
+    for family, results in families(experiment.arms).items():
+        short = arm_names(results)
+        arms = []
+        for result in results:
+            colour, dashes = styles[result.words]
+            arms.append((short[result.words], colour, " ".join(map(str, dashes))))
         legend.append((family, arms))
     return legend
 
 
-def _test(one: Comparison | Effect, name: str) -> dict[str, Any]:
-    found, kind = one.contrast, MEASURES[MEASURE]
-    interval = f"{kind.show(found.low)} to {kind.show(found.high)}" if math.isfinite(found.low) else "–"
+def _test(tested: Comparison | Effect, name: str) -> dict[str, Any]:
+    contrast, kind = tested.contrast, MEASURES[MEASURE]
+    interval = f"{kind.show(contrast.low)} to {kind.show(contrast.high)}" if math.isfinite(contrast.low) else "–"
     return {
         "name": name,
-        "difference": kind.show(found.mean).replace("-", "−") if math.isfinite(found.mean) else "–",
+        "difference": kind.show(contrast.mean).replace("-", "−") if math.isfinite(contrast.mean) else "–",
         "interval": interval.replace("-", "−"),
-        "n": found.n,
-        "effect": f"{found.effect:+.2f}".replace("-", "−") if math.isfinite(found.effect) else "–",
-        "p": p_text(one.p_holm),
-        "sign_flip": p_text(found.sign_flip_p),
-        "says": said_of_test(one),
+        "n": contrast.n,
+        "effect": f"{contrast.effect:+.2f}".replace("-", "−") if math.isfinite(contrast.effect) else "–",
+        "p": p_text(tested.p_holm),
+        "sign_flip": p_text(contrast.sign_flip_p),
+        "result": result_of_test(tested),
     }
 
 
 def _belief(finding: Finding) -> dict[str, Any]:
-    """A finding with what it needs apart from its sentence, at whose end it stands too."""
-    sentence = finding.sentence.partition(finding.needs)[0] if finding.needs else finding.sentence
     return {
         "statement": finding.statement[:1].upper() + finding.statement[1:],
         "verdict": finding.verdict,
         "mark": MARKS[finding.verdict],
-        "sentence": sentence.removesuffix("; ").removesuffix(": it needs ").rstrip(".") + ".",
+        "measured": finding.measured,
         "source": finding.source,
         "needs": finding.needs,
     }

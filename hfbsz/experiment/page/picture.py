@@ -1,4 +1,4 @@
-"""One picture of an experiment: validation loss against optimizer steps, a dot for every seed."""
+"""A figure of a comparison: validation loss against optimizer steps, one dot per seed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,20 +10,20 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write an SVG or PNG from the rows of `experiment.table`; rows without a finished run are left out."""
+    """Write an SVG or PNG figure of `results.rows`; rows without a finished run are skipped."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.add_subplot()
     shown = [row for row in rows if row["runs"]]
     for number, row in enumerate(shown):
         colour, name = _COLOURS[number % len(_COLOURS)], str(row["choices"]).replace("recipe=", "")
-        before = sum(other["steps"] == row["steps"] for other in shown[:number])
-        at = row["steps"] * 1.05**before  # arms of equal steps side by side
-        axes.plot([at] * row["runs"], row["losses"], "o", color=colour, alpha=0.45, markersize=5)
-        axes.plot([at], [row["loss"]], "_", color=colour, markersize=18, markeredgewidth=2, label=name)
+        same_steps = sum(other["steps"] == row["steps"] for other in shown[:number])
+        x = row["steps"] * 1.05**same_steps  # arms of equal steps side by side
+        axes.plot([x] * row["runs"], row["losses"], "o", color=colour, alpha=0.45, markersize=5)
+        axes.plot([x], [row["loss"]], "_", color=colour, markersize=18, markeredgewidth=2, label=name)
     axes.set_xscale("log")
     ticks: list[int] = []
     for steps in sorted({row["steps"] for row in shown}):
-        if not ticks or steps > 1.15 * ticks[-1]:  # labels that would overlap are left out
+        if not ticks or steps > 1.15 * ticks[-1]:  # skip labels that would overlap
             ticks.append(steps)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()

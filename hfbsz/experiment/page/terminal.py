@@ -1,4 +1,4 @@
-"""What a comparison came to, for a terminal: a table of the arms, failures, notes, and what is to be looked at."""
+"""The results of a comparison for the terminal: a table of the arms, failures, notes, and findings."""
 
 import math
 
@@ -16,23 +16,23 @@ _COLUMNS = (
 
 
 def lines_of(experiment: Experiment) -> list[str]:
-    """The lines that end `scripts/compare.py`."""
+    """The last lines that `hfbsz compare` prints; the page's path is the last one."""
     table = rows(experiment)
     names = [str(row["choices"]) for row in table]
     shown = [column for column in _COLUMNS if any(row[column[0]] is not None or column[0] == "loss" for row in table)]
     width = max(map(len, names))
     lines = ["", f"{'':<{width}}  runs  " + "  ".join(f"{head:>{_width(form, head)}}" for _, head, form in shown)]
     for name, row in zip(names, table, strict=True):
-        of_row = {**row, "loss": math.nan} if row["diverged"] else row
-        cells = "  ".join(_cell(of_row[key], head, form) for key, head, form in shown)
+        values = {**row, "loss": math.nan} if row["diverged"] else row
+        cells = "  ".join(_cell(values[key], head, form) for key, head, form in shown)
         lines.append(f"{name:<{width}}  {row['runs']:>4}  {cells}")
     lost = [outcome for outcome in experiment.outcomes if outcome.state in ("failed", "diverged")]
     lines += [f"{outcome.state}: {outcome.folder}: {outcome.why}" for outcome in lost]
     lines += [f"note: {note}" for note in experiment.notes]
-    lines += [one.sentence for one in experiment.findings if one.verdict is not Verdict.NOT_ENOUGH_RUNS]
-    unsaid = sum(one.verdict is Verdict.NOT_ENOUGH_RUNS for one in experiment.findings)
-    if unsaid:
-        lines.append(f"Of {unsaid} further beliefs these runs are not enough to say anything.")
+    lines += [finding.sentence for finding in experiment.findings if finding.verdict is not Verdict.NOT_DECIDED]
+    undecided = sum(finding.verdict is Verdict.NOT_DECIDED for finding in experiment.findings)
+    if undecided:
+        lines.append(f"Not decided: {undecided} of {len(experiment.findings)} common beliefs (see the page).")
     return [*lines, "", str(experiment.page)]
 
 

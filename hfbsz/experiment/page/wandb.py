@@ -1,4 +1,4 @@
-"""What a team sees of a comparison in W&B: a run beside the comparison's runs, with tables, plots and its page."""
+"""The comparison's own W&B run, in the group of its runs: tables, plots and the HTML page."""
 
 import hashlib
 import math
@@ -11,14 +11,14 @@ from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.statistics.evidence import Finding
 from hfbsz.experiment.statistics.trials import MEASURES, Arm, Comparison
 from hfbsz.report.wandb.group import Cell, Plot, Table, send
-from hfbsz.report.wandb.reporter import Identity, Mode, id_of, in_a_line, read_identity
+from hfbsz.report.wandb.reporter import Identity, Mode, id_of, one_line_fault, read_identity
 
 BATCH, LOSS, MEAN_LOSS = "batch (sequences)", "final loss (nats/target)", "final loss, mean (nats/target)"
 PLOTS = {
     "loss_over_batch": Plot("seeds", BATCH, LOSS, "Final validation loss over batch, every seed"),
     "mean_loss_over_batch": Plot("arms", BATCH, MEAN_LOSS, "Final validation loss over batch, mean over seeds", "kind"),
 }
-REACHED = {
+TRIAL_COLUMNS = {  # field of Trial → column
     "final_loss": LOSS,
     "best_loss": "best loss (nats/target)",
     "gap": "gap (nats/target)",
@@ -29,7 +29,7 @@ REACHED = {
 Row = Mapping[str, Cell]
 
 
-def aggregate(
+def log_comparison(
     experiment: Experiment,
     mode: Mode,
     project: str,
@@ -38,23 +38,23 @@ def aggregate(
     warn: Callable[[str], None],
     page: str | None = None,
 ) -> None:
-    """Make the comparison's run in W&B, or bring it up to date. `page`: the comparison's page, as HTML text.
+    """Create or update the comparison's W&B run. `page`: the comparison's page as HTML text.
 
-    W&B's copy lies in the comparison's folder. Nothing is raised: `warn` is told, in one line, what went wrong.
+    W&B's local files are in the comparison's folder. Raises nothing: faults are reported to `warn`, in one line.
     """
     if mode == "off":
         return
     try:
         name = f"comparison {experiment.name}"
         identity = Identity(_id(experiment, group), project, entity, group, "comparison", name)
-        config, pictures = {"comparison": _config(experiment)}, {} if page is None else {"page": page}
-        send(experiment.folder, mode, identity, config, summary(experiment), tables(experiment), pictures, warn, PLOTS)
-    except Exception as fault:  # the runs are safe: a table must not fail their comparison
-        warn(f"W&B has nothing new of the comparison, {in_a_line(fault)}")
+        config, media = {"comparison": _config(experiment)}, {} if page is None else {"page": page}
+        send(experiment.folder, mode, identity, config, summary(experiment), tables(experiment), media, warn, PLOTS)
+    except Exception as fault:  # a W&B fault must not fail the comparison
+        warn(f"the comparison's W&B run was not updated: {one_line_fault(fault)}")
 
 
 def _id(experiment: Experiment, group: str | None) -> str:
-    """The same for a comparison that is said again, with further seeds or arms too."""
+    """The W&B run id: the same when the comparison is run again, even with more seeds or arms."""
     words = f"{group}\n{experiment.name}"
     return id_of(group or experiment.name, hashlib.sha256(words.encode()).hexdigest()[:8])
 
@@ -73,17 +73,15 @@ def _config(experiment: Experiment) -> dict[str, Any]:
 
 
 def summary(experiment: Experiment) -> dict[str, Cell]:
-    """The best arm by the mean of its final loss, nats/target, where no seed diverged; and how many there are of what.
-
-    A run of tuning counts as a run.
-    """
+    """The arm with the lowest mean final loss (nats/target) among arms without diverged seeds, and counts of arms and
+    of runs by state; tuning runs count as runs."""
     losses = {result.words: _mean(trial.final_loss for trial in result.trials) for result in experiment.arms}
-    known = {words: loss for words, loss in losses.items() if loss is not None}
-    best = min(known, key=known.__getitem__, default=None)
+    finite = {words: loss for words, loss in losses.items() if loss is not None}
+    best = min(finite, key=finite.__getitem__, default=None)
     states = [outcome.state for outcome in experiment.outcomes]
     return {
         "comparison/best_arm": best,
-        "comparison/best_arm_final_loss": known.get(best) if best is not None else None,
+        "comparison/best_arm_final_loss": finite.get(best) if best is not None else None,
         "comparison/arms": len(experiment.arms),
         "comparison/runs": len(states),
         "comparison/finished": states.count("finished"),
@@ -93,23 +91,23 @@ def summary(experiment: Experiment) -> dict[str, Cell]:
 
 
 def tables(experiment: Experiment) -> dict[str, Table]:
-    """The tables that have rows, by name; their columns say their units."""
+    """The tables that have rows, by name: (columns, rows); column names include units."""
     words = {result.arm: result.words for result in experiment.arms if result.arm is not None}
     rows: dict[str, list[Row]] = {
         "arms": [_arm(result) for result in experiment.arms],
         "seeds": [_seed(result, outcome) for result in experiment.arms for outcome in result.outcomes],
-        "tests": [_test(found, words) for found in experiment.comparisons],
+        "tests": [_test(pair, words) for pair in experiment.comparisons],
         "beliefs": [_belief(finding) for finding in experiment.findings],
         "tuning": _tuning(experiment),
     }
-    return {name: (list(found[0]), [list(row.values()) for row in found]) for name, found in rows.items() if found}
+    return {name: (list(table[0]), [list(row.values()) for row in table]) for name, table in rows.items() if table}
 
 
 def _arm(result: ArmResult) -> Row:
-    """Means over the finished seeds; nothing where none was measured or one diverged."""
+    """Means over the finished seeds; None if nothing was measured or a seed diverged."""
     trials, ended = result.trials, [outcome for outcome in result.outcomes if outcome.trial is not None]
     losses = [trial.final_loss for trial in trials if trial.final_loss is not None]
-    spread = statistics.stdev(losses) if len(losses) > 1 and all(map(math.isfinite, losses)) else None
+    sd = statistics.stdev(losses) if len(losses) > 1 and all(map(math.isfinite, losses)) else None
     onsets = [outcome.onset_epoch for outcome in ended if outcome.onset_epoch is not None]
     memory = [trial.peak_memory_bytes for trial in trials if trial.peak_memory_bytes is not None]
     return {
@@ -120,7 +118,7 @@ def _arm(result: ArmResult) -> Row:
         "failed": len(result.failed),
         "diverged": len(result.diverged),
         MEAN_LOSS: _mean(losses),
-        "final loss, sd (nats/target)": spread,
+        "final loss, sd (nats/target)": sd,
         "gap, mean (nats/target)": _mean(trial.gap for trial in trials),
         "best epoch, mean": _mean(outcome.best_epoch for outcome in ended),
         "onset of overfitting, mean (epochs)": _mean(onsets),
@@ -134,7 +132,7 @@ def _arm(result: ArmResult) -> Row:
 
 
 def _setting(result: ArmResult) -> Row:
-    """What is known of an arm before its runs end."""
+    """The arm's configuration, which is known before its runs end."""
     arm = result.arm
     return {
         BATCH: arm.batch if arm else None,
@@ -150,11 +148,11 @@ def _seed(result: ArmResult, outcome: Outcome) -> Row:
         "arm": result.words,
         "seed": outcome.seed,
         BATCH: result.arm.batch if result.arm else None,
-        **_found_at(outcome),
+        **_location(outcome),
         "done (share)": outcome.share,
         "why it failed": outcome.why,
         "diverged": _diverged(outcome.trial.final_loss) if outcome.trial else None,
-        **{title: getattr(outcome.trial, name, None) for name, title in REACHED.items()},
+        **{title: getattr(outcome.trial, name, None) for name, title in TRIAL_COLUMNS.items()},
         "best step": outcome.best_step,
         "best epoch": outcome.best_epoch,
         "onset of overfitting (epochs)": outcome.onset_epoch,
@@ -163,8 +161,8 @@ def _seed(result: ArmResult, outcome: Outcome) -> Row:
     }
 
 
-def _found_at(outcome: Outcome | None) -> dict[str, str | None]:
-    """A run's state, its id in W&B and its folder's name."""
+def _location(outcome: Outcome | None) -> dict[str, str | None]:
+    """A run's state, its W&B id and the name of its folder."""
     if outcome is None:
         return dict.fromkeys(("state", "run in W&B", "folder"))
     try:
@@ -174,16 +172,16 @@ def _found_at(outcome: Outcome | None) -> dict[str, str | None]:
     return {"state": outcome.state, "run in W&B": run, "folder": outcome.folder.name}
 
 
-def _test(found: Comparison, words: Mapping[Arm, str]) -> Row:
-    """The difference left − right over the seeds that both arms have; of a relative measure in percent."""
-    measure, contrast = MEASURES[found.measure], found.contrast
+def _test(pair: Comparison, words: Mapping[Arm, str]) -> Row:
+    """The difference left − right over the shared seeds; in percent for a relative measure."""
+    measure, contrast = MEASURES[pair.measure], pair.contrast
 
     def shown(difference: float) -> float:
         return 100 * math.expm1(difference) if measure.relative else difference
 
     return {
-        "left": words.get(found.left, found.left.name),
-        "right": words.get(found.right, found.right.name),
+        "left": words.get(pair.left, pair.left.name),
+        "right": words.get(pair.right, pair.right.name),
         "measure": measure.words,
         "unit": measure.unit_of_difference,
         "n (seeds)": contrast.n,
@@ -191,7 +189,7 @@ def _test(found: Comparison, words: Mapping[Arm, str]) -> Row:
         "95 % CI, low": shown(contrast.low),
         "95 % CI, high": shown(contrast.high),
         "effect (mean ÷ sd, Hedges)": contrast.effect,
-        "p after Holm": found.p_holm,
+        "p after Holm": pair.p_holm,
         "sign-flip p": contrast.sign_flip_p,
     }
 
@@ -215,7 +213,7 @@ def _tuning(experiment: Experiment) -> list[Row]:
             "best loss (nats/target)": tried.loss,
             "diverged": _diverged(tried.loss),
             "chosen": tried.chosen,
-            **_found_at(tried.outcome),
+            **_location(tried.outcome),
         }
         for result in experiment.arms
         for tried in result.tried
@@ -223,11 +221,11 @@ def _tuning(experiment: Experiment) -> list[Row]:
 
 
 def _diverged(loss: float | None) -> bool | None:
-    """None: it is not known."""
+    """None: unknown."""
     return None if loss is None else not math.isfinite(loss)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Of what was measured; None where nothing was, or where one diverged."""
+    """The mean of the measured values; None if there are none or one is not finite."""
     measured = [value for value in values if value is not None]
     return statistics.fmean(measured) if measured and all(map(math.isfinite, measured)) else None

@@ -1,1 +1,1 @@
-"""What finished runs bear out: paired tests, findings on common beliefs, and how often they are right."""
+"""Statistics of finished runs: paired tests, verdicts on common beliefs, and simulations of their error rates."""

@@ -1,7 +1,7 @@
-"""Common beliefs about batch sizes, and which numbers of which arms would decide each.
+"""Common beliefs about batch sizes, and the measurements that test each of them.
 
-A belief becomes claims: one number per seed, positive where the belief is right. What is compared must differ in the
-batch alone, so across batches only arms with a rate tuned at each batch count (Shallue et al. 2019).
+A belief is turned into claims: one number per seed, positive if the belief is right. The arms compared must differ in
+the batch alone, so comparisons across batches use only arms whose rate is tuned at each batch (Shallue et al. 2019).
 """
 
 import math
@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from hfbsz.experiment.statistics.paired import FEWEST_SEEDS
-from hfbsz.experiment.statistics.trials import MEASURES, Arm, Runs, numbers, per_seed
+from hfbsz.experiment.statistics.paired import MIN_SEEDS
+from hfbsz.experiment.statistics.trials import MEASURES, Arm, Runs, per_seed, values_by_seed
 
 
 @dataclass(frozen=True)
-class Smallest:
-    """The smallest effects of interest: what is surely smaller counts as none."""
+class SmallestEffects:
+    """The smallest effects of interest: effects that are significantly smaller count as none."""
 
     loss: float = 0.02  # nats/target
     ratio: float = 0.05  # of tokens/s and memory, a share
@@ -23,29 +23,29 @@ class Smallest:
 
 
 class Kind(Enum):
-    """What a claim's number must exceed: 0 or minus its margin."""
+    """The hypothesis of a claim: its mean exceeds 0 (superiority) or minus its margin (non-inferiority)."""
 
-    MORE = "more"
-    NO_LESS = "no less"
+    SUPERIORITY = "superiority"
+    NON_INFERIORITY = "non-inferiority"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One number per seed, positive where the belief is right."""
+    """One number per seed, positive if the belief is right."""
 
     words: str
     seeds: tuple[int, ...]
     values: tuple[float, ...]
     margin: float
     unit: str
-    show: Callable[[float], str]  # the number in its unit
-    kind: Kind = Kind.MORE
+    show: Callable[[float], str]  # formats a value in `unit`
+    kind: Kind = Kind.SUPERIORITY
     exact: bool = False
 
 
 @dataclass(frozen=True)
 class Case:
-    """Claims that must all hold. A guard is a further claim without which support, or contradiction, means nothing."""
+    """Claims that must all hold. A guard is a further claim that must hold for support, or contradiction, to count."""
 
     claims: tuple[Claim, ...]
     supports_guard: Claim | None = None
@@ -54,59 +54,60 @@ class Case:
 
 @dataclass(frozen=True)
 class Belief:
-    """`cases`: any of them suffices; none: arms are missing, and `needs` says which."""
+    """A belief with its source. `cases`: any of them suffices; if empty, arms are missing, which `needs` describes."""
 
     statement: str
     source: str
     needs: str
-    cases: Callable[[Runs, Smallest], list[Case]]
+    cases: Callable[[Runs, SmallestEffects], list[Case]]
 
 
 def _pair(
-    runs: Runs, more: Arm, less: Arm, measure: str, margin: float, kind: Kind = Kind.MORE, say: str = ""
+    runs: Runs, more: Arm, less: Arm, measure: str, margin: float, kind: Kind = Kind.SUPERIORITY, names: str = ""
 ) -> Claim:
-    """`more` − `less` in a measure, by seed; `say` names the arms where batches do not."""
+    """The claim `more` − `less` in a measure, by seed; `names` names the arms if their batches do not."""
     chosen = MEASURES[measure]
     seeds, values = per_seed(runs, (more, less), measure, chosen.difference)
-    words = f"{chosen.words}, {say or f'{more.name} against {less.name}'}"
+    words = f"{chosen.words}, {names or f'{more.name} compared with {less.name}'}"
     return Claim(words, seeds, values, margin, chosen.unit_of_difference, chosen.show, kind, chosen.exact)
 
 
-def _ladder(runs: Runs, measures: Sequence[str], wanted: Callable[[Arm], bool], least: int) -> list[Arm]:
-    """Fixed batches in ascending order, one arm each (most seeds, then least accumulation), all decaying or none.
+def _ladder(runs: Runs, measures: Sequence[str], eligible: Callable[[Arm], bool], min_length: int) -> list[Arm]:
+    """Arms of fixed batches in ascending order, one per batch (most seeds, then least accumulation), either all with
+    decay or all without; empty if there are fewer than `min_length`.
 
-    Batches with fewer than three seeds are left out where enough others remain.
+    Batches with fewer than three seeds are left out if enough others remain.
     """
-    count = {arm: min(len(numbers(runs, arm, measure)) for measure in measures) for arm in runs}
+    count = {arm: min(len(values_by_seed(runs, arm, measure)) for measure in measures) for arm in runs}
     best: dict[tuple[bool, int], Arm] = {}
     for arm in sorted(runs, key=lambda arm: (-count[arm], arm.accumulation or 1)):
-        if not arm.grows and count[arm] and wanted(arm):
+        if not arm.grows and count[arm] and eligible(arm):
             best.setdefault((arm.decays, arm.batch), arm)
     ladders = []
     for decays in (True, False):
         ladder = [arm for (key, _), arm in sorted(best.items()) if key == decays]
-        firm = [arm for arm in ladder if count[arm] >= FEWEST_SEEDS]
-        ladders.append(firm if len(firm) >= least else ladder)
-    longest = max(ladders, key=lambda ladder: (sum(count[arm] >= FEWEST_SEEDS for arm in ladder), len(ladder)))
-    return longest if len(longest) >= least else []
+        testable = [arm for arm in ladder if count[arm] >= MIN_SEEDS]
+        ladders.append(testable if len(testable) >= min_length else ladder)
+    longest = max(ladders, key=lambda ladder: (sum(count[arm] >= MIN_SEEDS for arm in ladder), len(ladder)))
+    return longest if len(longest) >= min_length else []
 
 
-def _slope(ladder: Sequence[Arm], first: int) -> Callable[..., float]:
-    """The change of a measure's log2 per doubling of the batch, between two neighbours of a ladder."""
-    octaves = math.log2(ladder[first + 1].batch / ladder[first].batch)
+def _slope(ladder: Sequence[Arm], index: int) -> Callable[..., float]:
+    """A function of the ladder's values: the change of log2(value) per doubling of the batch after arm `index`."""
+    doublings = math.log2(ladder[index + 1].batch / ladder[index].batch)
 
     def slope(*values: float) -> float:
-        low, high = values[first], values[first + 1]
-        return math.log2(high / low) / octaves if 0 < low < math.inf and 0 < high < math.inf else math.nan
+        low, high = values[index], values[index + 1]
+        return math.log2(high / low) / doublings if 0 < low < math.inf and 0 < high < math.inf else math.nan
 
     return slope
 
 
-def _throughput(runs: Runs, smallest: Smallest) -> list[Case]:
+def _throughput(runs: Runs, smallest: SmallestEffects) -> list[Case]:
     ladder = _ladder(runs, ["tokens_per_second"], lambda arm: arm.accumulation == 1, 3)
     if not ladder:
         return []
-    rise, last = _slope(ladder, 0), _slope(ladder, len(ladder) - 2)
+    initial, last = _slope(ladder, 0), _slope(ladder, len(ladder) - 2)
 
     def claim(words: str, combine: Callable[..., float]) -> Claim:
         seeds, values = per_seed(runs, ladder, "tokens_per_second", combine)
@@ -114,62 +115,62 @@ def _throughput(runs: Runs, smallest: Smallest) -> list[Case]:
 
     first, later = _ends(ladder)
     words = f"tokens/s per doubling from {first}"
-    falls = claim(f"{words} against {later}", lambda *values: rise(*values) - last(*values))
-    return [Case((claim(words, rise), falls))]
+    levels_off = claim(f"{words} compared with {later}", lambda *values: initial(*values) - last(*values))
+    return [Case((claim(words, initial), levels_off))]
 
 
-def _diminishing(runs: Runs, smallest: Smallest) -> list[Case]:
+def _diminishing(runs: Runs, smallest: SmallestEffects) -> list[Case]:
     ladder = _ladder(runs, ["steps_to_target"], lambda arm: arm.tuned, 3)
     if not ladder:
         return []
-    rise, last = _slope(ladder, 0), _slope(ladder, len(ladder) - 2)
-    seeds, values = per_seed(runs, ladder, "steps_to_target", lambda *steps: last(*steps) - rise(*steps))
+    initial, last = _slope(ladder, 0), _slope(ladder, len(ladder) - 2)
+    seeds, values = per_seed(runs, ladder, "steps_to_target", lambda *steps: last(*steps) - initial(*steps))
     first, later = _ends(ladder)
-    words = f"steps to the target loss saved per doubling from {first} against {later}"
+    words = f"steps to the target loss saved per doubling from {first} compared with {later}"
     return [Case((Claim(words, seeds, values, smallest.scaling, "halvings", lambda x: f"{x:+.2f}"),))]
 
 
 def _ends(ladder: Sequence[Arm]) -> tuple[str, str]:
-    """The first and the last two batches of a ladder in words."""
+    """The first two and the last two batches of a ladder, in words."""
     a, b, y, z = (arm.batch for arm in (*ladder[:2], *ladder[-2:]))
     return f"{a} to {b} sequences", f"{y} to {z}"
 
 
-def _generalises(measure: str, guard: str) -> Callable[[Runs, Smallest], list[Case]]:
-    """Largest against smallest tuned batch. A model that fits less has less to lose: the arm that comes out better must
-    not have the worse `guard`."""
+def _generalises(measure: str, guard: str) -> Callable[[Runs, SmallestEffects], list[Case]]:
+    """Largest against smallest tuned batch. A model that fits the data less has a smaller gap anyway, so the better arm
+    in `measure` must be non-inferior in `guard`."""
 
-    def cases(runs: Runs, smallest: Smallest) -> list[Case]:
+    def cases(runs: Runs, smallest: SmallestEffects) -> list[Case]:
         ladder = _ladder(runs, [measure, guard], lambda arm: arm.tuned, 2)
         if not ladder:
             return []
         small, large = ladder[0], ladder[-1]
-        small_as_good = _pair(runs, large, small, guard, smallest.loss, Kind.NO_LESS)
-        large_as_good = _pair(runs, small, large, guard, smallest.loss, Kind.NO_LESS)
-        return [Case((_pair(runs, large, small, measure, smallest.loss),), small_as_good, large_as_good)]
+        small_not_worse = _pair(runs, large, small, guard, smallest.loss, Kind.NON_INFERIORITY)
+        large_not_worse = _pair(runs, small, large, guard, smallest.loss, Kind.NON_INFERIORITY)
+        return [Case((_pair(runs, large, small, measure, smallest.loss),), small_not_worse, large_not_worse)]
 
     return cases
 
 
-def _rate_follows(runs: Runs, smallest: Smallest) -> list[Case]:
-    """Arms alike but for the rule, untuned at this batch: a tuned rate has nothing left to follow."""
-    found: dict[int, list[Case]] = {}
-    for held in (arm for arm in runs if arm.rule == "none" and not arm.tuned and not arm.grows):
+def _rate_follows(runs: Runs, smallest: SmallestEffects) -> list[Case]:
+    """Arms that differ in the rule alone and whose rate is not tuned at this batch: a tuned rate needs no rule."""
+    cases: dict[int, list[Case]] = {}
+    for unscaled in (arm for arm in runs if arm.rule == "none" and not arm.tuned and not arm.grows):
         for arm in runs:
-            same = replace(arm, rule="none", learning_rate=held.learning_rate) == held
-            if same and arm.rule != "none" and not arm.searched and arm.learning_rate != held.learning_rate:
-                say = f"rule none against {arm.rule} at {arm.batch} sequences"
-                claim = _pair(runs, held, arm, "final_loss", smallest.loss, say=say)
+            same = replace(arm, rule="none", learning_rate=unscaled.learning_rate) == unscaled
+            if same and arm.rule != "none" and not arm.searched and arm.learning_rate != unscaled.learning_rate:
+                names = f"rule none compared with {arm.rule} at {arm.batch} sequences"
+                claim = _pair(runs, unscaled, arm, "final_loss", smallest.loss, names=names)
                 if claim.seeds:
-                    found.setdefault(arm.batch, []).append(Case((claim,)))
-    return found[max(found)] if found else []
+                    cases.setdefault(arm.batch, []).append(Case((claim,)))
+    return cases[max(cases)] if cases else []
 
 
 _COSTS = ("peak_memory_bytes", "tokens_per_second")
 
 
-def _accumulation(runs: Runs, smallest: Smallest) -> list[Case]:
-    """The widest spread of accumulation at one batch, all else alike."""
+def _accumulation(runs: Runs, smallest: SmallestEffects) -> list[Case]:
+    """The largest ratio of accumulation at one batch between arms that are otherwise equal."""
     pairs = [
         (many.accumulation / few.accumulation, few.batch, few, many)
         for few in runs
@@ -178,93 +179,93 @@ def _accumulation(runs: Runs, smallest: Smallest) -> list[Case]:
         and few.accumulation
         and many.accumulation > few.accumulation
         and replace(many, accumulation=few.accumulation, micro_batch=few.micro_batch) == few
-        and all(numbers(runs, arm, measure) for arm in (few, many) for measure in _COSTS)
+        and all(values_by_seed(runs, arm, measure) for arm in (few, many) for measure in _COSTS)
     ]
     if not pairs:
         return []
     *_, few, many = max(pairs, key=lambda pair: pair[:2])
-    say = f"{few.accumulation} against {many.accumulation} passes of a step of {few.batch} sequences"
-    return [Case(tuple(_pair(runs, few, many, measure, math.log1p(smallest.ratio), say=say) for measure in _COSTS))]
+    names = f"{few.accumulation} compared with {many.accumulation} passes per step of {few.batch} sequences"
+    return [Case(tuple(_pair(runs, few, many, measure, math.log1p(smallest.ratio), names=names) for measure in _COSTS))]
 
 
-def _against_growth(runs: Runs, measures: Sequence[str], wanted: Callable[[Arm, Arm], bool]) -> list[tuple[Arm, Arm]]:
-    """Tuned fixed arms with the tuned growing arms that they are to be compared with."""
-    tuned = [arm for arm in runs if arm.tuned and all(numbers(runs, arm, measure) for measure in measures)]
-    pairs = [(fixed, grows) for grows in tuned if grows.grows for fixed in tuned if not fixed.grows]
-    return [pair for pair in pairs if wanted(*pair)]
+def _against_growth(runs: Runs, measures: Sequence[str], eligible: Callable[[Arm, Arm], bool]) -> list[tuple[Arm, Arm]]:
+    """Pairs (fixed, growing) of tuned arms that have the measures and that are eligible."""
+    tuned = [arm for arm in runs if arm.tuned and all(values_by_seed(runs, arm, measure) for measure in measures)]
+    pairs = [(fixed, growing) for growing in tuned if growing.grows for fixed in tuned if not fixed.grows]
+    return [pair for pair in pairs if eligible(*pair)]
 
 
-def _replaces_decay(runs: Runs, smallest: Smallest) -> list[Case]:
-    def wanted(fixed: Arm, grows: Arm) -> bool:
-        return fixed.decays and not grows.decays and fixed.batch == grows.start
+def _replaces_decay(runs: Runs, smallest: SmallestEffects) -> list[Case]:
+    def eligible(fixed: Arm, growing: Arm) -> bool:
+        return fixed.decays and not growing.decays and fixed.batch == growing.start
 
-    pairs = _against_growth(runs, ["final_loss", "optimizer_steps"], wanted)
+    pairs = _against_growth(runs, ["final_loss", "optimizer_steps"], eligible)
     return [
         Case(
             (
-                _pair(runs, fixed, grows, "final_loss", smallest.loss, Kind.NO_LESS),
-                _pair(runs, fixed, grows, "optimizer_steps", math.log1p(smallest.ratio)),
+                _pair(runs, fixed, growing, "final_loss", smallest.loss, Kind.NON_INFERIORITY),
+                _pair(runs, fixed, growing, "optimizer_steps", math.log1p(smallest.ratio)),
             )
         )
-        for fixed, grows in pairs
+        for fixed, growing in pairs
     ]
 
 
-def _start_small(runs: Runs, smallest: Smallest) -> list[Case]:
-    def wanted(fixed: Arm, grows: Arm) -> bool:
-        return fixed.decays == grows.decays and fixed.batch == grows.batch
+def _start_small(runs: Runs, smallest: SmallestEffects) -> list[Case]:
+    def eligible(fixed: Arm, growing: Arm) -> bool:
+        return fixed.decays == growing.decays and fixed.batch == growing.batch
 
-    pairs = _against_growth(runs, ["final_loss"], wanted)
-    return [Case((_pair(runs, fixed, grows, "final_loss", smallest.loss),)) for fixed, grows in pairs]
+    pairs = _against_growth(runs, ["final_loss"], eligible)
+    return [Case((_pair(runs, fixed, growing, "final_loss", smallest.loss),)) for fixed, growing in pairs]
 
 
 BELIEFS: Mapping[str, Belief] = {
     "throughput": Belief(
-        "throughput rises with the batch up to a knee",
+        "throughput increases with the batch up to a knee",
         "Williams et al. 2009 (roofline)",
         "three fixed batches without accumulation, the largest past the knee, with tokens/s",
         _throughput,
     ),
     "diminishing": Belief(
-        "a larger batch saves ever fewer steps",
+        "a larger batch gives diminishing savings in steps",
         "Shallue et al. 2019; McCandlish et al. 2018",
-        "three fixed batches, the rate tuned at each, with the steps to one target loss",
+        "three fixed batches, the rate tuned at each, with the steps to a common target loss",
         _diminishing,
     ),
     "gap": Belief(
-        "small batches generalise better, by a smaller gap",
-        "Keskar et al. 2017; against it Shallue et al. 2019, Geiping et al. 2022",
-        "two fixed batches, the rate tuned at each, with the gap and the final validation loss, trained to like losses",
+        "small batches generalise better (smaller gap)",
+        "Keskar et al. 2017; disputed by Shallue et al. 2019, Geiping et al. 2022",
+        "two fixed batches, the rate tuned at each, with similar final validation losses, and the gap",
         _generalises("gap", "final_loss"),
     ),
     "shift": Belief(
-        "small batches survive shifted data better",
-        "Keskar et al. 2017 (flat minima); contested as above",
+        "small batches are more robust to distribution shift",
+        "Keskar et al. 2017 (flat minima); disputed by Shallue et al. 2019, Geiping et al. 2022",
         "two fixed batches, the rate tuned at each, with the loss on shifted data and the final validation loss",
         _generalises("shift_rise", "shifted_loss"),
     ),
     "rate": Belief(
-        "the learning rate must follow the batch",
+        "the learning rate must be scaled with the batch",
         "Goyal et al. 2017 (linear); Malladi et al. 2022 (sqrt)",
-        "one batch other than the reference, its rate not tuned there: an arm with a rule and one with rule none",
+        "one batch other than the reference without a tuned rate: an arm with a scaling rule and one with rule none",
         _rate_follows,
     ),
     "accumulation": Belief(
-        "accumulation trades time for memory",
+        "gradient accumulation trades time for memory",
         "arithmetic of micro-batch × accumulation",
-        "one batch in two splits into micro-batch × accumulation, with tokens/s and peak memory",
+        "one batch with two splits into micro-batch × accumulation, with tokens/s and peak memory",
         _accumulation,
     ),
     "growth": Belief(
-        "growing the batch in place of decaying the rate saves steps at no worse loss",
+        "growing the batch instead of decaying the rate saves steps without a higher loss",
         "Smith et al. 2018",
-        "a ramp at a constant rate and its first batch fixed with a decaying rate, both tuned, with optimizer steps",
+        "a ramp at a constant rate, and its first batch fixed with a decaying rate, both tuned, with optimizer steps",
         _replaces_decay,
     ),
     "start": Belief(
-        "a batch that starts small and grows ends better than its largest from the first step",
+        "a batch that starts small and grows reaches a lower loss than its largest batch used from the first step",
         "McCandlish et al. 2018 (the noise scale grows over a run); Smith et al. 2018",
-        "a ramp and its largest batch fixed, both decaying or neither, both tuned",
+        "a ramp, and its largest batch fixed, both with decay or both without, both tuned",
         _start_small,
     ),
 }

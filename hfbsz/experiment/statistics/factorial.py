@@ -1,15 +1,15 @@
-"""Two by two: what each of two factors does over both levels of the other, and whether they depend on each other."""
+"""Main effects and interaction of a 2 × 2 design: two batches × two variants."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from hfbsz.experiment.statistics.paired import FEWEST_SEEDS, NAN, Contrast, contrast, holm
+from hfbsz.experiment.statistics.paired import MIN_SEEDS, NAN, Contrast, contrast, holm
 from hfbsz.experiment.statistics.trials import MEASURES, Arm, Trial, by_arm, per_seed
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference of means over a 2 × 2, paired by seed; `p_holm`: of the t-test, adjusted over all three effects."""
+    """A contrast of the four arms, paired by seed; `p_holm`: p of the t-test, adjusted over the three effects."""
 
     words: str
     contrast: Contrast
@@ -17,32 +17,32 @@ class Effect:
 
 
 def effects(trials: Iterable[Trial], measure: str = "final_loss") -> list[Effect]:
-    """The main effects of batch and variant, and their interaction; empty where the arms are not two batches × two
+    """The main effects of batch and variant, and their interaction; empty if the arms are not two batches × two
     variants. Raises ValueError as `by_arm` does."""
     runs = by_arm(trials)
     grid = _grid(list(runs))
     if grid is None:
         return []
     (a, b), (c, d) = grid  # rows: variants; columns: batches
-    seen = (
+    weighted = (
         (f"batch {b.batch} − {a.batch} sequences, mean over both variants", (-0.5, 0.5, -0.5, 0.5)),
         (f"{c.variant} − {a.variant}, mean over both batches", (-0.5, -0.5, 0.5, 0.5)),
-        ("interaction: the second difference at the larger batch − at the smaller", (1.0, -1.0, -1.0, 1.0)),
+        ("interaction: variant effect at the larger batch − at the smaller batch", (1.0, -1.0, -1.0, 1.0)),
     )
-    found = []
-    for words, weights in seen:
-        _, values = per_seed(runs, (a, b, c, d), measure, lambda *losses, w=weights: _sum(w, losses))
-        found.append(Effect(words, contrast(values, exact=MEASURES[measure].exact), NAN))
-    adjusted = holm([one.contrast.p if one.contrast.n >= FEWEST_SEEDS else NAN for one in found])
-    return [replace(one, p_holm=p) for one, p in zip(found, adjusted, strict=True)]
+    untested = []
+    for words, weights in weighted:
+        _, values = per_seed(runs, (a, b, c, d), measure, lambda *losses, w=weights: _weighted_sum(w, losses))
+        untested.append(Effect(words, contrast(values, exact=MEASURES[measure].exact), NAN))
+    adjusted = holm([effect.contrast.p if effect.contrast.n >= MIN_SEEDS else NAN for effect in untested])
+    return [replace(effect, p_holm=p) for effect, p in zip(untested, adjusted, strict=True)]
 
 
-def _sum(weights: Sequence[float], values: Sequence[float]) -> float:
+def _weighted_sum(weights: Sequence[float], values: Sequence[float]) -> float:
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
 def _grid(arms: Sequence[Arm]) -> tuple[tuple[Arm, Arm], tuple[Arm, Arm]] | None:
-    """Four arms as rows of one variant each, batches ascending; None where they do not make a grid."""
+    """Four arms as rows of one variant each, batches ascending; None if they do not form a 2 × 2 grid."""
     variants = list(dict.fromkeys(arm.variant for arm in arms))
     rows = [sorted((arm for arm in arms if arm.variant == variant), key=lambda arm: arm.batch) for variant in variants]
     batches = {tuple(arm.batch for arm in row) for row in rows}

@@ -1,4 +1,4 @@
-"""Worlds in which the truth is known, and how often it is found: `python -m hfbsz.experiment.statistics.simulation`."""
+"""Power and error rates measured on simulated runs: `python -m hfbsz.experiment.statistics.simulation`."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -6,45 +6,47 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfbsz.experiment.statistics.beliefs import BELIEFS, Smallest
+from hfbsz.experiment.statistics.beliefs import BELIEFS, SmallestEffects
 from hfbsz.experiment.statistics.evidence import findings
-from hfbsz.experiment.statistics.paired import ALPHA, FEWEST_SEEDS, NAN, Array, contrast, holm, power
+from hfbsz.experiment.statistics.paired import ALPHA, MIN_SEEDS, NAN, Array, contrast, holm, power
 from hfbsz.experiment.statistics.trials import Arm, Trial
 
 Pair = tuple[Array, Array]  # losses of two arms, by seed
-Decide = Callable[[Sequence[Pair]], Sequence[bool]]  # which of a family's pairs differ
+Decide = Callable[[Sequence[Pair]], Sequence[bool]]  # for each pair of a family, whether it is called different
 
 
 @dataclass(frozen=True)
 class Design:
-    """A comparison as it is run. The spreads are those that AdamW on a million parameters showed (LOG.md)."""
+    """A simulated comparison. Standard deviations as measured for AdamW and a million parameters (LOG.md)."""
 
     seeds: int = 5
-    effect: float = 0.08  # planted, nats/target
+    effect: float = 0.08  # true difference, nats/target
     sd_differences: float = 0.025  # of paired differences, nats/target
-    sd_seeds: float = 0.1  # of what a seed does to all arms, nats/target
-    comparisons: int = 10  # the family
+    sd_seeds: float = 0.1  # of the part that a seed has in common over arms, nats/target
+    comparisons: int = 10  # size of the family
 
     @property
     def stated_power(self) -> float:
-        """The chance to find the effect in one of the comparisons, at Holm's first and hardest step."""
+        """The power to detect the effect in one comparison, at Holm's first and strictest step."""
         return power(self.effect, self.sd_differences, self.seeds, ALPHA / self.comparisons)
 
 
 @dataclass(frozen=True)
 class Rates:
-    found: float  # share of families in which the one planted effect was found
-    false: float  # share of families without any effect in which one or more were found
+    """Detection rates over simulated families of comparisons."""
+
+    power: float  # share of families in which the one true effect was detected
+    false_positives: float  # family-wise error rate: share of families without effects in which any was detected
 
 
 def paired_and_corrected(pairs: Sequence[Pair]) -> list[bool]:
-    """The way this package judges: paired t-tests, Holm over the family, three seeds or more."""
-    p_values = [contrast(left - right).p if len(left) >= FEWEST_SEEDS else NAN for left, right in pairs]
+    """The decision rule of this package: paired t-tests, Holm over the family, at least three seeds."""
+    p_values = [contrast(left - right).p if len(left) >= MIN_SEEDS else NAN for left, right in pairs]
     return [p < ALPHA for p in holm(p_values)]
 
 
 def rates(design: Design, decide: Decide = paired_and_corrected, experiments: int = 100, seed: int = 0) -> Rates:
-    """How often `decide` finds an effect planted in one comparison of a family, and one in a family without any."""
+    """Power and family-wise error rate of `decide`, from families with one true effect and families without any."""
     generator = np.random.default_rng(seed)
     planted = [decide(_family(design, design.effect, generator))[0] for _ in range(experiments)]
     null = [any(decide(_family(design, 0.0, generator))) for _ in range(experiments)]
@@ -52,7 +54,7 @@ def rates(design: Design, decide: Decide = paired_and_corrected, experiments: in
 
 
 def _family(design: Design, effect: float, generator: np.random.Generator) -> list[Pair]:
-    """The effect is the first comparison's."""
+    """Losses of the pairs of arms; only the first pair has the effect."""
     sizes = [effect] + [0.0] * (design.comparisons - 1)
     pairs = []
     for size in sizes:
@@ -63,10 +65,11 @@ def _family(design: Design, effect: float, generator: np.random.Generator) -> li
 
 
 def world(design: Design, holds: bool, generator: np.random.Generator) -> list[Trial]:
-    """Trials of all arms that the beliefs need, in a world where every belief holds by `design.effect`, or none does.
+    """Simulated trials of all arms that the beliefs need, where every belief holds by `design.effect` or none does.
 
-    Where none holds nothing differs, but that small micro-batches take less memory and growth fewer steps, at a loss
-    worse by just its margin. Tokens/s and steps to the target, whose noise is 1 %, differ by much where they differ.
+    If none holds, arms do not differ, except that small micro-batches use less memory and that growing batches take
+    fewer steps, at a loss worse by exactly the margin. Tokens/s and steps to the target have 1 % noise and, if beliefs
+    hold, differ by much more.
     """
     batches, effect = (8, 16, 32, 64), design.effect if holds else 0.0
     losses = {Arm(batch, 2e-3, batch, rule="sqrt", tuned=True): effect * (batch == 64) for batch in batches}
@@ -76,7 +79,7 @@ def world(design: Design, holds: bool, generator: np.random.Generator) -> list[T
         Arm(64, 2e-3, 8, accumulation=8, rule="sqrt", tuned=True): effect,
         Arm(64, 5.6e-3, 8, 8, "sqrt", True, start=8, ramp="doubling:75%"): 0.0,
         Arm(64, 2e-3, 8, 8, "none", True, start=8, ramp="doubling:75%", decays=False): (
-            -effect if holds else Smallest().loss
+            -effect if holds else SmallestEffects().loss
         ),
     }
     trials = []
@@ -112,23 +115,25 @@ def _trial(design: Design, arm: Arm, seed: int, loss: float, holds: bool, genera
 
 
 def verdicts(design: Design, holds: bool, experiments: int = 100, seed: int = 0) -> dict[str, Counter[str]]:
-    """How often each belief got each verdict; `any` counts the worlds with a belief supported or contradicted."""
+    """Number of experiments per belief and verdict; `any` counts those with a belief supported or contradicted."""
     generator = np.random.default_rng(seed)
     counts: dict[str, Counter[str]] = {name: Counter() for name in (*BELIEFS, "any")}
     for _ in range(experiments):
-        found = {finding.name: str(finding.verdict) for finding in findings(world(design, holds, generator))}
-        for name, verdict in found.items():
+        by_belief = {finding.name: str(finding.verdict) for finding in findings(world(design, holds, generator))}
+        for name, verdict in by_belief.items():
             counts[name][verdict] += 1
-        counts["any"]["found"] += not {"supported", "contradicted"}.isdisjoint(found.values())
+        counts["any"]["found"] += not {"supported", "contradicted"}.isdisjoint(by_belief.values())
     return counts
 
 
 def main() -> None:
+    """Print measured rates for several designs, and the verdicts where all beliefs hold and where none does."""
     for design in (Design(), Design(seeds=3, comparisons=1, effect=0.1), Design(seeds=3), Design(seeds=8, effect=0.05)):
-        found = rates(design, experiments=1000)
-        print(f"{design}: power {design.stated_power:.2f} stated, {found.found:.3f} found, {found.false:.3f} false")
+        measured = rates(design, experiments=1000)
+        power_text = f"power {design.stated_power:.2f} stated, {measured.power:.3f} measured"
+        print(f"{design}: {power_text}, family-wise error rate {measured.false_positives:.3f}")
     for holds in (True, False):
-        print(f"all beliefs {'hold' if holds else 'fail'}:")
+        print(f"all beliefs {'hold' if holds else 'are false'}:")
         for name, count in verdicts(Design(), holds).items():
             print(f"  {name}: {dict(count)}")
 

@@ -1,4 +1,4 @@
-"""Finished runs as the statistics see them: arms, their trials over seeds, and arms compared seed by seed."""
+"""The data of the statistics: arms, trials (one per run), measures, and comparisons of arms paired by seed."""
 
 import itertools
 import math
@@ -7,31 +7,33 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hfbsz.experiment.statistics.paired import FEWEST_SEEDS, NAN, Contrast, contrast, holm
+from hfbsz.experiment.statistics.paired import MIN_SEEDS, NAN, Contrast, contrast, holm
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What sets runs apart from each other, the seed aside."""
+    """The configuration that the runs of an arm share: everything that is compared except the seed."""
 
     batch: int  # the largest global batch, sequences
-    learning_rate: float  # the peak, at that batch
-    micro_batch: int | None  # sequences of one forward pass on one device; None: as many as fill so many tokens
-    accumulation: int | None = 1  # passes per optimizer step, at the largest batch
-    rule: str = "none"  # by which the rate followed the batch from its reference; none: it did not
-    tuned: bool = False  # whether the rate is the best of several tried on this very arm
-    searched: bool = False  # whether it is the best of several that lies at their end: neither tuned nor the rule's
+    learning_rate: float  # the peak learning rate, at that batch
+    micro_batch: int | None  # sequences per forward pass and device; None: varies, filled up to a number of tokens
+    accumulation: int | None = 1  # forward passes per optimizer step, at the largest batch
+    rule: str = "none"  # how the rate scales with the batch from its reference batch; none: not at all
+    tuned: bool = False  # the rate is the best of several values tried for this arm
+    searched: bool = False  # the rate is the best tried but at the end of the range: neither tuned nor from the rule
     start: int | None = None  # the first global batch of a ramp, sequences; None: the batch is fixed
-    ramp: str = ""  # its shape
-    decays: bool = True  # whether the schedule lowers the rate
-    variant: str = ""  # what else sets it apart, in words
+    ramp: str = ""  # shape of the ramp
+    decays: bool = True  # the schedule decays the rate
+    variant: str = ""  # other differences, in words
 
     @property
     def grows(self) -> bool:
+        """Whether the batch grows during the run."""
         return self.start is not None
 
     @property
     def name(self) -> str:
+        """The batch in words: `64 sequences`, `8 → 64 sequences (doubling:75%)`."""
         if not self.grows:
             return f"{self.batch} sequences"
         return f"{self.start} → {self.batch} sequences" + (f" ({self.ramp})" if self.ramp else "")
@@ -39,25 +41,25 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trial:
-    """One finished run of an arm. None: not measured; infinite or NaN: diverged, or the target was not reached."""
+    """The measurements of one finished run. None: not measured; infinite or NaN: diverged, or target not reached."""
 
     arm: Arm
     seed: int
-    best_loss: float | None = None  # validation, nats/target
-    final_loss: float | None = None  # validation, of the model that the run keeps, nats/target
+    best_loss: float | None = None  # lowest validation loss, nats/target
+    final_loss: float | None = None  # validation loss of the saved model, nats/target
     gap: float | None = None  # validation − training loss, both in evaluation mode, nats/target
-    shifted_loss: float | None = None  # on text of another kind, nats/target
-    accuracy: float | None = None  # share
-    steps_to_target: float | None = None  # optimizer steps to a loss that all trials share
+    shifted_loss: float | None = None  # loss on data of another distribution, nats/target
+    accuracy: float | None = None  # share of rows, 0 to 1
+    steps_to_target: float | None = None  # optimizer steps to a target loss that all trials share
     seconds_to_target: float | None = None
     tokens_per_second: float | None = None
     peak_memory_bytes: float | None = None
     optimizer_steps: float | None = None
-    setting: str = ""  # what all trials must share: model, data, tokens, optimizer, hardware, target
+    setting: str = ""  # equal for all trials that can be compared: task, model, data, optimizer, hardware
 
     @property
     def shift_rise(self) -> float | None:
-        """How much higher the loss is on shifted data than on validation, nats/target."""
+        """Loss on shifted data − validation loss, nats/target; None if either was not measured."""
         if self.shifted_loss is None or self.final_loss is None:
             return None
         return self.shifted_loss - self.final_loss
@@ -65,7 +67,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Measure:
-    """How a number of a trial is compared: `relative` ones by the logarithm of their ratio."""
+    """How a number of a trial is compared: `relative` measures by the logarithm of the ratio."""
 
     words: str
     unit: str
@@ -73,17 +75,18 @@ class Measure:
     exact: bool = False  # without noise: the same for every seed
 
     def difference(self, left: float, right: float) -> float:
-        """left − right, or ln(left ÷ right)."""
+        """left − right, or ln(left ÷ right) if relative; NaN if the ratio is not positive and finite."""
         if not self.relative:
             return left - right
         return math.log(left / right) if left > 0 and right > 0 and math.isfinite(left / right) else NAN
 
     def show(self, difference: float) -> str:
-        """A difference as a number: in percent where relative, else in the unit."""
+        """A difference as text without unit: in percent if relative, else in `unit`."""
         return f"{100 * math.expm1(difference):+.1f}" if self.relative else f"{difference:+.3f}"
 
     @property
     def unit_of_difference(self) -> str:
+        """`%` if relative, else `unit`."""
         return "%" if self.relative else self.unit
 
 
@@ -92,7 +95,7 @@ MEASURES = {
     "final_loss": Measure("final validation loss", "nats/target"),
     "gap": Measure("gap between validation and training loss", "nats/target"),
     "shifted_loss": Measure("loss on shifted data", "nats/target"),
-    "shift_rise": Measure("rise of the loss from validation to shifted data", "nats/target"),
+    "shift_rise": Measure("increase of the loss from validation to shifted data", "nats/target"),
     "accuracy": Measure("accuracy", ""),
     "steps_to_target": Measure("optimizer steps to the target loss", "steps", relative=True),
     "seconds_to_target": Measure("seconds to the target loss", "s", relative=True),
@@ -101,11 +104,11 @@ MEASURES = {
     "optimizer_steps": Measure("optimizer steps", "steps", relative=True, exact=True),
 }
 
-Runs = Mapping[Arm, Mapping[int, Trial]]  # trials by arm and seed
+Runs = Mapping[Arm, Mapping[int, Trial]]  # arm → seed → trial
 
 
 def by_arm(trials: Iterable[Trial]) -> dict[Arm, dict[int, Trial]]:
-    """Trials by arm and seed. Raises ValueError where settings differ or a seed of an arm comes twice."""
+    """Trials by arm and seed. Raises ValueError if settings differ or a seed of an arm occurs twice."""
     runs: dict[Arm, dict[int, Trial]] = {}
     settings = set()
     for trial in trials:
@@ -113,59 +116,62 @@ def by_arm(trials: Iterable[Trial]) -> dict[Arm, dict[int, Trial]]:
         if runs.setdefault(trial.arm, {}).setdefault(trial.seed, trial) is not trial:
             raise ValueError(f"seed {trial.seed} of {trial.arm} is given twice")
     if len(settings) > 1:
-        raise ValueError(f"trials of {len(settings)} settings cannot be compared: {', '.join(sorted(settings))}")
+        raise ValueError(
+            f"runs with {len(settings)} different settings are not compared: {', '.join(sorted(settings))}"
+        )
     return runs
 
 
-def numbers(runs: Runs, arm: Arm, measure: str) -> dict[int, float]:
-    """The arm's measured numbers by seed."""
-    found = {seed: getattr(trial, measure) for seed, trial in sorted(runs.get(arm, {}).items())}
-    return {seed: value for seed, value in found.items() if value is not None}
+def values_by_seed(runs: Runs, arm: Arm, measure: str) -> dict[int, float]:
+    """The arm's values of a measure by seed, in ascending order of seed, without those that were not measured."""
+    values = {seed: getattr(trial, measure) for seed, trial in sorted(runs.get(arm, {}).items())}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def per_seed(
     runs: Runs, arms: Sequence[Arm], measure: str, combine: Callable[..., float]
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The seeds that all of the arms share, and `combine` of the arms' numbers for each of these."""
-    found = [numbers(runs, arm, measure) for arm in arms]
-    seeds = sorted(set.intersection(*map(set, found))) if found else []
-    return tuple(seeds), tuple(combine(*(values[seed] for values in found)) for seed in seeds)
+    """The seeds shared by all arms, and for each of them `combine(value of arm 1, value of arm 2, …)`."""
+    arm_values = [values_by_seed(runs, arm, measure) for arm in arms]
+    seeds = sorted(set.intersection(*map(set, arm_values))) if arm_values else []
+    return tuple(seeds), tuple(combine(*(values[seed] for values in arm_values)) for seed in seeds)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One arm over its seeds."""
+    """A measure of one arm over its seeds."""
 
     arm: Arm
     measure: str
     seeds: tuple[int, ...]
     values: tuple[float, ...]
-    mean: float
+    mean: float  # NaN if any value is not finite
     sd: float  # n − 1 in the denominator; NaN for one seed
 
     @property
     def n(self) -> int:
+        """The number of seeds."""
         return len(self.values)
 
 
 def summarise(trials: Iterable[Trial], measure: str = "final_loss") -> list[Summary]:
-    """Mean, standard deviation and every seed of each arm in which the measure was taken."""
+    """Mean, standard deviation and values of each arm that has the measure. Raises ValueError as `by_arm` does."""
     runs = by_arm(trials)
     summaries = []
     for arm in runs:
-        found = numbers(runs, arm, measure)
-        values = tuple(found.values())
+        seed_values = values_by_seed(runs, arm, measure)
+        values = tuple(seed_values.values())
         finite = bool(values) and all(map(math.isfinite, values))
         mean = float(np.mean(values)) if finite else NAN
         sd = float(np.std(values, ddof=1)) if finite and len(values) > 1 else NAN
         if values:
-            summaries.append(Summary(arm, measure, tuple(found), values, mean, sd))
+            summaries.append(Summary(arm, measure, tuple(seed_values), values, mean, sd))
     return summaries
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms compared seed by seed: `left` − `right`, as `Measure.difference` has it."""
+    """Two arms compared seed by seed: `left` − `right`, as defined by `Measure.difference`."""
 
     left: Arm
     right: Arm
@@ -176,13 +182,16 @@ class Comparison:
 
 
 def compare(trials: Iterable[Trial], measure: str = "final_loss", baseline: Arm | None = None) -> list[Comparison]:
-    """Every arm against the baseline, or every two arms, paired by seed; Holm's correction runs over all of them."""
+    """Every arm against the baseline, or all pairs of arms, paired by seed; Holm's correction covers all of them.
+
+    Raises ValueError as `by_arm` does.
+    """
     runs = by_arm(trials)
-    arms = [arm for arm in runs if numbers(runs, arm, measure)]
+    arms = [arm for arm in runs if values_by_seed(runs, arm, measure)]
     pairs = [(arm, baseline) for arm in arms if arm != baseline] if baseline else itertools.combinations(arms, 2)
-    kind, found = MEASURES[measure], []
+    kind, comparisons = MEASURES[measure], []
     for left, right in pairs:
         seeds, differences = per_seed(runs, (left, right), measure, kind.difference)
-        found.append(Comparison(left, right, measure, seeds, contrast(differences, exact=kind.exact), NAN))
-    adjusted = holm([one.contrast.p if one.contrast.n >= FEWEST_SEEDS else NAN for one in found])
-    return [replace(one, p_holm=p) for one, p in zip(found, adjusted, strict=True)]
+        comparisons.append(Comparison(left, right, measure, seeds, contrast(differences, exact=kind.exact), NAN))
+    adjusted = holm([pair.contrast.p if pair.contrast.n >= MIN_SEEDS else NAN for pair in comparisons])
+    return [replace(pair, p_holm=p) for pair, p in zip(comparisons, adjusted, strict=True)]

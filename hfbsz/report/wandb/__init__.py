@@ -1,1 +1,1 @@
-"""Weights & Biases: what a run sends, what is sent later, and what a team looks at."""
+"""Weights & Biases: logging during a run, sending missing rows later, group runs, and dashboards."""

@@ -1,7 +1,7 @@
-"""What a team looks at in W&B: a saved view of a project, and a report, grouped by batch size, every curve over tokens.
+"""A saved W&B view of a project and a W&B report: runs grouped by batch size, every curve over tokens.
 
-Both are built without a server; only `save` needs one. A metric is drawn once `records/metrics` has it, so that no
-panel stays empty for good.
+Both are built without a server; only `save` needs one. Only metrics in `records/metrics` get a panel, so that no panel
+is always empty.
 """
 
 import json
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-BATCH = "plan.largest_batch"  # the number in a run's config by which runs are grouped
+BATCH = "plan.largest_batch"  # the config entry by which runs are grouped
 LOGARITHMIC = ("eval/perplexity", "batch/global", "batch/accumulation", "batch/ratio")
-ONCE = ("full/", "last/")  # measured at the end alone
-TITLE_LENGTH = 128  # W&B's own limit
-COLUMNS, WIDTH, HEIGHT = 2, 12, 8  # of a report's grid, which is 24 wide
+FINAL_PREFIXES = ("full/", "last/")  # measured once, at the end of a run
+TITLE_LENGTH = 128  # W&B's limit, characters
+COLUMNS, WIDTH, HEIGHT = 2, 12, 8  # panels per row and their size; a report's grid is 24 units wide
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: metrics of one unit, or whatever is logged under a name that `pattern` matches, those among it."""
+    """One panel: metrics of one unit, or all metrics that match the regular expression `pattern`, including these."""
 
     metrics: tuple[str, ...]
     pattern: str | None = None
@@ -35,47 +35,49 @@ class Panel:
 
 @dataclass(frozen=True)
 class Topic:
-    """A section. `wanted` holds panels, names of metrics, and prefixes (`noise/`): all that METRICS has below them."""
+    """A section. `entries`: panels, names of metrics, and prefixes (`noise/`), which stand for all metrics below."""
 
     title: str
     question: str
-    wanted: tuple[str | Panel, ...]
+    entries: tuple[str | Panel, ...]
 
     def panels(self) -> Iterator[Panel]:
-        """The panels of what METRICS has."""
-        for want in self.wanted:
-            if isinstance(want, Panel):
-                yield want
+        """The section's panels; names that are not in METRICS are skipped."""
+        for entry in self.entries:
+            if isinstance(entry, Panel):
+                yield entry
             else:
-                whole = want.endswith("/")
-                yield from (Panel((name,)) for name in METRICS if name == want or (whole and name.startswith(want)))
+                is_prefix = entry.endswith("/")
+                yield from (
+                    Panel((name,)) for name in METRICS if name == entry or (is_prefix and name.startswith(entry))
+                )
 
 
 TOPICS = (
     Topic(
         "Quality over tokens",
-        "What does a larger batch cost at equal tokens?",
+        "How does the loss depend on the batch at equal tokens?",
         ("eval/loss", "eval/bits_per_byte", "eval/perplexity", "train/loss"),
     ),
     Topic(
         "Quality at the end",
-        "Which batch ends best, on all of validation, by the model that is kept?",
+        "Which batch gives the best saved model, on the full validation set?",
         ("full/loss", "full/bits_per_byte", "full/accuracy", "last/loss"),
     ),
     Topic(
         "Batch and rate",
-        "How does the batch grow, and do rate and weight decay follow it?",
+        "How does the batch grow, and how are learning rate and weight decay scaled with it?",
         ("batch/global", "batch/accumulation", "batch/ratio", "train/learning_rate", "train/weight_decay"),
     ),
-    Topic("Throughput", "What does the hardware make of the batch?", ("perf/",)),
+    Topic("Throughput", "How do speed and memory depend on the batch?", ("perf/",)),
     Topic(
         "Noise",
-        "How large is the batch against the noise of its gradient, and are its steps sound?",
+        "How large is the batch relative to the gradient noise scale, and are steps skipped?",
         ("noise/", "train/grad_norm", "train/skipped"),
     ),
     Topic(
         "Overfitting",
-        "Does validation loss part from training loss, and after how many passes over the rows?",
+        "Does validation loss diverge from training loss, and after how many epochs?",
         (
             Panel(("train/loss", "eval/loss"), r"^(train|eval)/(.+/)?loss$"),  # eval/<set>/loss too
             "overfit/",
@@ -90,7 +92,7 @@ TOPICS = (
 
 @dataclass(frozen=True)
 class Place:
-    """A project of a team or user, and the group of its runs that is shown; None: all of them."""
+    """A W&B project, and the group of its runs to show; None: all runs."""
 
     entity: str
     project: str
@@ -98,13 +100,13 @@ class Place:
 
     @property
     def title(self) -> str:
-        """Without the symbols that W&B takes for emoji, `=` and `+` among them."""
+        """The title of the view and the report, without symbols that W&B treats as emoji, such as `=` and `+`."""
         text = f"Batch size: {self.group or self.project}"
         return "".join("-" if unicodedata.category(c).startswith("S") else c for c in text)[:TITLE_LENGTH]
 
     @property
     def filter(self) -> str:
-        """The group in W&B's language of filters, which neither quotes nor leaves alone what is in a string."""
+        """The group as a W&B filter expression, escaped, since the filter language has no quoting; empty: no filter."""
         if self.group is None:
             return ""
         escaped = "".join(c if c.isascii() and c.isalnum() else f"\\U{ord(c):08x}" for c in self.group)
@@ -112,21 +114,21 @@ class Place:
 
 
 def specification(place: Place, report: bool = True) -> dict[str, Any]:
-    """What `save` would send, as plain data; needs no server. Raises UserError without wandb-workspaces."""
+    """What `save` would send, as plain data; needs no server. Raises UserError if wandb-workspaces is missing."""
     specs = {"workspace": _view(place)._to_model().spec}
     if report:
         specs["report"] = _report(place, located=False)._to_model().spec
-    where = {"entity": place.entity, "project": place.project, "name": place.title}
+    target = {"entity": place.entity, "project": place.project, "name": place.title}
     return {
-        kind: where | {"spec": json.loads(spec.model_dump_json(by_alias=True, exclude_none=True))}
+        kind: target | {"spec": json.loads(spec.model_dump_json(by_alias=True, exclude_none=True))}
         for kind, spec in specs.items()
     }
 
 
 def save(place: Place, report: bool = True) -> Iterator[tuple[str, str]]:
-    """Saves a new view, then a new report; yields what was saved and its address. Asks no question.
+    """Save a new view, then a new report; yields (kind, URL) of each. Never prompts.
 
-    Raises UserError without wandb-workspaces or a login, and where the server does not take them.
+    Raises UserError if wandb-workspaces is not installed, nobody is logged in, or the server refuses them.
     """
     view = _view(place)
     with session():
@@ -136,7 +138,7 @@ def save(place: Place, report: bool = True) -> Iterator[tuple[str, str]]:
 
 
 def _view(place: Place) -> "ws.Workspace":
-    """The saved view. Its panels take the grouping of its table of runs, which a click takes back."""
+    """The saved view. Its panels use the grouping of its runs table, which users can change."""
     _need_package()
     import wandb_workspaces.workspaces as ws
 
@@ -154,15 +156,15 @@ def _view(place: Place) -> "ws.Workspace":
 
 
 def _report(place: Place, located: bool) -> "wr.Report":
-    """The report. A set of runs that is `located` names its project, which W&B looks up on the server at once."""
+    """The report. `located`: its run sets name the project, which wandb-workspaces looks up on the server at once."""
     _need_package()
     import wandb_workspaces.reports.v2 as wr
 
     entity, project = (place.entity, place.project) if located else ("", "")
     blocks: list[Any] = [
         wr.P(
-            "Every curve is drawn over tokens: only so do curves of different batch sizes compare. A line is the mean "
-            "of the runs of one largest batch (sequences), the area around it their range."
+            "Every curve is drawn over tokens, so that curves of different batch sizes are comparable. A line is the "
+            "mean over the runs of one largest batch (sequences), the area around it their range."
         )
     ]
     for topic in TOPICS:
@@ -177,31 +179,31 @@ def _report(place: Place, located: bool) -> "wr.Report":
             filters=place.filter,
             groupby=[f"config.{BATCH}"],
         )
-        named = dict.fromkeys(name for panel in topic.panels() for name in panel.metrics)
+        metrics = dict.fromkeys(name for panel in topic.panels() for name in panel.metrics)
         blocks += [
             wr.H2(topic.title),
             wr.P(topic.question),
-            wr.UnorderedList([f"{name}: {METRICS[name].definition} ({_unit(name)})" for name in named]),
+            wr.UnorderedList([f"{name}: {METRICS[name].definition} ({_unit(name)})" for name in metrics]),
             wr.PanelGrid(runsets=[runs], panels=panels),
         ]
-    what = f"group {place.group}" if place.group else f"project {place.project}"
+    scope = f"group {place.group}" if place.group else f"project {place.project}"
     return wr.Report(
         entity=place.entity,
         project=place.project,
         title=place.title,
-        description=f"What the batch size does in {what}",
+        description=f"The effect of the batch size in {scope}",
         blocks=blocks,
         width="fluid",
     )
 
 
 def _plot(panel: Panel) -> "wr.LinePlot | wr.BarPlot":
-    """Curves over tokens; bars of what is measured once, at the end."""
+    """A line plot over tokens, or a bar plot of a metric that is measured once."""
     import wandb_workspaces.reports.v2 as wr
 
     first = panel.metrics[0]
     label = first.rpartition("/")[2].replace("_", " ")
-    if first.startswith(ONCE):
+    if first.startswith(FINAL_PREFIXES):
         return wr.BarPlot(
             title=first,
             metrics=[first],

@@ -1,6 +1,6 @@
-"""Sends W&B what a group of runs came to: a run of its own with tables, plots and pages, in the same group.
+"""Logs the results of a group of runs to a separate W&B run of that group: tables, plots and pages.
 
-Its id is the caller's and fixed, so that what is sent again goes to the same run.
+The caller gives a fixed id, so that results sent again go to the same run.
 """
 
 import math
@@ -22,13 +22,13 @@ REMEDY = "the same command sends it again"
 
 @dataclass(frozen=True)
 class Plot:
-    """Two columns of a table over each other; rows that lack a number in one of them are left out."""
+    """A plot of two columns of a table; rows without a finite number in either column are skipped."""
 
     table: str
     x: str
     y: str
     title: str
-    stroke: str | None = None  # the column whose every value has a line of its own; None: dots
+    stroke: str | None = None  # a column: one line for each of its values; None: a scatter plot
 
 
 def send(
@@ -38,82 +38,82 @@ def send(
     config: Mapping[str, Any],
     summary: Mapping[str, Cell],
     tables: Mapping[str, Table],
-    pictures: Mapping[str, Path | str],
+    media: Mapping[str, Path | str],
     warn: Callable[[str], None],
     plots: Mapping[str, Plot] | None = None,
 ) -> None:
-    """Log tables, pictures (a PNG's path, or the text of an HTML page) and plots of the tables to one run of W&B.
+    """Log tables, media (the path of a PNG, or the text of an HTML page) and plots of the tables to one W&B run.
 
-    Modes, bounds of time and faults are those of `WandbReporter`: nothing is raised, at most one warning is told, and
-    it takes 50 s at the worst. A number that is not finite is sent as nothing. Copies in `folder`/wandb of what the run
-    was sent before are removed, once there is a whole new one: `wandb sync` would lay them over each other.
+    Modes, time limits and fault handling are those of `WandbReporter`: nothing is raised, `warn` is called at most
+    once, and it takes at most 50 s. Numbers that are not finite are sent as None. Once a new local copy in
+    `folder`/wandb is complete, older copies of the same run are removed, since `wandb sync` would merge them.
     """
-    told: list[str] = []
-    made: list[str] = []
+    warnings: list[str] = []
+    created: list[str] = []
 
     def work(run: "wandb.Run") -> None:
-        made.append(Path(run.dir).parent.name)
-        _log(run, summary, tables, pictures, plots or {})
+        created.append(Path(run.dir).parent.name)
+        _log(run, summary, tables, media, plots or {})
 
     reporter = WandbReporter(
-        folder=folder, mode=mode, identity=identity, config=config, warn=told.append, remedy=REMEDY
+        folder=folder, mode=mode, identity=identity, config=config, warn=warnings.append, remedy=REMEDY
     )
     reporter.use(work)
     if reporter.finish():
         for copy in (folder / "wandb").glob(f"*run-*-{identity.id}"):
-            if copy.name not in made:
+            if copy.name not in created:
                 shutil.rmtree(copy, ignore_errors=True)
-    if told:
-        warn(f"{identity.name}: {'; '.join(told)}")
+    if warnings:
+        warn(f"{identity.name}: {'; '.join(warnings)}")
 
 
 def _log(
     run: "wandb.Run",
     summary: Mapping[str, Cell],
     tables: Mapping[str, Table],
-    pictures: Mapping[str, Path | str],
+    media: Mapping[str, Path | str],
     plots: Mapping[str, Plot],
 ) -> None:
-    """In one row: `wandb sync`, of whichever copy, then replaces it by its like."""
+    """Log everything in one row, so that `wandb sync` of any copy replaces that row."""
     import wandb
 
     row: dict[str, Any] = {name: _table(table) for name, table in tables.items()}
-    for name, picture in pictures.items():
-        if isinstance(picture, Path):
-            row[name] = wandb.Image(str(picture))
+    for name, item in media.items():
+        if isinstance(item, Path):
+            row[name] = wandb.Image(str(item))
         else:
-            row[name] = wandb.Html(picture, inject=False, data_is_not_path=True)
-    drawn = {name: _plot(plot, tables[plot.table]) for name, plot in plots.items() if plot.table in tables}
-    run.log(row | {name: chart for name, chart in drawn.items() if chart is not None})
-    run.summary.update({name: _plain(value) for name, value in summary.items()})
+            row[name] = wandb.Html(item, inject=False, data_is_not_path=True)
+    charts = {name: _plot(plot, tables[plot.table]) for name, plot in plots.items() if plot.table in tables}
+    run.log(row | {name: chart for name, chart in charts.items() if chart is not None})
+    run.summary.update({name: _json_cell(value) for name, value in summary.items()})
 
 
 def _table(table: Table) -> "wandb.Table":
     import wandb
 
     columns, rows = table
-    return wandb.Table(columns=list(columns), data=[[_plain(cell) for cell in row] for row in rows])
+    return wandb.Table(columns=list(columns), data=[[_json_cell(cell) for cell in row] for row in rows])
 
 
 def _plot(plot: Plot, table: Table) -> Any | None:
-    """None where there is nothing to draw."""
+    """A W&B chart; None if no row has both numbers."""
     import wandb
 
     columns, rows = table
-    wanted = [name for name in (plot.x, plot.y, plot.stroke) if name is not None]
-    places = [list(columns).index(name) for name in wanted]
-    points = [[_plain(row[place]) for place in places] for row in rows]
+    plotted = [name for name in (plot.x, plot.y, plot.stroke) if name is not None]
+    indices = [list(columns).index(name) for name in plotted]
+    points = [[_json_cell(row[index]) for index in indices] for row in rows]
     points = [point for point in points if point[0] is not None and point[1] is not None]
     if not points:
         return None
-    data = wandb.Table(columns=[*wanted], data=points)
+    data = wandb.Table(columns=[*plotted], data=points)
     if plot.stroke is None:
         return wandb.plot.scatter(data, plot.x, plot.y, title=plot.title)
     return wandb.plot.line(data, plot.x, plot.y, stroke=plot.stroke, title=plot.title)
 
 
-def _plain(value: Cell) -> Cell:
-    """As JSON has it, which knows neither NaN nor ∞."""
+def _json_cell(value: Cell) -> Cell:
+    """The value with NaN and infinity replaced by None, since JSON has neither."""
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None  # numpy's too
+        return float(value) if math.isfinite(value) else None  # float() converts numpy floats
     return value

@@ -1,7 +1,7 @@
-"""Sends what a run logs to Weights & Biases, and never lets W&B stop or slow the run.
+"""Logs a run to Weights & Biases without letting W&B stop or slow the run.
 
-W&B lives in a thread of its own: the run puts rows on a queue, and waits, a bounded time, only at its start and end.
-Whatever goes wrong is told once and ends W&B, never the run: `records.jsonl` is the truth.
+W&B runs in its own thread: the run puts rows on a queue and waits only at its start and end, for a bounded time. A
+fault is reported once and turns W&B off, never the run; `records.jsonl` holds every row.
 """
 
 import json
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "online", "offline", "off"]
 Row = Mapping[str, float | str]
 Work = Callable[["wandb.Run"], None]
-AXIS = "train/num_input_tokens_seen"  # curves of different batch sizes compare only over tokens
-NOT_DRAWN = (*CLOCK, "event", "time", "record")
-INIT_SECONDS = 10.0  # for the server to take a new run
-FINISH_SECONDS = 10.0  # to upload what is left when a run ends
-SLACK_SECONDS = 10.0  # beyond its own limits, before W&B counts as hung
-WAITING_ROWS = 10_000
-REMEDY = "records.jsonl holds every row; to send what is missing, once the run has ended: {}"
-ANSWER_SECONDS = 20  # for one question to the server
-NOT_IN_AN_ID = re.compile("[^\\w.-]")  # W&B refuses a run whose id has one of :;,#?/'
+AXIS = "train/num_input_tokens_seen"  # curves of different batch sizes are comparable only over tokens
+HIDDEN = (*CLOCK, "event", "time", "record")  # metrics without a panel
+INIT_SECONDS = 10.0  # time limit for the server to create or resume a run
+FINISH_SECONDS = 10.0  # time limit for the upload of remaining rows when a run ends
+SLACK_SECONDS = 10.0  # beyond W&B's own time limits, before it counts as hung
+WAITING_ROWS = 10_000  # longest queue before W&B counts as hung
+REMEDY = "records.jsonl holds every row; to send the missing rows after the run has ended: {}"
+API_SECONDS = 20  # time limit for one request to the server
+INVALID_IN_ID = re.compile("[^\\w.-]")  # W&B refuses run ids that contain one of :;,#?/'
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells a run from others in W&B; `wandb.json` keeps it, for a run may be sent later."""
+    """What identifies a run in W&B; saved to `wandb.json`, since a run may be sent later."""
 
     id: str
     project: str
@@ -50,53 +50,55 @@ class Identity:
     name: str
 
     def write(self, folder: Path) -> None:
+        """Save to `folder`/wandb.json."""
         write_text(folder / "wandb.json", json.dumps(asdict(self), indent=1))
 
 
 def id_of(name: str, tail: str) -> str:
-    """A run's id: as much of the name as W&B takes, and a tail that no other has."""
-    return f"{NOT_IN_AN_ID.sub('-', name)[-100:]}-{tail}"
+    """A run id: the last 100 characters of the name, with invalid ones replaced, and a unique `tail`."""
+    return f"{INVALID_IN_ID.sub('-', name)[-100:]}-{tail}"
 
 
 def as_launched(identity: Identity) -> Identity:
-    """The agent's, where the agent of a W&B sweep launches the run: `wandb.init` takes that over any other."""
+    """The identity, with the id, project and entity of the W&B sweep agent if one launched the run: `wandb.init` uses
+    them in any case."""
     if not os.environ.get("WANDB_SWEEP_ID"):
         return identity
-    given = {"id": "WANDB_RUN_ID", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
-    return replace(identity, **{field: os.environ[name] for field, name in given.items() if os.environ.get(name)})
+    variables = {"id": "WANDB_RUN_ID", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
+    return replace(identity, **{field: os.environ[name] for field, name in variables.items() if os.environ.get(name)})
 
 
 def read_identity(folder: Path) -> Identity:
-    """Raises UserError where the run has none, or none that can be read."""
+    """The identity in `folder`/wandb.json. Raises UserError if it is missing or invalid."""
     try:
         identity = Identity(**_read(folder, "wandb.json"))
     except TypeError:
-        raise UserError(f"{folder}: wandb.json cannot be read: of another version of hfbsz") from None
+        raise UserError(f"{folder}: wandb.json cannot be read: it is from another version of hfbsz") from None
     if not all(isinstance(value, str | None) for value in asdict(identity).values()):
-        raise UserError(f"{folder}: wandb.json cannot be read: its values are no texts")
+        raise UserError(f"{folder}: wandb.json cannot be read: its values must be strings")
     return identity
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """A run's config in W&B: recipe, plan and machine. Raises UserError where a file of them cannot be read."""
+    """A run's W&B config: recipe, plan and machine. Raises UserError if one of their files cannot be read."""
     plan, machine = _read(folder, "plan.json"), _read(folder, "machine.json")
     return {"recipe": plan.pop("recipe", {}), "plan": plan, "machine": machine}
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
-    if (found := read_object(folder / name)) is None:
+    if (content := read_object(folder / name)) is None:
         reason = "not a JSON object" if (folder / name).is_file() else "no such file"
         raise UserError(f"{folder}: {name} cannot be read: {reason}")
-    return found
+    return content
 
 
 class WandbReporter:
-    """Logs a run to W&B: online where the user is logged in, else offline in `folder`/wandb; never asks a question.
+    """Logs a run to W&B: online if the user is logged in, else offline in `folder`/wandb; never prompts.
 
-    `auto` follows WANDB_MODE. `warn` is called in the caller's thread, once for each fault. A run whose id the
-    server knows is resumed; offline, every start is a folder of its own with the same id. `sent` names the rows, by
-    event and step, that an interrupted start has sent already: they are not sent again. `remedy` says what sends it
-    once more, None: `hfbsz sync`.
+    `mode`: `auto` follows WANDB_MODE. `warn` is called in the caller's thread, once for each fault. A run whose id
+    exists on the server is resumed; offline, each start has its own folder with the same id. `sent`: rows, by event and
+    step, that an interrupted start has already sent; they are skipped. `remedy`: ends a warning and says how to send
+    the rows again; None: with `hfbsz sync`.
     """
 
     def __init__(
@@ -116,72 +118,72 @@ class WandbReporter:
             remedy or REMEDY.format(f"{called('sync')} {command(folder)}"),
         )
         self._faults: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._waiting: queue.SimpleQueue[Row | Work | int] = queue.SimpleQueue()  # an exit code ends it
+        self._queue: queue.SimpleQueue[Row | Work | int] = queue.SimpleQueue()  # an exit code ends it
         self._opened = threading.Event()
         self._on = mode != "off" and not (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled")
         if not self._on:
             return
-        what = {**asdict(identity), "dir": str(folder), "config": dict(config)}
-        self._thread = threading.Thread(target=self._work, args=(mode, what), name="wandb", daemon=True)
+        init = {**asdict(identity), "dir": str(folder), "config": dict(config)}
+        self._thread = threading.Thread(target=self._run_thread, args=(mode, init), name="wandb", daemon=True)
         self._thread.start()
         if not self._opened.wait(2 * INIT_SECONDS + SLACK_SECONDS):
-            self._give_up("it does not start")
-        self._tell()
+            self._abandon("it does not start")
+        self._report_faults()
 
     def log(self, flat: Row) -> None:
-        """Sends one line of records.jsonl; returns at once."""
+        """Queue one line of records.jsonl; returns at once."""
         if self._on and (flat.get("event"), flat.get("train/global_step")) not in self._sent:
-            self._waiting.put(dict(flat))  # a copy, for the caller may change its own
-            if self._waiting.qsize() > WAITING_ROWS:
-                self._give_up(f"it leaves more than {WAITING_ROWS} rows waiting")
-        self._tell()
+            self._queue.put(dict(flat))  # a copy, since the caller may change the row
+            if self._queue.qsize() > WAITING_ROWS:
+                self._abandon(f"it leaves more than {WAITING_ROWS} rows waiting")
+        self._report_faults()
 
     def use(self, work: Work) -> None:
-        """Has `work` done with the open run, in W&B's thread; returns at once."""
+        """Queue a call of `work(run)` in W&B's thread; returns at once."""
         if self._on:
-            self._waiting.put(work)
+            self._queue.put(work)
 
     def finish(self, exit_code: int = 0) -> bool:
-        """Ends the W&B run; waits a bounded time for what is not yet written or uploaded. Gives whether all of it is
-        in `folder`/wandb at least."""
-        whole = False
+        """End the W&B run; waits a bounded time for rows not yet written or uploaded. Returns whether all rows are at
+        least in `folder`/wandb."""
+        complete = False
         if self._on:
-            self._waiting.put(exit_code)
+            self._queue.put(exit_code)
             self._thread.join(FINISH_SECONDS + SLACK_SECONDS)
             if self._thread.is_alive():
-                self._give_up("it does not end")
-            whole, self._on = self._on, False
-        self._tell()
-        return whole
+                self._abandon("it does not end")
+            complete, self._on = self._on, False
+        self._report_faults()
+        return complete
 
-    def _tell(self) -> None:
+    def _report_faults(self) -> None:
         while not self._faults.empty():
             self._warn(self._faults.get())
 
-    def _give_up(self, reason: str) -> None:
+    def _abandon(self, reason: str) -> None:
         self._switch_off(reason)
         end_service()
-        self._thread.join(0.3)  # it now meets a closed connection and ends
+        self._thread.join(0.3)  # its connection is closed now, so it ends
 
     def _switch_off(self, reason: str) -> None:
         if self._on:
             self._on = False
             self._faults.put(f"W&B is off for the rest of the run, {reason}; {self._remedy}")
 
-    def _work(self, mode: Mode, what: dict[str, Any]) -> None:
-        """The life of the thread: opens the run, sends rows until the exit code comes, ends the run."""
+    def _run_thread(self, mode: Mode, init: dict[str, Any]) -> None:
+        """Open the run, send queued rows until an exit code comes, end the run."""
         try:
-            run = _open(mode, what, self._faults.put, self._remedy)
+            run = _open(mode, init, self._faults.put, self._remedy)
             self._opened.set()
             if run is None:
                 self._on = False
                 return
             rows = Rows(run)
-            while not isinstance(item := self._waiting.get(), int):
+            while not isinstance(item := self._queue.get(), int):
                 item(run) if callable(item) else rows.log(item)
             self._close(run, item)
-        except Exception as fault:  # whatever fails in W&B, the run goes on
-            self._switch_off(in_a_line(fault))
+        except Exception as fault:  # no fault of W&B may end the run
+            self._switch_off(one_line_fault(fault))
             tear_down()
         finally:
             self._opened.set()
@@ -190,102 +192,104 @@ class WandbReporter:
         try:
             run.finish(exit_code=exit_code)
         except TimeoutError:
-            self._faults.put(f"W&B took not every row within {FINISH_SECONDS:g} s; {self._remedy}")
+            self._faults.put(f"W&B did not receive all rows within {FINISH_SECONDS:g} s; {self._remedy}")
 
 
-def _open(mode: Mode, what: dict[str, Any], tell: Callable[[str], None], remedy: str) -> "wandb.Run | None":
-    """The run, online if it can be; None where a settings file of W&B disables it."""
+def _open(mode: Mode, init: dict[str, Any], warn: Callable[[str], None], remedy: str) -> "wandb.Run | None":
+    """The run, online if possible; None if a W&B settings file disables W&B."""
     import wandb
 
     settings = wandb.setup(quiet_settings()).settings
-    asked = os.environ.get("WANDB_MODE") if mode == "auto" else mode
-    wanted = asked or settings.mode  # W&B reads the environment once a process, so its own answer may be old
-    if wanted == "disabled":
+    requested = os.environ.get("WANDB_MODE") if mode == "auto" else mode
+    effective = requested or settings.mode  # W&B reads the environment once per process: settings may be outdated
+    if effective == "disabled":
         return None
-    if wanted not in ("offline", "dryrun"):
+    if effective not in ("offline", "dryrun"):
         try:
             if logged_in(settings.base_url):
-                return start(what, mode="online", resume="allow")
-            if asked:
-                tell("W&B is offline for this run, nobody is logged in (wandb login, or WANDB_API_KEY)")
-        except Exception as fault:  # a server that is down, refuses or stalls, a malformed key: the run goes on
-            tell(f"W&B is offline for this run, {in_a_line(fault)}; {remedy}")
-            tear_down()  # or the service holds the run's id in use
-    return start(what, mode="offline")
+                return start(init, mode="online", resume="allow")
+            if requested:
+                warn("W&B is offline for this run, nobody is logged in (wandb login, or WANDB_API_KEY)")
+        except Exception as fault:  # server down, refusing or stalled, or an invalid key: the run continues offline
+            warn(f"W&B is offline for this run, {one_line_fault(fault)}; {remedy}")
+            tear_down()  # otherwise the service keeps the run's id in use
+    return start(init, mode="offline")
 
 
 @contextmanager
 def session() -> Iterator["wandb.Api"]:
-    """W&B, logged in, for work outside a run: silent, and without a prompt. Its faults become a UserError."""
+    """A logged-in W&B API for use outside a run: silent, without prompts. Its faults become a UserError."""
     import wandb
 
     try:
         settings = wandb.setup(quiet_settings(x_graphql_retry_max=2)).settings
         if not logged_in(settings.base_url):
             raise UserError("nobody is logged in to W&B: wandb login, or set WANDB_API_KEY")
-        yield wandb.Api(timeout=ANSWER_SECONDS)
+        yield wandb.Api(timeout=API_SECONDS)
     except BaseException as fault:
-        end_service()  # or it goes on sending, and keeps Python waiting
+        end_service()  # otherwise it continues to send, and Python waits for it at exit
         if isinstance(fault, UserError) or not isinstance(fault, Exception):
             raise
-        raise UserError(f"W&B: {in_a_line(fault)}") from None
+        raise UserError(f"W&B: {one_line_fault(fault)}") from None
     finally:
         tear_down()
 
 
 def logged_in(server: str) -> bool:
-    """Whether there is a key for the server, found as `wandb.init` finds it, without its prompt."""
+    """Whether there is an API key for the server, looked up as `wandb.init` does but without its prompt."""
     from wandb.sdk.lib import wbauth
 
     return wbauth.authenticate_session(host=server, source="hfbsz", prompt=False) is not None
 
 
-def start(what: Mapping[str, Any], **how: Any) -> "wandb.Run":
+def start(init: Mapping[str, Any], **options: Any) -> "wandb.Run":
+    """A new `wandb.Run` with quiet settings; `init` and `options` are arguments of `wandb.init`."""
     import wandb
 
-    return wandb.init(**{"reinit": "create_new", "settings": quiet_settings(), **what, **how})
+    return wandb.init(**{"reinit": "create_new", "settings": quiet_settings(), **init, **options})
 
 
 class Rows:
-    """Logs lines of records.jsonl to an open run, each metric over its axis."""
+    """Logs lines of records.jsonl to an open run, and defines each metric's axis."""
 
     def __init__(self, run: "wandb.Run") -> None:
         self._run = run
-        self._known: set[str] = set()
+        self._defined: set[str] = set()
 
     def log(self, row: Row) -> None:
-        for metric in row.keys() - self._known:
+        """Log one row."""
+        for metric in row.keys() - self._defined:
             _define(self._run, metric)
-        self._known |= row.keys()
-        when = {"_timestamp": row["time"]} if "time" in row else {}  # it may be sent long after it was measured
-        self._run.log({**row, **when})  # without `step=`: W&B drops what goes back
+        self._defined |= row.keys()
+        timestamp = {"_timestamp": row["time"]} if "time" in row else {}  # a row may be sent long after it was measured
+        self._run.log({**row, **timestamp})  # without `step=`: W&B drops rows whose step decreases
 
 
 def _define(run: "wandb.Run", name: str) -> None:
-    """Gives a metric its axis. By name: wandb 0.31 leaves the matching of globs such as `*` to the server."""
-    if name in NOT_DRAWN:
+    """Set a metric's axis by name, since wandb 0.31 leaves the matching of globs such as `*` to the server."""
+    if name in HIDDEN:
         run.define_metric(name, hidden=True)
     else:
         run.define_metric(name, step_metric=AXIS, step_sync=False, summary="min,last" if has_lowest(name) else None)
 
 
 def has_lowest(name: str) -> bool:
-    """Whether the summary of a run tells a metric's lowest value beside its last."""
+    """Whether a run's summary has the metric's minimum as well as its last value."""
     return name.startswith("eval/") and name.endswith("/loss")
 
 
 def quiet_settings(**more: Any) -> "wandb.Settings":
-    """Silent, bounded in time, and without the source code or the git diff, which may hold what is not for others."""
+    """W&B settings: silent, with time limits, and without uploading source code or git diff, which may be private."""
     import wandb
 
-    asked: dict[str, Any] = {"silent": True, "console": "off"}
-    asked |= {"disable_git": True, "disable_code": True, "save_code": False}
-    asked |= {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
-    return wandb.Settings(**asked | more)
+    settings: dict[str, Any] = {"silent": True, "console": "off"}
+    settings |= {"disable_git": True, "disable_code": True, "save_code": False}
+    settings |= {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
+    return wandb.Settings(**settings | more)
 
 
 def end_service() -> None:
-    """Kills W&B's service process, which hangs or still has rows to send: Python would wait for it at exit."""
+    """Kill W&B's service process, which hangs or still has rows to send: Python would wait for it at exit."""
     import psutil
 
     for child in psutil.Process().children():
@@ -295,12 +299,13 @@ def end_service() -> None:
 
 
 def tear_down() -> None:
-    """Ends W&B's service process here, for at Python's exit its faults print a traceback."""
+    """End W&B's service process now, since its faults at Python's exit would print a traceback."""
     with suppress(Exception, SystemExit):
         import wandb
 
         wandb.teardown()
 
 
-def in_a_line(fault: Exception) -> str:
+def one_line_fault(fault: Exception) -> str:
+    """The exception's type and the first line of its message, at most 200 characters."""
     return one_line(f"{type(fault).__name__}: {fault}".splitlines()[0].removesuffix(": "))[:200]

@@ -1,8 +1,8 @@
-"""Sends W&B what it lacks of a run: of one that was offline, or whose rows did not all arrive.
+"""Sends W&B the missing rows of a run that was offline, or whose rows did not all arrive.
 
-`wandb sync` cannot do that for a run that was interrupted: each offline start is a folder that counts its rows from 0,
-and rows that were trained again lie in two of them. `records.jsonl` holds every row once, and what W&B has already is
-asked of W&B, row by row. A count would not do: a run that was killed online and resumed has lost rows in its middle.
+`wandb sync` cannot do this for an interrupted run: each offline start is a folder that numbers its rows from 0, and
+steps that were repeated after a resume are in two of them. `records.jsonl` holds every row once, and W&B is asked row
+by row what it has. Comparing counts is not enough: a run killed online and resumed lacks rows in the middle.
 """
 
 import math
@@ -33,18 +33,18 @@ from hfbsz.report.wandb.reporter import (
 
 if TYPE_CHECKING:
     import wandb
-    from wandb.apis.public import Run as ServersRun
+    from wandb.apis.public import Run as ServerRun
 
 Show = Callable[[str, float, float, str], None]  # label, done, total, state
-AGAIN = "the same command goes on from there"
-QUIET_SECONDS = 600.0  # without a record, after which a run on another machine counts as killed
-FINISH_SECONDS = 60.0  # and 1 s for every 100 rows, for the server to take what is still on its way to it
-SETTLE_SECONDS = 60.0  # for the server to show all rows that it has taken
+RETRY = "the same command sends the rest"
+QUIET_SECONDS = 600.0  # a run on another machine without a new record for this long counts as killed
+FINISH_SECONDS = 60.0  # plus 1 s per 100 rows: time limit for uploading the rows
+SETTLE_SECONDS = 60.0  # time limit for the server to show all rows that it has received
 
 
 @dataclass(frozen=True)
 class Unsent:
-    """A run's folder, as much of it as W&B is told."""
+    """The data of a run's folder that W&B gets."""
 
     folder: Path
     identity: Identity
@@ -54,17 +54,17 @@ class Unsent:
 
 
 def sync(folders: Sequence[Path], show: Show, tell: Callable[[str], None]) -> None:
-    """Send W&B the rows that it lacks of each run, and tell how many those were.
+    """Send W&B the missing rows of each run. `show` gets the progress, `tell` one line per run with the rows sent.
 
-    Raises UserError where a folder is not that of a run, or a run is at work in it, before anything is sent; and where
-    nobody is logged in, the server cannot be reached, or it does not take everything.
+    Raises UserError, before anything is sent, if a folder is not that of a run or its run is active; and if nobody is
+    logged in, the server cannot be reached, or it does not receive all rows.
     """
-    with ExitStack() as held:
+    with ExitStack() as locks:
         runs: list[Unsent] = []
         errors: list[str] = []
         for folder in {folder.resolve(): folder for folder in folders}.values():
             try:
-                runs.append(_read(folder, held))
+                runs.append(_read(folder, locks))
             except UserError as problem:
                 errors += problem.lines
         if errors:
@@ -75,51 +75,51 @@ def sync(folders: Sequence[Path], show: Show, tell: Callable[[str], None]) -> No
                 tell(f"{run.folder}: {sent:,} of {len(run.records):,} rows sent" if sent else f"{run.folder}: complete")
 
 
-def _read(folder: Path, held: ExitStack) -> Unsent:
+def _read(folder: Path, locks: ExitStack) -> Unsent:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    read_run(folder)  # before the lock makes a file in what may be no run's folder
-    held.callback(claim(folder, "sync it once that has ended", "its lock must be held").release)
-    _refuse_at_work(folder)
+    read_run(folder)  # first, since the lock creates a file, which must not happen outside a run's folder
+    locks.callback(claim(folder, "sync it once that has ended", "its lock must be held").release)
+    _refuse_active(folder)
     run = read_run(folder)
     if not run.records:
-        raise UserError(f"{folder}: records.jsonl holds nothing yet")
+        raise UserError(f"{folder}: records.jsonl is empty")
     code = 0 if run.status.get("state") == "finished" else 1
     return Unsent(folder, read_identity(folder), config_of(folder), run.records, code)
 
 
-def _refuse_at_work(folder: Path) -> None:
-    """The lock tells of runs on this machine; not every file system carries it to others."""
+def _refuse_active(folder: Path) -> None:
+    """Raise UserError if a run on another machine seems active: not every file system shares locks between machines."""
     status, quiet = read_status(folder), time.time() - (folder / "records.jsonl").stat().st_mtime
     host = status.get("host")
     if status.get("state") == "running" and host != socket.gethostname() and quiet < QUIET_SECONDS:
         raise UserError(
-            f"{folder}: a run on {host} wrote a record {quiet:.0f} s ago: sync it once that has ended, or, "
+            f"{folder}: a run on {host} wrote a record {quiet:.0f} s ago: sync it after the run has ended, or, "
             f"if it was killed, {QUIET_SECONDS / 60:g} minutes after its last record"
         )
 
 
 def _sync(api: "wandb.Api", run: Unsent, show: Show) -> int:
-    """Send what W&B lacks of a run; gives the number of rows."""
-    there = _rows_there(api, run.identity)
-    missing = lacking(run.records, there)
+    """Send the missing rows of a run; returns their number."""
+    present = _server_rows(api, run.identity)
+    missing = missing_rows(run.records, present)
     if missing:
-        _send(run, missing, 1 + max((row["_step"] for row in there), default=-1), show)
-        _see_arrive(api, run, len(there), len(missing))
+        _send(run, missing, 1 + max((row["_step"] for row in present), default=-1), show)
+        _wait_for_arrival(api, run, len(present), len(missing))
     return len(missing)
 
 
-def lacking(records: Sequence[Row], there: Sequence[Row]) -> list[Row]:
-    """Those of the records that are not there.
+def missing_rows(records: Sequence[Row], present: Sequence[Row]) -> list[Row]:
+    """The records that are not among the rows present on the server.
 
-    A row that was trained again has other times there: rows are told apart by event, step and state. A run that was
-    resumed twice from one checkpoint has two rows that are alike in these: they are counted.
+    Rows are identified by event, step and state, since a step repeated after a resume has another time. A run resumed
+    twice from one checkpoint has two such rows that are equal, so rows are counted.
     """
-    have = Counter(map(_key, there))
+    available = Counter(map(_key, present))
     missing = []
     for record in records:
-        if have[_key(record)]:
-            have[_key(record)] -= 1
+        if available[_key(record)]:
+            available[_key(record)] -= 1
         else:
             missing.append(record)
     return missing
@@ -129,11 +129,11 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row.get("event"), row.get("train/global_step"), row.get("state")
 
 
-def _rows_there(api: "wandb.Api", identity: Identity) -> list[dict[str, Any]]:
+def _server_rows(api: "wandb.Api", identity: Identity) -> list[dict[str, Any]]:
     """All rows that W&B has of a run.
 
-    A server shows rows some time after it has taken them, but counts them at once: until it shows as many as it
-    counts, its answer is not to be trusted. Raises UserError where it never does.
+    A server counts rows when it receives them but lists them later, so this waits until it lists as many as it counts.
+    Raises UserError if it does not within SETTLE_SECONDS.
     """
     deadline = time.monotonic() + SETTLE_SECONDS
     while (run := _find(api, identity)) is not None:
@@ -142,27 +142,27 @@ def _rows_there(api: "wandb.Api", identity: Identity) -> list[dict[str, Any]]:
             return rows
         if time.monotonic() > deadline:
             raise UserError(
-                f"W&B counts {run.historyLineCount:,} rows of {identity.id} and shows {len(rows):,}: try again later"
+                f"W&B counts {run.historyLineCount:,} rows of {identity.id} but lists {len(rows):,}: try again later"
             )
         time.sleep(1)
     return []
 
 
-def _see_arrive(api: "wandb.Api", run: Unsent, before: int, sent: int) -> None:
-    """Raises UserError where W&B does not count what it was sent: it ends a run without a fault of rows it refused."""
+def _wait_for_arrival(api: "wandb.Api", run: Unsent, before: int, sent: int) -> None:
+    """Wait until W&B counts the rows sent; raises UserError if it does not. W&B reports no error for refused rows."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
-        found = _find(api, run.identity)
-        arrived = found.historyLineCount - before if found is not None else 0
+        server_run = _find(api, run.identity)
+        arrived = server_run.historyLineCount - before if server_run is not None else 0
         if arrived >= sent:
             return
         if time.monotonic() > deadline:
-            raise UserError(f"{run.folder}: W&B has taken {arrived:,} of {sent:,} rows: {AGAIN}")
+            raise UserError(f"{run.folder}: W&B has received {arrived:,} of {sent:,} rows: {RETRY}")
         time.sleep(1)
 
 
-def _find(api: "wandb.Api", identity: Identity) -> "ServersRun | None":
-    """The run as W&B has it now; None where it has none."""
+def _find(api: "wandb.Api", identity: Identity) -> "ServerRun | None":
+    """The current run on the server; None if there is none."""
     from wandb.apis.public import RunNotFoundError
 
     try:
@@ -176,36 +176,36 @@ def _find(api: "wandb.Api", identity: Identity) -> "ServersRun | None":
 
 
 def _send(run: Unsent, rows: Sequence[Row], first: int, show: Show) -> None:
-    """Log rows to the run in W&B, made or resumed; they become its history from `first` on."""
+    """Log rows to the W&B run, created or resumed, as its history rows from number `first`."""
     settings = quiet_settings(
-        x_disable_machine_info=True,  # this machine is not the one that trained
+        x_disable_machine_info=True,  # this may not be the machine that trained
         finish_timeout=FINISH_SECONDS + len(rows) / 100,
     )
-    # a folder for the copy that W&B keeps of what it is sent: nobody needs it
+    # W&B writes a local copy of what is sent, which is not needed
     with tempfile.TemporaryDirectory(prefix="hfbsz-", ignore_cleanup_errors=True) as scratch:
-        what = {**asdict(run.identity), "config": dict(run.config), "dir": scratch, "settings": settings}
-        opened = start(what, mode="online", resume="allow")
-        if opened.starting_step < first:
-            raise UserError(f"{run.folder}: W&B has not yet sorted what it was sent last: try again in a minute")
-        log, label = Rows(opened), f"sending {run.folder.name}"
+        init = {**asdict(run.identity), "config": dict(run.config), "dir": scratch, "settings": settings}
+        wandb_run = start(init, mode="online", resume="allow")
+        if wandb_run.starting_step < first:
+            raise UserError(f"{run.folder}: W&B is still processing rows sent earlier: try again in a minute")
+        log, label = Rows(wandb_run), f"sending {run.folder.name}"
         for number, row in enumerate(rows):
             log.log(row)
             show(label, number + 1, len(rows), f"{number + 1:,} of {len(rows):,} rows")
-        opened.summary.update(_summary(run.records))
-        show(label, len(rows), len(rows), "W&B takes the rest")
+        wandb_run.summary.update(_summary(run.records))
+        show(label, len(rows), len(rows), "uploading to W&B")
         try:
-            opened.finish(run.exit_code)
+            wandb_run.finish(run.exit_code)
         except TimeoutError:
-            raise UserError(f"{run.folder}: W&B took not every row: {AGAIN}") from None
+            raise UserError(f"{run.folder}: W&B did not receive all rows in time: {RETRY}") from None
 
 
 def _summary(records: Sequence[Row]) -> dict[str, Any]:
-    """Of all records in their order. That which W&B makes begins anew with each resume, and follows what comes last."""
+    """The summary over all records in order. W&B's own restarts at each resume and depends on the order of arrival."""
     summary: dict[str, Any] = {}
     for record in records:
         summary |= record
     for name in filter(has_lowest, list(summary)):
-        known = [float(record[name]) for record in records if name in record]
-        lowest = min((value for value in known if math.isfinite(value)), default=math.nan)
+        values = [float(record[name]) for record in records if name in record]
+        lowest = min((value for value in values if math.isfinite(value)), default=math.nan)
         summary[name] = {"min": lowest, "last": summary[name]}
     return summary

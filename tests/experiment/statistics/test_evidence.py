@@ -1,4 +1,4 @@
-"""What findings say of runs by hand: LOG.md's own, too few, diverged, misleading, and arms that are not there."""
+"""Findings on runs written by hand: those of LOG.md, too few, diverged, misleading, and missing arms."""
 
 import math
 import subprocess
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from hfbsz.experiment.statistics.beliefs import BELIEFS, Claim, Smallest
-from hfbsz.experiment.statistics.evidence import Verdict, examine, findings
+from hfbsz.experiment.statistics.beliefs import BELIEFS, Claim, SmallestEffects
+from hfbsz.experiment.statistics.evidence import Verdict, evaluate_claims, findings
 from hfbsz.experiment.statistics.paired import contrast, equivalence
 from hfbsz.experiment.statistics.simulation import Design, world
 from hfbsz.experiment.statistics.trials import MEASURES, Arm, Trial, compare, summarise
@@ -42,128 +42,128 @@ def trials(arm, **measures):
     return [Trial(arm, seed, **dict(zip(measures, row, strict=True))) for seed, row in enumerate(rows)]
 
 
-def found(runs, name, smallest=None):
+def finding_of(runs, name, smallest=None):
     return next(finding for finding in findings(runs, smallest) if finding.name == name)
 
 
 def test_summaries_and_comparisons_give_what_the_log_gives():
-    summary = {one.arm: one for one in summarise(logged())}
+    summary = {arm_summary.arm: arm_summary for arm_summary in summarise(logged())}
     assert (summary[SMALL].n, summary[SMALL].values) == (3, (4.3911, 4.3726, 4.6447))
     assert (summary[SMALL].mean, summary[SMALL].sd) == (pytest.approx(4.4695, abs=5e-5), pytest.approx(0.152, abs=5e-4))
-    against = {one.left: one for one in compare(logged(), baseline=SMALL)}
+    against = {pair.left: pair for pair in compare(logged(), baseline=SMALL)}
     ramp = against[RAMP].contrast
     assert (ramp.mean, ramp.sd) == (pytest.approx(0.079, abs=5e-4), pytest.approx(0.010, abs=5e-4))
-    assert ramp.sign_flip_p == 0.25  # all that three seeds can give
+    assert ramp.sign_flip_p == 0.25  # the smallest p with three seeds
     smallest = against[LARGE].contrast.p
-    assert 2 * ramp.p < 3 * smallest == against[LARGE].p_holm == against[RAMP].p_holm  # Holm's p-values never fall
+    assert 2 * ramp.p < 3 * smallest == against[LARGE].p_holm == against[RAMP].p_holm  # Holm's p-values are monotone
     assert len(compare(logged())) == 6
 
 
-def test_what_three_seeds_of_the_log_can_bear():
-    start = found(logged(), "start")
+def test_verdicts_from_the_three_seeds_of_the_log():
+    start = finding_of(logged(), "start")
     assert start.verdict is Verdict.SUPPORTED  # 0.92 nats
-    assert "+0.920 nats/target (95 % CI" in start.sentence and "3 seeds" in start.sentence and "0.25" in start.sentence
-    growth = found(logged(), "growth")  # "an indication, not a law", says the log
-    assert growth.verdict is Verdict.NOT_ENOUGH_RUNS
-    assert "about" in growth.needs and "seeds would find 0.020 nats/target with power 0.8" in growth.sentence
+    assert all(text in start.measured for text in ("+0.920 nats/target (95 % CI", "3 seeds", "p = 0.25"))
+    growth = finding_of(logged(), "growth")  # "an indication, not a law" in the log
+    assert growth.verdict is Verdict.NOT_DECIDED
+    assert "about" in growth.needs and "0.020 nats/target with power 0.8" in growth.sentence
 
 
-def test_absent_arms_are_named():
+def test_missing_arms_are_named():
     for finding in findings([]):
-        assert finding.verdict is Verdict.NOT_ENOUGH_RUNS
+        assert finding.verdict is Verdict.NOT_DECIDED and not finding.measured
         assert finding.needs == BELIEFS[finding.name].needs and finding.needs in finding.sentence
-    assert "rule none" in found(logged(), "rate").needs
+    assert "rule none" in finding_of(logged(), "rate").needs
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_below_three_seeds_there_is_no_verdict(seeds):
     design = Design(seeds=seeds, effect=1.0, sd_differences=1e-3)
     for finding in findings(world(design, True, np.random.default_rng(0))):
-        assert finding.verdict is Verdict.NOT_ENOUGH_RUNS
-        assert f"{seeds} shared seeds of at least 3" in finding.sentence
+        assert finding.verdict is Verdict.NOT_DECIDED
+        assert finding.needs == f"at least 3 shared seeds; there are {seeds}"
 
 
 def test_seeds_that_are_not_shared_do_not_count():
     moved = [replace(trial, seed=trial.seed + 1) if trial.arm == LARGE else trial for trial in logged()]
-    assert found(moved, "start").needs == "2 shared seeds of at least 3"
+    assert finding_of(moved, "start").needs == "at least 3 shared seeds; there are 2"
 
 
-def test_a_null_is_told_from_a_lack_of_runs():
+def test_equivalence_is_distinguished_from_too_few_runs():
     generator = np.random.default_rng(0)
-    for seeds, verdict in {5: Verdict.NOT_ENOUGH_RUNS, 40: Verdict.NOT_SUPPORTED}.items():
+    for seeds, verdict in {5: Verdict.NOT_DECIDED, 40: Verdict.NOT_SUPPORTED}.items():
         base = generator.normal(4.4, 0.1, seeds)
         runs = trials(LARGE, final_loss=base + generator.normal(0, 0.02, seeds))
         runs += trials(RAMP, final_loss=base + generator.normal(0, 0.02, seeds))
-        finding = found(runs, "start")
+        finding = finding_of(runs, "start")
         assert finding.verdict is verdict
         assert ("within ±0.020 nats/target" in finding.sentence) == (seeds == 40)
-    assert found(runs, "start", Smallest(loss=0.001)).verdict is Verdict.NOT_ENOUGH_RUNS
+    assert finding_of(runs, "start", SmallestEffects(loss=0.001)).verdict is Verdict.NOT_DECIDED
 
 
-def test_a_sure_effect_too_small_to_matter_does_not_support():
+def test_a_significant_effect_that_is_too_small_to_matter_does_not_support():
     offsets = np.array([0.001, 0.0012, 0.0009, 0.0011, 0.0010])
     runs = trials(LARGE, final_loss=4.4 + offsets) + trials(RAMP, final_loss=[4.4] * 5)
-    assert found(runs, "start").verdict is Verdict.NOT_SUPPORTED
-    assert found(runs, "start", Smallest(loss=1e-5)).verdict is Verdict.SUPPORTED
+    assert finding_of(runs, "start").verdict is Verdict.NOT_SUPPORTED
+    assert finding_of(runs, "start", SmallestEffects(loss=1e-5)).verdict is Verdict.SUPPORTED
 
 
 def test_the_opposite_contradicts():
     offsets = np.array([0.1, 0.12, 0.09, 0.11, 0.10])
     runs = trials(LARGE, final_loss=4.4 - offsets) + trials(RAMP, final_loss=[4.4] * 5)
-    assert found(runs, "start").verdict is Verdict.CONTRADICTED
+    assert finding_of(runs, "start").verdict is Verdict.CONTRADICTED
 
 
 def test_a_run_that_diverged_is_neither_dropped_nor_averaged():
     runs = logged()
     runs[3] = replace(runs[3], final_loss=math.nan)  # the large batch, seed 0
-    finding = found(runs, "start")
-    assert finding.verdict is Verdict.NOT_ENOUGH_RUNS and "1 of 3 seeds diverged" in finding.needs
+    finding = finding_of(runs, "start")
+    assert finding.verdict is Verdict.NOT_DECIDED and "1 of 3 seeds diverged" in finding.needs
     missed = [
         trial
         for batch in (8, 16, 32)
         for trial in trials(replace(SMALL, batch=batch), steps_to_target=[900 / batch, 950 / batch, math.inf])
     ]
-    assert "1 of 3 seeds diverged or missed the target" in found(missed, "diminishing").needs
+    assert "1 of 3 seeds diverged or missed the target" in finding_of(missed, "diminishing").needs
 
 
-def test_numbers_too_coarse_to_vary_decide_nothing():
+def test_numbers_without_variation_decide_nothing():
     runs = [
         t
         for b, s in {8: 800, 16: 400, 32: 400}.items()
         for t in trials(replace(SMALL, batch=b), steps_to_target=[s] * 5)
     ]
-    assert "do not vary over seeds" in found(runs, "diminishing").needs
+    assert "vary over seeds" in finding_of(runs, "diminishing").needs
 
 
-def test_a_smaller_gap_of_a_model_that_fits_less_means_nothing():
-    """The large batch's gap is smaller, and so is what it has learnt; then it has learnt as much."""
+def test_a_smaller_gap_of_a_model_that_fits_less_is_not_decisive():
+    """The large batch has the smaller gap, first with a higher loss, then with an equal one."""
     noise = np.array([0.001, -0.002, 0.0, 0.002, -0.001])
     small = trials(SMALL, gap=0.9 + noise, final_loss=4.4 + noise, shifted_loss=5.4 + 3 * noise)
     worse = trials(LARGE, gap=0.5 - noise, final_loss=5.4 - noise, shifted_loss=6.0 - noise)
     level = trials(LARGE, gap=0.5 - noise, final_loss=4.4 - noise, shifted_loss=5.0 - noise)
     for name in ("gap", "shift"):
-        finding = found(small + worse, name)
-        assert finding.verdict is Verdict.NOT_ENOUGH_RUNS and "fit no worse" in finding.needs
-        assert found(small + level, name).verdict is Verdict.CONTRADICTED
+        finding = finding_of(small + worse, name)
+        assert finding.verdict is Verdict.NOT_DECIDED and "fit no worse" in finding.needs
+        assert finding_of(small + level, name).verdict is Verdict.CONTRADICTED
 
 
 def test_untuned_rates_do_not_compare_batches():
     runs = [replace(trial, arm=replace(trial.arm, tuned=trial.arm != LARGE)) for trial in logged()]
-    assert found(runs, "start").needs == BELIEFS["start"].needs
+    assert finding_of(runs, "start").needs == BELIEFS["start"].needs
 
 
-HELD = Arm(64, 2e-3, 64)
-FOLLOWS = replace(HELD, rule="sqrt", learning_rate=5.6e-3)
+UNSCALED = Arm(64, 2e-3, 64)
+SCALED = replace(UNSCALED, rule="sqrt", learning_rate=5.6e-3)
 UNLIKE = {
-    "rate: one rate under two names": ("rate", [HELD, replace(FOLLOWS, learning_rate=2e-3)]),
-    "rate: tuned": ("rate", [replace(HELD, tuned=True), replace(FOLLOWS, tuned=True)]),
-    "rate: other batches": ("rate", [HELD, replace(FOLLOWS, batch=32)]),
+    "rate: one rate under two names": ("rate", [UNSCALED, replace(SCALED, learning_rate=2e-3)]),
+    "rate: tuned": ("rate", [replace(UNSCALED, tuned=True), replace(SCALED, tuned=True)]),
+    "rate: other batches": ("rate", [UNSCALED, replace(SCALED, batch=32)]),
     "throughput: accumulating": ("throughput", [Arm(b, 2e-3, 8, accumulation=b // 8) for b in (16, 32, 64)]),
     "throughput: two batches": ("throughput", [Arm(b, 2e-3, b) for b in (16, 32)]),
     "diminishing: untuned": ("diminishing", [Arm(b, 2e-3, b) for b in (16, 32, 64)]),
     "diminishing: growing": ("diminishing", [replace(RAMP, batch=b) for b in (16, 32, 64)]),
     "gap: some decay": ("gap", [SMALL, replace(LARGE, decays=False)]),
-    "accumulation: other rates": ("accumulation", [HELD, Arm(64, 1e-3, 8, accumulation=8)]),
+    "accumulation: other rates": ("accumulation", [UNSCALED, Arm(64, 1e-3, 8, accumulation=8)]),
     "growth: decays too": ("growth", [SMALL, RAMP]),
     "growth: from another batch": ("growth", [replace(SMALL, batch=16), GROWN]),
     "start: one decays": ("start", [LARGE, GROWN]),
@@ -174,18 +174,18 @@ UNLIKE = {
 @pytest.mark.parametrize(("name", "arms"), UNLIKE.values(), ids=UNLIKE)
 def test_arms_that_differ_in_more_are_not_compared(name, arms):
     numbers = {measure: [1.0, 1.2, 1.1] for measure in MEASURES if measure != "shift_rise"}
-    assert found([one for arm in arms for one in trials(arm, **numbers)], name).needs == BELIEFS[name].needs
+    assert finding_of([trial for arm in arms for trial in trials(arm, **numbers)], name).needs == BELIEFS[name].needs
 
 
 def test_the_claims_of_one_call_are_one_family():
     values = (0.011, 0.009, 0.012, 0.008, 0.010)
     claim = Claim("loss", tuple(range(5)), values, 0.02, "nats/target", str)
     short = replace(claim, values=values[:2])
-    results = examine([claim, claim, short, claim])
-    assert [one.family for one in results] == [3] * 4
-    for one in results[:2]:
-        assert one.p_holm == pytest.approx(3 * contrast(values).p)
-        assert one.p_equivalence == pytest.approx(3 * equivalence(values, 0.02))
+    results = evaluate_claims([claim, claim, short, claim])
+    assert [result.family for result in results] == [3] * 4
+    for result in results[:2]:
+        assert result.p_holm == pytest.approx(3 * contrast(values).p)
+        assert result.p_equivalence == pytest.approx(3 * equivalence(values, 0.02))
     assert math.isnan(results[2].p_holm) and math.isnan(results[2].p_equivalence)
 
 
@@ -194,8 +194,8 @@ def test_one_rule_that_helps_is_enough_for_the_rate_to_follow():
     none = Arm(64, 2e-3, 64)
     good, bad = replace(none, rule="sqrt", learning_rate=5.6e-3), replace(none, rule="linear", learning_rate=1.6e-2)
     runs = trials(none, final_loss=4.5 + noise) + trials(bad, final_loss=4.9 - noise)
-    assert found(runs, "rate").verdict is Verdict.CONTRADICTED
-    assert found(runs + trials(good, final_loss=4.4 - noise), "rate").verdict is Verdict.SUPPORTED
+    assert finding_of(runs, "rate").verdict is Verdict.CONTRADICTED
+    assert finding_of(runs + trials(good, final_loss=4.4 - noise), "rate").verdict is Verdict.SUPPORTED
 
 
 def test_accumulation_needs_both_sides_of_the_trade():
@@ -203,11 +203,11 @@ def test_accumulation_needs_both_sides_of_the_trade():
     speed = np.array([15.0, 15.2, 14.9, 15.1, 15.0])
     runs = trials(few, tokens_per_second=speed, peak_memory_bytes=[8e9] * 5)
     trade = trials(many, tokens_per_second=speed[::-1] * 0.8, peak_memory_bytes=[2e9] * 5)
-    assert found(runs + trade, "accumulation").verdict is Verdict.SUPPORTED
+    assert finding_of(runs + trade, "accumulation").verdict is Verdict.SUPPORTED
     free = trials(many, tokens_per_second=speed[::-1], peak_memory_bytes=[2e9] * 5)
-    assert found(runs + free, "accumulation").verdict is Verdict.NOT_SUPPORTED
+    assert finding_of(runs + free, "accumulation").verdict is Verdict.NOT_SUPPORTED
     useless = trials(many, tokens_per_second=speed[::-1] * 0.8, peak_memory_bytes=[8e9] * 5)
-    assert found(runs + useless, "accumulation").verdict is Verdict.NOT_SUPPORTED
+    assert finding_of(runs + useless, "accumulation").verdict is Verdict.NOT_SUPPORTED
 
 
 def test_arms_of_a_sweep_with_one_seed_do_not_stand_in_for_arms_with_three():
@@ -215,13 +215,13 @@ def test_arms_of_a_sweep_with_one_seed_do_not_stand_in_for_arms_with_three():
     noise = np.array([0.001, -0.002, 0.0])
     runs = trials(SMALL, gap=0.3 + noise, final_loss=4.4 + noise)
     runs += trials(LARGE, gap=0.9 - noise, final_loss=4.4 - 0.5 * noise)
-    assert found([*runs, swept], "gap").verdict is Verdict.SUPPORTED
+    assert finding_of([*runs, swept], "gap").verdict is Verdict.SUPPORTED
 
 
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match=r"seed 0 of .* twice"):
         findings([*logged(), logged()[0]])
-    with pytest.raises(ValueError, match="2 settings"):
+    with pytest.raises(ValueError, match="2 different settings"):
         findings([*logged(), replace(logged()[0], seed=9, setting="another model")])
 
 

@@ -1,4 +1,4 @@
-"""The statistics against published examples, and against scipy where it has them."""
+"""The statistics against published examples and scipy."""
 
 import math
 
@@ -22,19 +22,19 @@ MAIZE = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]  # ⅛ inch
 
 def test_student_1908():
     """Mean 1.58, sd 1.23; t = 4.0621 on 9 degrees, p = 0.002833, 95 % interval 0.7001 to 2.4599 (R's `sleep`)."""
-    found = contrast(SLEEP)
-    assert (found.n, found.mean) == (10, pytest.approx(1.58))
-    assert found.sd == pytest.approx(1.229995, rel=1e-6)
-    assert found.p == pytest.approx(0.002833, rel=2e-4)
-    assert (found.low, found.high) == (pytest.approx(0.7001, abs=5e-5), pytest.approx(2.4599, abs=5e-5))
-    assert found.effect == pytest.approx(1.58 / 1.229995 * 0.9139, rel=1e-3)  # d_z = 1.285, J(9)
+    result = contrast(SLEEP)
+    assert (result.n, result.mean) == (10, pytest.approx(1.58))
+    assert result.sd == pytest.approx(1.229995, rel=1e-6)
+    assert result.p == pytest.approx(0.002833, rel=2e-4)
+    assert (result.low, result.high) == (pytest.approx(0.7001, abs=5e-5), pytest.approx(2.4599, abs=5e-5))
+    assert result.effect == pytest.approx(1.58 / 1.229995 * 0.9139, rel=1e-3)  # d_z = 1.285, J(9)
 
 
 def test_fisher_1935():
     """The Design of Experiments, section 21: 1,726 of 32,768 flips reach Darwin's sum; t gives 0.0497."""
-    found = contrast(MAIZE)
-    assert found.sign_flip_p == 1726 / 32768
-    assert found.p == pytest.approx(0.0497, abs=5e-5)
+    result = contrast(MAIZE)
+    assert result.sign_flip_p == 1726 / 32768
+    assert result.p == pytest.approx(0.0497, abs=5e-5)
 
 
 def test_few_seeds_have_a_smallest_sign_flip_p():
@@ -69,13 +69,13 @@ def test_equivalence_is_the_90_percent_interval_within_the_margin():
 
 
 def test_a_threshold_moves_the_test_and_not_the_interval():
-    found, plain = contrast(SLEEP, threshold=1.0), contrast(SLEEP)
-    assert found.p == pytest.approx(stats.ttest_1samp(SLEEP, 1.0).pvalue)
-    assert (found.low, found.high) == (plain.low, plain.high)
+    result, plain = contrast(SLEEP, threshold=1.0), contrast(SLEEP)
+    assert result.p == pytest.approx(stats.ttest_1samp(SLEEP, 1.0).pvalue)
+    assert (result.low, result.high) == (plain.low, plain.high)
 
 
 def test_power():
-    """34 pairs find d_z = 0.5 with power 0.808 (G*Power, two-sided, 0.05); 33 do not reach 0.8."""
+    """34 pairs detect d_z = 0.5 with power 0.808 (G*Power, two-sided, 0.05); 33 do not reach 0.8."""
     assert power(0.5, 1, 34) == pytest.approx(0.8078, abs=5e-4)
     assert seeds_needed(0.5, 1) == 34
     assert power(0.0, 1, 5) == pytest.approx(0.05, abs=5e-4)
@@ -84,7 +84,7 @@ def test_power():
     assert seeds_needed(1e-6, 1) is None and seeds_needed(0, 1) is None
 
 
-def test_what_n_does_not_allow_is_nan():
+def test_statistics_that_need_more_seeds_are_nan():
     assert math.isnan(contrast([]).mean)
     one = contrast([0.3])
     assert one.mean == 0.3 and all(map(math.isnan, (one.sd, one.low, one.high, one.p, one.effect)))

@@ -1,4 +1,4 @@
-"""The stated error rates, measured where the truth is known; wrong ways of judging must miss them."""
+"""The stated error rates, measured on simulated runs; wrong decision rules must violate them."""
 
 import numpy as np
 import pytest
@@ -12,11 +12,12 @@ EXPERIMENTS = 100
 
 
 def most(rate):
-    """The count that a true rate exceeds once in a thousand repetitions."""
+    """The largest plausible measured rate: exceeded once in a thousand repetitions."""
     return stats.binom.ppf(0.999, EXPERIMENTS, rate) / EXPERIMENTS
 
 
 def least(rate):
+    """The smallest plausible measured rate."""
     return stats.binom.ppf(0.001, EXPERIMENTS, rate) / EXPERIMENTS
 
 
@@ -27,8 +28,8 @@ DESIGNS = [Design(), Design(seeds=3, comparisons=1, effect=0.1), Design(seeds=8,
 def test_the_planted_effect_is_found_and_the_null_is_not(design):
     assert design.stated_power >= 0.8
     measured = rates(design, experiments=EXPERIMENTS)
-    assert measured.found >= least(design.stated_power)
-    assert measured.false <= most(ALPHA)
+    assert measured.power >= least(design.stated_power)
+    assert measured.false_positives <= most(ALPHA)
 
 
 def unpaired(pairs):
@@ -50,18 +51,18 @@ def normal_quantiles(pairs):
 
 
 def test_without_pairing_the_effect_is_lost_in_the_spread_of_seeds():
-    assert rates(Design(), unpaired, EXPERIMENTS).found < least(Design().stated_power)
+    assert rates(Design(), unpaired, EXPERIMENTS).power < least(Design().stated_power)
 
 
 @pytest.mark.parametrize("wrong", [uncorrected, normal_quantiles])
 def test_wrong_tests_find_what_is_not_there(wrong):
-    assert rates(Design(), wrong, EXPERIMENTS).false > most(ALPHA)
+    assert rates(Design(), wrong, EXPERIMENTS).false_positives > most(ALPHA)
 
 
 def test_verdicts_from_one_seed_are_worth_nothing():
     one = Design(seeds=1)
-    assert rates(one, larger_mean, EXPERIMENTS).false == 1
-    assert rates(one).found == rates(one).false == 0
+    assert rates(one, larger_mean, EXPERIMENTS).false_positives == 1
+    assert rates(one).power == rates(one).false_positives == 0
 
 
 def equivalent(pairs):
@@ -74,11 +75,11 @@ def absence_of_evidence(pairs):
 
 @pytest.mark.parametrize("seeds", [5, 40])
 def test_an_effect_of_interest_is_not_called_none(seeds):
-    """The planted effect is the smallest of interest; `found` counts where it was declared none."""
+    """The true effect is the smallest of interest; `power` counts families in which it was declared equivalent to 0."""
     design = Design(seeds=seeds, effect=0.02)
-    assert rates(design, equivalent, EXPERIMENTS).found <= most(ALPHA)
+    assert rates(design, equivalent, EXPERIMENTS).power <= most(ALPHA)
     if seeds == 5:
-        assert rates(design, absence_of_evidence, EXPERIMENTS).found > most(ALPHA)
+        assert rates(design, absence_of_evidence, EXPERIMENTS).power > most(ALPHA)
 
 
 def test_every_belief_is_supported_where_it_holds():
@@ -92,7 +93,7 @@ def test_no_belief_is_supported_or_contradicted_where_none_holds(seeds):
     assert verdicts(Design(seeds=seeds), False, EXPERIMENTS)["any"]["found"] <= 100 * most(ALPHA)
 
 
-def test_with_runs_enough_a_null_is_found_to_be_one():
+def test_with_enough_runs_no_effect_is_found_to_be_none():
     counts = verdicts(Design(seeds=40), False, 20)
     for name in ("throughput", "diminishing", "gap", "shift", "rate", "accumulation", "start"):
         assert counts[name][Verdict.NOT_SUPPORTED] >= 18, name

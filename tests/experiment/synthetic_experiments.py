@@ -1,11 +1,11 @@
-"""Comparisons as they might come out: batches × (none, sqrt, tuned) × seeds, with curves that overfit a little."""
+"""Synthetic comparisons: batches × (none, sqrt, tuned) × seeds, with curves that overfit slightly."""
 
 import math
 import random
 from dataclasses import replace
 from pathlib import Path
 
-from hfbsz.experiment.results import ArmResult, Experiment, Outcome, Tried
+from hfbsz.experiment.results import ArmResult, Experiment, Outcome, TriedValue
 from hfbsz.experiment.statistics.evidence import findings
 from hfbsz.experiment.statistics.trials import Arm, Trial, compare
 from hfbsz.records.run_data import RunData
@@ -21,22 +21,22 @@ def make_arm(batch: int, kind: str, **changes) -> Arm:
 
 
 def make_run(arm: Arm, seed: int, share: float = 1.0, epochs: int = 3) -> RunData:
-    """Evaluations at every fortieth of the budget; the loss falls, then rises a little."""
+    """A run with 40 evaluations, up to a share of its budget; the loss falls, then rises slightly."""
     shift = {"none": 0.012, "sqrt": 0.004}[arm.rule] * (0.3 if arm.tuned else 1) * (math.log2(arm.batch) - 3) ** 2
-    chance = random.Random(f"{arm} {seed}")
-    luck = random.Random(seed).gauss(0, 0.03) + chance.gauss(0, 0.008)
+    rng = random.Random(f"{arm} {seed}")
+    noise = random.Random(seed).gauss(0, 0.03) + rng.gauss(0, 0.008)
     records = []
     for number in range(1, int(40 * share) + 1):
         clock = number * ROWS * epochs // 40
         epoch = clock / ROWS
-        loss = 3.2 + 2.4 * math.exp(-epoch / 0.35) + shift + luck + 0.02 * max(0, epoch - 1.8) ** 2
+        loss = 3.2 + 2.4 * math.exp(-epoch / 0.35) + shift + noise + 0.02 * max(0, epoch - 1.8) ** 2
         axes = {
             "train/sequences": clock,
             "train/global_step": clock // arm.batch,
             "train/num_input_tokens_seen": clock * TOKENS_PER_ROW,
             "train/seconds": clock * TOKENS_PER_ROW / speed(arm),
         }
-        records.append({"event": "eval", **axes, "eval/loss": loss + chance.gauss(0, 0.005)})
+        records.append({"event": "eval", **axes, "eval/loss": loss + rng.gauss(0, 0.005)})
     if share == 1:
         final = {"event": "final", **axes, "model/step": axes["train/global_step"]}
         records.append({**final, "full/loss": records[-1]["eval/loss"] + 0.1})
@@ -46,6 +46,7 @@ def make_run(arm: Arm, seed: int, share: float = 1.0, epochs: int = 3) -> RunDat
 
 
 def speed(arm: Arm) -> float:
+    """Tokens per second, which levels off at a batch of 20."""
     return 9000 * min(arm.batch, 20) / (min(arm.batch, 20) + 6)
 
 
@@ -66,14 +67,14 @@ def make_outcome(arm: Arm, seed: int, share: float = 1.0, **changes) -> Outcome:
         peak_memory_bytes=1.2e9 + 2e7 * arm.micro_batch,
         optimizer_steps=run.records[-1]["train/global_step"],
     )
-    moments = {
+    fields = {
         "best_step": best["train/global_step"],
         "best_epoch": best["train/sequences"] / ROWS,
         "onset_epoch": best["train/sequences"] / ROWS if seed else None,
         "seconds_to_best": best["train/seconds"],
         "padding": 0.03 + 0.002 * math.log2(arm.batch),
     }
-    return replace(Outcome(seed, run.folder, "finished", None, 1.0, run, trial, **moments), **changes)
+    return replace(Outcome(seed, run.folder, "finished", None, 1.0, run, trial, **fields), **changes)
 
 
 def make_result(batch: int, kind: str, seeds: int = 3, **changes) -> ArmResult:
@@ -81,7 +82,7 @@ def make_result(batch: int, kind: str, seeds: int = 3, **changes) -> ArmResult:
     tried = ()
     if arm.tuned:
         losses = {2.5e-4: 3.41, 5e-4: 3.3, 1e-3: 3.26, 2e-3: 3.29, 4e-3: 3.4 if batch > 8 else math.nan}
-        tried = tuple(Tried(value, loss + batch / 2000, value == 1e-3) for value, loss in losses.items())
+        tried = tuple(TriedValue(value, loss + batch / 2000, value == 1e-3) for value, loss in losses.items())
     outcomes = tuple(make_outcome(arm, seed) for seed in range(seeds))
     return replace(ArmResult(words_of(batch, kind), arm, outcomes, tried), **changes)
 
@@ -91,7 +92,7 @@ def words_of(batch: int, kind: str) -> str:
 
 
 def make_experiment(arms: tuple[ArmResult, ...], **changes) -> Experiment:
-    """A comparison of these arms against the first one with a finished run."""
+    """A comparison of these arms; the baseline is the first one with a finished run."""
     trials = [trial for result in arms for trial in result.trials]
     experiment = Experiment(
         "reviews-batch-sizes",
@@ -111,11 +112,11 @@ def make_experiment(arms: tuple[ArmResult, ...], **changes) -> Experiment:
 
 
 def full_sample() -> Experiment:
+    """A finished comparison of 12 arms: one has failed, one has a diverged seed."""
     arms = [make_result(batch, kind) for kind in KINDS for batch in (8, 16, 32, 64)]
-    lost = arms[7]
     why = "out of memory: 64 sequences of 512 tokens do not fit"
-    failed = [Outcome(one.seed, one.folder, "failed", why, 0.4) for one in lost.outcomes]
-    arms[7] = replace(lost, outcomes=tuple(failed))
+    failed = [Outcome(outcome.seed, outcome.folder, "failed", why, 0.4) for outcome in arms[7].outcomes]
+    arms[7] = replace(arms[7], outcomes=tuple(failed))
     trial = arms[3].outcomes[1].trial
     assert trial is not None
     diverged = replace(arms[3].outcomes[1], trial=replace(trial, final_loss=math.nan, gap=math.nan))
@@ -124,6 +125,7 @@ def full_sample() -> Experiment:
 
 
 def unfinished_sample() -> Experiment:
+    """A running comparison: four arms are finished, one has started, seven are waiting."""
     arms = []
     for place, (kind, batch) in enumerate((kind, batch) for kind in KINDS for batch in (8, 16, 32, 64)):
         arm = make_arm(batch, kind)
