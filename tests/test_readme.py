@@ -70,16 +70,33 @@ def test_every_other_command_names_what_exists():
             load(fields)
 
 
-def test_the_tree_names_every_file_in_its_folder():
-    tree = TEXT[TEXT.index("## The house") :].split("```")[1]
-    parts = re.split(r"^(?:  )?([\w.]+/)(?= )", tree, flags=re.MULTILINE)
-    said = {name: set(re.findall(r"\w+", text)) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
-    for folder in ("accelerate_configs", "sweeps", "scripts"):
-        assert {path.stem for path in (ROOT / folder).iterdir() if path.is_file()} <= said[f"{folder}/"], folder
-    for folder in (path for path in (ROOT / "hfbsz").iterdir() if path.is_dir() and path.name[0] != "_"):
-        files = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.iterdir() if path.is_dir()}
-        missing = {name for name in files if not name.startswith("__") and name != "recipes"} - said[f"{folder.name}/"]
-        assert not missing, (folder.name, missing)
+def paths_of(tree):
+    """The paths in a tree block, nested by indentation; `#` begins a comment."""
+    folders, paths = [], []
+    for line in filter(str.strip, tree.splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        folder = "".join(folders[:depth])
+        for name in line.split("#")[0].split():
+            paths.append(folder + name)
+            if name.endswith("/"):
+                folders[depth:] = [name]
+    return paths
+
+
+def test_the_tree_has_every_file_and_nothing_else():
+    tree = re.search(r"```\n(recipes/ .*?)```", TEXT, re.DOTALL)[1]
+    paths = paths_of(tree)
+    assert len(paths) == len(set(paths))
+    for path in paths:
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+    package = ROOT / "hfbsz"
+    folders = [ROOT / name for name in ("accelerate_configs", "docs", "scripts", "sweeps")]
+    expected = set()
+    for folder in [package, *folders, *(path for path in package.iterdir() if path.is_dir())]:
+        for path in folder.iterdir():
+            if not path.name.startswith(("_", ".")) and path != package / "recipes":  # a wheel's, where one was built
+                expected.add(f"{path.relative_to(ROOT)}{'/' if path.is_dir() else ''}")
+    assert expected - set(paths) == set()
 
 
 def test_a_small_comparison_runs_skips_and_draws(hfbsz, ragged, tmp_path):
