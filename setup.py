@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: a wheel holds the recipes, which a clone has beside the package."""
+"""Copy the recipes, which a clone has beside the package, into the wheel; pyproject.toml cannot express this."""
 
 from pathlib import Path
 from shutil import copytree, ignore_patterns

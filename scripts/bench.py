@@ -1,9 +1,11 @@
-"""Measure what hfbsz promises of speed: `python scripts/bench.py startup [repeats=5]`, or `finetune`.
+"""Benchmark hfbsz: `python scripts/bench.py startup [repeats=5]`, or `python scripts/bench.py finetune`.
 
-startup: wall time of `import hfbsz`, of scripts/plan.py and of `--help`, in fresh processes, against their limits.
-finetune [recipe=small_batch repeats=5 steps=20 key.path=value …]: training rows a second of hfbsz and of transformers'
-Trainer with dynamic padding, its rows in random order and grouped by length: the same model, rows, batch and optimizer,
-in alternation in one process, evaluation and saving left out.
+startup: wall time of `import hfbsz`, scripts/plan.py and `--help` in new processes, compared with their limits. Exits
+with 1 if a limit is exceeded.
+finetune [recipe=small_batch repeats=5 steps=20 key.path=value …]: training rows per second of hfbsz and of
+transformers' Trainer with dynamic padding, with rows in random order and grouped by length. Both train the same model
+on the same rows with the same batch and optimizer, alternating in one process, without evaluation and saving. Exits
+with 1 if hfbsz is not the fastest.
 """
 
 import statistics
@@ -24,46 +26,47 @@ STARTUP = {  # name: (command, limit in seconds)
 
 
 def seconds(arguments: list[object]) -> float:
-    """Wall time of one fresh interpreter."""
+    """Return the wall time of a new interpreter with these arguments, in seconds."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *map(str, arguments)], check=True, capture_output=True)
     return time.perf_counter() - started
 
 
 def startup(repeats: int) -> bool:
-    """Print the medians beside that of an empty interpreter; whether all limits hold (the interpreter taken off)."""
+    """Print the median times; return whether all are within their limits, net of the time of an empty interpreter."""
     times = {name: [] for name in ("empty", *STARTUP)}
-    for _ in range(repeats):  # in alternation: what slows the machine slows all
-        for name, found in times.items():
-            found.append(seconds(STARTUP[name][0] if name in STARTUP else ["-c", ""]))
-    empty, held = statistics.median(times["empty"]), True
+    for _ in range(repeats):  # alternating, so that other load on the machine affects all of them
+        for name, measured in times.items():
+            measured.append(seconds(STARTUP[name][0] if name in STARTUP else ["-c", ""]))
+    empty, within_limits = statistics.median(times["empty"]), True
     print(f"empty interpreter: {empty:.3f} s (median of {repeats})")
     for name, (_, limit) in STARTUP.items():
         median, spread = statistics.median(times[name]), max(times[name]) - min(times[name])
-        held &= median - empty <= limit
+        within_limits &= median - empty <= limit
         print(f"{name}: {median:.3f} s, {median - empty:.3f} s of it ours (limit {limit:g} s; spread {spread:.3f} s)")
-    return held
+    return within_limits
 
 
 def finetune(words: list[str], repeats: int, steps: int) -> bool:
-    """Print rows a second of each way; whether ours is the fastest by the median."""
+    """Print the rows per second of each trainer; return whether hfbsz has the highest median."""
     from finetune_speed import ways
 
-    found = ways(words, steps)
-    speeds: dict[str, list[float]] = {name: [] for name in found}
+    trainers = ways(words, steps)
+    speeds: dict[str, list[float]] = {name: [] for name in trainers}
     for number in range(repeats + 1):
-        for name, rows_per_second in found.items():
+        for name, rows_per_second in trainers.items():
             speed = rows_per_second()
             if number:  # the first round warms up
                 speeds[name].append(speed)
     ours = speeds["hfbsz"]
-    for name, seen in speeds.items():
-        ratios = [mine / theirs for mine, theirs in zip(ours, seen, strict=True)]
+    for name, measured in speeds.items():
+        ratios = [mine / theirs for mine, theirs in zip(ours, measured, strict=True)]
+        low, high = min(measured), max(measured)
         print(
-            f"{name:<26} {statistics.median(seen):7.1f} rows/s ({repeats} times, {min(seen):.1f} to {max(seen):.1f}); "
+            f"{name:<26} {statistics.median(measured):7.1f} rows/s ({repeats} times, {low:.1f} to {high:.1f}); "
             f"hfbsz is {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
         )
-    return all(statistics.median(ours) >= statistics.median(seen) for seen in speeds.values())
+    return all(statistics.median(ours) >= statistics.median(measured) for measured in speeds.values())
 
 
 def main(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`hfbsz compare` of a clone: `python scripts/compare.py --help`."""
+"""Run `hfbsz compare` from a clone: `python scripts/compare.py --help`."""
 
 from hfbsz.__main__ import run
 

@@ -1,4 +1,4 @@
-"""`hfbsz dashboard` of a clone: `python scripts/dashboard.py --help`."""
+"""Run `hfbsz dashboard` from a clone: `python scripts/dashboard.py --help`."""
 
 from hfbsz.__main__ import run
 

@@ -1,4 +1,4 @@
-"""Two ways to fine-tune a classifier, to be timed by scripts/bench.py: hfbsz's loop, and transformers' Trainer."""
+"""The trainers that `scripts/bench.py finetune` times on a classifier: hfbsz's loop and transformers' Trainer."""
 
 import tempfile
 import time
@@ -26,7 +26,7 @@ from hfbsz.train.tasks.classification import Classification
 
 
 def ways(words: list[str], steps: int) -> Mapping[str, Callable[[], float]]:
-    """By name, a function that trains so many further steps and gives rows a second."""
+    """Return, by name, functions that train `steps` steps and return the rows per second."""
     recipe = load(words).recipe
     set_threads(recipe)
     data = prepare_inputs(recipe, lambda *_: None)
@@ -39,14 +39,14 @@ def ways(words: list[str], steps: int) -> Mapping[str, Callable[[], float]]:
     ours = _loop(plan, data, model(), tokenizer.pad_token_id)
 
     def hfbsz() -> float:
-        started, before = time.perf_counter(), plan.largest_batch * steps
+        started, rows = time.perf_counter(), plan.largest_batch * steps
         assert len(list(islice(ours, steps))) == steps, "the recipe's duration is too short for so many steps"
-        return before / (time.perf_counter() - started)
+        return rows / (time.perf_counter() - started)
 
-    found: dict[str, Callable[[], float]] = {"hfbsz": hfbsz}
+    trainers: dict[str, Callable[[], float]] = {"hfbsz": hfbsz}
     for order in ("random", "group_by_length"):
-        found[f"Trainer, {order}"] = _Trained(plan, data, model(), tokenizer, order, steps)
-    return found
+        trainers[f"Trainer, {order}"] = _Trainer(plan, data, model(), tokenizer, order, steps)
+    return trainers
 
 
 def _loop(plan: Plan, data: Prepared, model: Any, pad: int) -> Iterator[Step]:
@@ -57,7 +57,7 @@ def _loop(plan: Plan, data: Prepared, model: Any, pad: int) -> Iterator[Step]:
 
 
 class _Clock(TrainerCallback):
-    """Training alone: from the first step's begin to the last one's end."""
+    """Measures training time: from the beginning of the first step to the end of the last one, in seconds."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
@@ -67,8 +67,8 @@ class _Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self.started
 
 
-class _Trained:
-    """The Trainer with dynamic padding on the same rows, batch and optimizer."""
+class _Trainer:
+    """transformers' Trainer with dynamic padding on the same rows, batch and optimizer."""
 
     def __init__(self, plan: Plan, data: Prepared, model: Any, tokenizer: Any, order: str, steps: int) -> None:
         self.plan, self.model, self.tokenizer, self.order, self.steps = plan, model, tokenizer, order, steps

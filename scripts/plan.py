@@ -1,4 +1,4 @@
-"""`hfbsz plan` of a clone: `python scripts/plan.py --help`."""
+"""Run `hfbsz plan` from a clone: `python scripts/plan.py --help`."""
 
 from hfbsz.__main__ import run
 

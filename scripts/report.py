@@ -1,4 +1,4 @@
-"""`hfbsz report` of a clone: `python scripts/report.py --help`."""
+"""Run `hfbsz report` from a clone: `python scripts/report.py --help`."""
 
 from hfbsz.__main__ import run
 

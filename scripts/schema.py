@@ -1,8 +1,8 @@
-"""Write what is generated from the code: recipes/**/schema.json for editors, docs/fields.md and docs/metrics.md.
+"""Generate files from the code: recipes/**/schema.json for editors, docs/fields.md and docs/metrics.md for readers.
 
     python scripts/schema.py [check]
 
-check: write nothing; exit 1 where a file is not what the code says.
+check: write nothing; exit with 1 if a file is out of date.
 """
 
 import sys

@@ -1,23 +1,26 @@
 #!/usr/bin/env bash
-# One run under Slurm, one launcher a node:
+# Runs hfbsz under Slurm, with one launcher per node:
 #   sbatch --nodes=2 --gpus-per-node=8 --cpus-per-task=64 scripts/slurm.sh recipe=NAME [key.path=value …]
-# from the repository's folder, in the environment that has hfbsz; the words go to scripts/pretrain.py. Without GPUs each
-# node runs one process. HFBSZ_LAUNCH names another accelerate config (FSDP2: accelerate_configs/fsdp2.yaml; none of
-# distributed_type NO, whose launcher leaves at a signal without waiting for its process).
+# Submit it from the repository's folder, in the environment that has hfbsz. The arguments go to scripts/pretrain.py.
+# Without GPUs, each node runs one process. HFBSZ_LAUNCH names another accelerate config (for FSDP2:
+# accelerate_configs/fsdp2.yaml), but none with distributed_type NO, whose launcher exits at a signal without waiting
+# for its process.
 #
-# Two minutes before the time is up Slurm sends SIGUSR1 to this script, which sends SIGTERM to the ranks: the run ends
+# Two minutes before the time limit, Slurm sends SIGUSR1 to this script, which sends SIGTERM to the ranks. The run ends
 # after its step with a checkpoint, a saved model and the state "preempted" in status.json. The script then requeues the
-# job (scontrol requeue), and the same words go on from the newest checkpoint, until the run is finished. It does not
-# - where the run finished, failed, was cancelled, or could not save before its launcher killed it;
-# - where no step was trained since the last time, or the recipe's `resume` is not auto: the job would never end;
-# - where you said so: HFBSZ_REQUEUE=no sbatch …, or sbatch --no-requeue. The same command goes on when you want it.
-# `scancel --batch --signal=USR1 JOB` does the same before the time is up. A job that Slurm itself requeues (a node
-# failed, a job of higher priority came) goes on from the newest checkpoint, too. For a model that takes longer to save:
-# TORCH_ELASTIC_SHUTDOWN_TIMEOUT=580 sbatch --signal=B:USR1@600 …. The run's folder must lie where every node that may
-# get the job sees it.
+# job (scontrol requeue), and the same command resumes from the newest checkpoint, until the run is finished. The job is
+# not requeued
+# - if the run finished, failed, was cancelled, or could not save before its launcher killed it;
+# - if no step was trained since the last start, or the recipe's `resume` is not auto: the job would never end;
+# - with HFBSZ_REQUEUE=no sbatch …, or sbatch --no-requeue. The same command resumes the run later.
+# `scancel --batch --signal=USR1 JOB` has the same effect before the time limit. A job that Slurm itself requeues (after
+# a node failure, or for a job of higher priority) also resumes from the newest checkpoint.
+# For a model that takes longer to save: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=580 sbatch --signal=B:USR1@600 ….
+# Every node that may run the job must have access to the run's folder.
 #
-# Run so far: Slurm 22.05 on one machine, as one node and as two, a CPU process on each: to the end, to the time limit
-# and requeued until finished, cancelled, a node lost. GPUs and several machines were not run (docs/launching.md).
+# Tested (docs/launching.md): Slurm 22.05 on one machine, as one node and as two, with a CPU process on each: run to
+# the end, stopped at the time limit and requeued until finished, cancelled, a node lost.
+# Not tested: GPUs, several machines.
 #SBATCH --job-name=hfbsz
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -35,14 +38,14 @@ case ${HFBSZ_REQUEUE:=yes} in
 esac
 export MAIN_ADDRESS MAIN_PORT PROCESSES CONFIG
 read -r MAIN_ADDRESS < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on one node do not meet
+MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000)) # so that two jobs on one node do not collide
 PROCESSES=$((SLURM_NNODES * ${SLURM_GPUS_ON_NODE:-1}))
 CONFIG=${HFBSZ_LAUNCH:-accelerate_configs/multi_node.yaml}
-# seconds that a launcher gives its ranks to save, below the two minutes
+# seconds that a launcher gives its ranks to save: fewer than the two minutes
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
 
-# How the run that the words ask for stands: its state, its step, and the recipe's `resume`.
-standing() {
+# Print the state and the step of the run that the arguments describe, and the recipe's `resume`.
+run_state() {
   python - "$@" <<'END'
 import sys
 
@@ -55,12 +58,12 @@ print(status.get("state", "none"), status.get("step", 0), loaded.recipe.resume)
 END
 }
 
-# SIGTERM, for Slurm sends it to the ranks and to their launcher, which passes it on, and ranks take a second SIGINT as
-# "at once". Sent once, for a second one ends the launchers before their ranks.
-signalled="" again=""
+# The signal is SIGTERM because Slurm sends it both to the ranks and to their launcher, which forwards it, and ranks
+# treat a second SIGINT as "exit at once". It is sent once, because a second one ends the launchers before their ranks.
+signalled="" interrupted=""
 # shellcheck disable=SC2317 # called by the trap
 end_the_step() {
-  again=yes
+  interrupted=yes
   [ -z "$signalled" ] || return 0
   signalled=yes
   echo "SIGUSR1: SIGTERM to the ranks"
@@ -68,23 +71,23 @@ end_the_step() {
 }
 trap end_the_step USR1
 
-read -r _ before _ < <(standing "$@" 2>/dev/null) || true # words that are wrong are told by the run
+read -r _ before _ < <(run_state "$@" 2>/dev/null) || true # the run itself reports wrong arguments
 echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: $PROCESSES processes on $SLURM_JOB_NODELIST: $*"
-# shellcheck disable=SC2016 # expanded by each task: SLURM_NODEID is its own
+# shellcheck disable=SC2016 # expanded by each task, which has its own SLURM_NODEID
 srun --kill-on-bad-exit=1 --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c '
   exec accelerate launch --quiet --config_file "$CONFIG" --same_network --num_machines "$SLURM_NNODES" \
     --num_processes "$PROCESSES" --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$MAIN_ADDRESS" --main_process_port "$MAIN_PORT" scripts/pretrain.py "$@"' launch "$@" &
 step=$!
 
-again=yes
-while [ -n "$again" ]; do # a trapped signal ends `wait` before the step has ended
-  again="" code=0
+interrupted=yes
+while [ -n "$interrupted" ]; do # a trapped signal ends `wait` before the step has ended
+  interrupted="" code=0
   wait "$step" || code=$?
 done
 [ -n "$signalled" ] || exit "$code"
 
-read -r state after resume < <(standing "$@") || true
+read -r state after resume < <(run_state "$@") || true
 if [ "$state" = finished ]; then
   exit 0 # a launcher that got a signal does not exit with 0
 elif [ "$state" != preempted ]; then
@@ -92,7 +95,7 @@ elif [ "$state" != preempted ]; then
 elif [ "$after" -le "${before:-0}" ]; then
   why="no step was trained since step ${before:-0}"
 elif [ "$resume" != auto ]; then
-  why="resume=$resume would not go on from the newest checkpoint"
+  why="resume=$resume does not resume from the newest checkpoint"
 elif [ "$HFBSZ_REQUEUE" = no ]; then
   why="HFBSZ_REQUEUE=no"
 else

@@ -1,4 +1,4 @@
-"""`hfbsz sync` of a clone: `python scripts/sync.py --help`."""
+"""Run `hfbsz sync` from a clone: `python scripts/sync.py --help`."""
 
 from hfbsz.__main__ import run
 

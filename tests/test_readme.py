@@ -1,4 +1,4 @@
-"""The README's commands do what it says."""
+"""The README and the docs: commands run or load, the tree has every file, links lead somewhere."""
 
 import json
 import os
@@ -12,8 +12,16 @@ import pytest
 from conftest import ROOT, records
 
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
-COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(text):
+    """The commands of the bash blocks of a page."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+COMMANDS = commands(TEXT)
 
 
 def test_the_main_job_ends_with_a_model_that_loads_and_generates(hfbsz, environment, tmp_path):
@@ -57,29 +65,63 @@ def test_the_light_commands(command, environment):
     assert done.returncode == 0 and done.stdout
 
 
-def test_every_other_command_names_what_exists():
+def test_every_other_command_names_files_that_exist_and_arguments_that_are_valid():
+    from hfbsz.experiment.request import parse
     from hfbsz.recipe.load import load
 
-    for command in COMMANDS:
+    checked = 0
+    for command in (command for page in PAGES for command in commands(page.read_text())):
         words = shlex.split(command.split(" && ")[-1])
-        assert all(
-            (ROOT / word).exists() for word in words if word.startswith(("scripts/", "accelerate_configs/", "sweeps/"))
-        )
-        fields = [word for word in words if "=" in word and not word.startswith(("out=", "picture=", "world_size="))]
-        if {"scripts/pretrain.py", "scripts/finetune.py"} & set(words):
-            load(fields)
+        for word in words:
+            assert not word.startswith(("scripts/", "accelerate_configs/", "sweeps/")) or (ROOT / word).is_file(), word
+        for number, word in enumerate(words):
+            if word in ("scripts/pretrain.py", "scripts/finetune.py", "scripts/slurm.sh"):
+                load([argument for argument in words[number + 1 :] if argument != "--help"])
+                checked += 1
+            elif word == "scripts/compare.py":
+                parse(words[number + 1 :])
+                checked += 1
+    assert checked >= 10
 
 
-def test_the_tree_names_every_file_in_its_folder():
-    tree = TEXT[TEXT.index("## The house") :].split("```")[1]
-    parts = re.split(r"^(?:  )?([\w.]+/)(?= )", tree, flags=re.MULTILINE)
-    said = {name: set(re.findall(r"\w+", text)) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
-    for folder in ("accelerate_configs", "sweeps", "scripts"):
-        assert {path.stem for path in (ROOT / folder).iterdir() if path.is_file()} <= said[f"{folder}/"], folder
-    for folder in (path for path in (ROOT / "hfbsz").iterdir() if path.is_dir() and path.name[0] != "_"):
-        files = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.iterdir() if path.is_dir()}
-        missing = {name for name in files if not name.startswith("__") and name != "recipes"} - said[f"{folder.name}/"]
-        assert not missing, (folder.name, missing)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        if not name.startswith("https:"):
+            path = page.parent / name if name else page
+            assert path.is_file(), target
+            titles = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE) if heading else []
+            anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert not heading or heading in anchors, target
+
+
+def paths_of(tree):
+    """The paths in a tree block, nested by indentation; `#` begins a comment."""
+    folders, paths = [], []
+    for line in filter(str.strip, tree.splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        folder = "".join(folders[:depth])
+        for name in line.split("#")[0].split():
+            paths.append(folder + name)
+            if name.endswith("/"):
+                folders[depth:] = [name]
+    return paths
+
+
+def test_the_tree_has_every_file_and_nothing_else():
+    tree = re.search(r"```\n(recipes/ .*?)```", TEXT, re.DOTALL)[1]
+    paths = paths_of(tree)
+    assert len(paths) == len(set(paths))
+    for path in paths:
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+    folders = [ROOT / name for name in ("accelerate_configs", "docs", "hfbsz", "scripts", "sweeps")]
+    folders += [path for path in (ROOT / "hfbsz").iterdir() if path.is_dir()]
+    built = {"__pycache__", "recipes"}  # the latter in an installed package
+    files = [path for folder in folders if folder.name not in built for path in folder.iterdir()]
+    listed = [path for path in files if path.name not in built and not path.name.startswith(("_", "."))]
+    expected = {f"{path.relative_to(ROOT)}{'/' if path.is_dir() else ''}" for path in listed}
+    assert expected - set(paths) == set()
 
 
 def test_a_small_comparison_runs_skips_and_draws(hfbsz, ragged, tmp_path):

@@ -186,7 +186,7 @@ def test_a_diverging_run_fails_and_says_what_to_do(hfbsz, words, tmp_path):
 def test_without_a_recipe_the_recipes_are_listed(hfbsz):
     for script in ("pretrain.py", "plan.py"):
         ended = hfbsz(script)
-        assert ended.code == 2 and "large_batch " in ended.out and "The main job" in ended.out
+        assert ended.code == 2 and "large_batch " in ended.out and "The main recipe" in ended.out
     assert hfbsz("pretrain.py", "seed=1").code == 2
     shown = hfbsz("pretrain.py", "recipe=large_batch", "--help")
     assert shown.code == 0 and "optim.lr=" in shown.out and "small_batch_pretrain.yaml" in shown.out

@@ -118,7 +118,7 @@ PREEMPTED = leaves("preempted", 12)
         (None, PREEMPTED, ["resume=auto"], {"HFBSZ_REQUEUE": "yes"}, None),
         (None, PREEMPTED, [], {"REFUSES": "1"}, "Slurm refused"),
         (None, PREEMPTED, [], {"HFBSZ_REQUEUE": "no"}, "HFBSZ_REQUEUE=no"),
-        (None, PREEMPTED, ["resume=never"], {}, "resume=never would not go on"),
+        (None, PREEMPTED, ["resume=never"], {}, "not requeued: resume=never"),
         (None, leaves("preempted", 0), [], {}, "no step was trained since step 0"),
         (PREEMPTED, PREEMPTED, [], {}, "no step was trained since step 12"),
         (PREEMPTED, "", [], {}, "no step was trained since step 12"),
