@@ -12,7 +12,7 @@ from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import load
 from hfbsz.train.checkpoint import Collected, newest, read, save
-from hfbsz.train.checkpoint_state import check_whole
+from hfbsz.train.checkpoint_state import check_complete
 
 PLAN = resolve(load(["recipe=tests/tiny.yaml", "data.files=x", "duration=8seq"]).recipe, 1, Facts(rows=100)).to_dict()
 STATE = {
@@ -36,7 +36,7 @@ def path(tmp_path):
 
 def test_what_is_written_is_read_back(path):
     found = read(path)
-    check_whole(found.state, path)
+    check_complete(found.state, path)
     assert found.state["progress"] == STATE["progress"] and found.state["plan"] == PLAN
 
 
@@ -79,4 +79,4 @@ def test_case_s16_what_is_no_state_is_one_line_and_passed_over(path, text):
 def test_a_run_goes_on_from_a_whole_state_alone(path, name):
     state = {key: value for key, value in STATE.items() if key != name}
     with pytest.raises(UserError, match=f"not the checkpoint of a run: its state.json lacks {name}"):
-        check_whole(state, path)
+        check_complete(state, path)

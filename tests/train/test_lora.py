@@ -122,7 +122,7 @@ def test_other_frozen_weights_are_refused(bench, base, tmp_path):
     small_tokenizer().save_pretrained(tmp_path / "other")
     second = bench(path=tmp_path / "other")
     before = parted(second.model)
-    with pytest.raises(UserError, match="the weights that are not trained, which it does not hold, have changed"):
+    with pytest.raises(UserError, match=r"frozen weights.* have changed"):
         restore(found, second.model, second.optimizer)
     assert all(map(same, before, parted(second.model)))
 
