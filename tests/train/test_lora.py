@@ -1,4 +1,4 @@
-"""Low-rank changes: what trains, what stays to the bit, what is saved, and what is refused in a line."""
+"""LoRA: what is trained, what stays bit-identical, what is saved, and what is refused in one line."""
 
 import json
 
@@ -162,7 +162,7 @@ def test_a_classifiers_head_trains_as_it_is(tmp_path, kind, head):
         ({"targets": "embed_tokens"}, "no linear layer is called 'embed_tokens'; there are q_proj"),
         (
             {"rank": 20, "targets": "k_proj"},
-            "rank: 20 is no low rank for model.layers.0.self_attn.k_proj, which is 16 × 32",
+            "rank: 20 is not a low rank for model.layers.0.self_attn.k_proj, which is 16 × 32",
         ),
     ],
 )
@@ -178,7 +178,7 @@ def test_what_lora_does_not_go_with_is_one_line(base, monkeypatch):
     with pytest.raises(UserError, match=r"optim\.name: muon"):
         muon = loaded.recipe.optim.model_copy(update={"name": "muon"})
         resolve(loaded.recipe.model_copy(update={"optim": muon}), 1)
-    with pytest.raises(UserError, match=r"model\.lora: it changes weights that were trained before"):
+    with pytest.raises(UserError, match=r"model\.lora: it needs pretrained weights"):
         build_model(load(["model=tiny", "model.lora={}"]).recipe.model, small_tokenizer(), 0, 16)
     from hfbsz.run.session import run
 

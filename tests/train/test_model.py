@@ -1,4 +1,4 @@
-"""Models by shape and by weights, language models and classifiers: what they promise, and what is refused in a line."""
+"""Models from shapes and from weights, language models and classifiers: their guarantees, and refusals in one line."""
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_padding_does_not_move_a_classifier_that_looks_at_the_last_token(folders
 
 
 def test_an_encoder_is_no_language_model_and_a_decoder_is(folders, tokenizer):
-    assert "bert lets a token see those that come after it" in refused(tokenizer, path=folders("bert"))
+    assert "bert attends to later tokens" in refused(tokenizer, path=folders("bert"))
     assert build_model(Model(path=folders("gpt_neox")), tokenizer, 0, 16).config.is_decoder is False
 
 
@@ -117,11 +117,11 @@ def test_an_encoder_is_no_language_model_and_a_decoder_is(folders, tokenizer):
     ("wanted", "labels", "message"),
     [
         ({"path": "{bert2}"}, None, "lacks weights of"),  # a classifier's folder holds no language model's head
-        ({"path": "{pickled}"}, LABELS, "holds pickled weights (pytorch_model.bin), which are not read"),
+        ({"path": "{pickled}"}, LABELS, "holds pickled weights (pytorch_model.bin)"),
         ({"path": "nowhere"}, LABELS, "model.path: 'nowhere' cannot be loaded"),
-        ({"shape": {"model_type": "distilbert"}}, None, "transformers has no causal language model of 'distilbert'"),
-        ({"shape": {"model_type": "mamba"}}, LABELS, "transformers has no classifier of 'mamba'"),
-        ({}, None, "model: name a preset (model=tiny)"),
+        ({"shape": {"model_type": "distilbert"}}, None, "transformers has no causal language model for 'distilbert'"),
+        ({"shape": {"model_type": "mamba"}}, LABELS, "transformers has no classifier for 'mamba'"),
+        ({}, None, "(model=tiny)"),
         ({"path": "{llama}"}, LABELS, "data.sequence_length: 512 is beyond the model's window of 256"),
     ],
 )

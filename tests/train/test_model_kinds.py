@@ -1,4 +1,4 @@
-"""Families of models: each is built from its folder, trained, saved and loaded again, or refused in a line."""
+"""Model families: each is built from its folder, trained, saved and loaded again, or refused in one line."""
 
 import pytest
 import torch
@@ -111,8 +111,8 @@ def test_case_25_the_window_of_each_architecture(tmp_path, tokenizer, kind, toke
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
     line = refused(tokenizer, labels, tokens + 1, path=path)
     positions = f" ({tokens + reserved} positions, {reserved} of them reserved)" if reserved else ""
-    said = f"data.sequence_length: {tokens + 1} is beyond the model's window of {tokens} tokens{positions}: "
-    assert line == f"{said}write data.sequence_length={tokens} or less"
+    beginning = f"data.sequence_length: {tokens + 1} is beyond the model's window of {tokens} tokens{positions}: "
+    assert line.startswith(beginning) and f"data.sequence_length={tokens} or less" in line
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,15 @@ def test_case_17_models_without_a_window_take_any_length(tmp_path, tokenizer, ki
 def test_encoder_decoders_are_refused(tmp_path, tokenizer, kind, labels):
     path = small_model(tmp_path / kind, kind, labels=2, auto=AutoModelForSequenceClassification)
     line = refused(tokenizer, labels, path=str(path))
-    assert line.startswith(f"model.path: '{path}': {kind} is an encoder-decoder, which is not trained here: take a")
+    assert line.startswith(f"model.path: '{path}': {kind} is an encoder-decoder")
     assert "is an encoder-decoder" in refused(tokenizer, labels, shape={"model_type": kind, **SHAPES[kind]})
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("gemma3", "gemma3 takes more than text (vision_config), which is not trained here"),
-        ("clip", "clip takes more than text (vision_config)"),
+        ("gemma3", "gemma3 takes inputs other than text (vision_config)"),
+        ("clip", "clip takes inputs other than text (vision_config)"),
         ("vit", "transformers has no "),
         ("wav2vec2", "transformers has no "),
     ],
@@ -149,20 +149,20 @@ def test_models_of_pictures_and_sound_are_refused(tmp_path, tokenizer, kind, mes
 
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
     line = refused(tokenizer, labels, path=str(tmp_path))
-    assert message in line and ": take " in line
+    assert message in line and ": use " in line
 
 
-def test_packed_weights_are_refused(tmp_path, tokenizer):
-    packed = {"quant_method": "gptq", "bits": 4}
-    path = small_model(tmp_path, quantization_config=packed)
-    assert "holds packed weights (gptq), which are not trained: take" in refused(tokenizer, path=str(path))
+def test_quantized_weights_are_refused(tmp_path, tokenizer):
+    quantization = {"quant_method": "gptq", "bits": 4}
+    path = small_model(tmp_path, quantization_config=quantization)
+    assert "quantized weights (gptq)" in refused(tokenizer, path=str(path))
 
 
 @pytest.mark.parametrize("kind", ["xlnet", "roberta"])
 def test_a_language_model_that_sees_later_tokens_is_refused(tmp_path, tokenizer, kind):
-    """XLNet's configuration says nothing of it."""
+    """XLNet's configuration does not say so."""
     line = refused(tokenizer, path=str(small_model(tmp_path, kind)))
-    assert f"{kind} lets a token see those that come after it" in line
+    assert f"{kind} attends to later tokens" in line
 
 
 def test_a_model_that_mixes_padding_into_its_answers_is_refused(tmp_path, tokenizer):
