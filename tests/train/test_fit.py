@@ -25,9 +25,9 @@ def bare(**special):
     return PreTrainedTokenizerFast(tokenizer_object=small_tokenizer().backend_tokenizer, **special)
 
 
-def refused(tokenizer, labels=None, **wanted) -> str:
+def refused(tokenizer, labels=None, **fields) -> str:
     with pytest.raises(UserError) as caught:
-        build_model(Model(**wanted), tokenizer, 0, 16, labels)
+        build_model(Model(**fields), tokenizer, 0, 16, labels)
     (line,) = caught.value.lines
     return line
 
@@ -39,27 +39,33 @@ def test_case_39_embeddings_grow_for_added_tokens(tmp_path, kind):
     line = refused(tokenizer, labels, path=str(path))
     assert line.startswith(f"model.path: '{path}' has embeddings for 300 tokens, the tokenizer has 302")
     assert "model.grow_embeddings=true" in line and "data.tokenizer=" in line
-    notes, wanted = [], Model(path=str(path), grow_embeddings=True)
-    model, again = (build_model(wanted, tokenizer, 0, 16, labels, notes) for _ in range(2))
+    notes, spec = [], Model(path=str(path), grow_embeddings=True)
+    model, same = (build_model(spec, tokenizer, 0, 16, labels, notes) for _ in range(2))
     assert any(note.startswith("model.grow_embeddings: 2 rows ") and "302" in note for note in notes)
-    words, before = model.get_input_embeddings().weight, AutoModel.from_pretrained(path).get_input_embeddings().weight
-    assert words.shape[0] == model.config.vocab_size == 302 and torch.equal(words[:SIZE], before)
-    assert torch.equal(words, again.get_input_embeddings().weight) and bool(words[SIZE:].any())
+    embeddings, before = (
+        model.get_input_embeddings().weight,
+        AutoModel.from_pretrained(path).get_input_embeddings().weight,
+    )
+    assert embeddings.shape[0] == model.config.vocab_size == 302 and torch.equal(embeddings[:SIZE], before)
+    assert torch.equal(embeddings, same.get_input_embeddings().weight) and bool(embeddings[SIZE:].any())
     head = model.get_output_embeddings()
     assert head is None or labels is not None or head.weight.shape[0] == 302
     ids = torch.tensor([[5, 300, 301, 7]])
     model(input_ids=ids).logits.sum().backward()
     model.save_pretrained(tmp_path / "saved")
     tokenizer.save_pretrained(tmp_path / "saved")
-    back, own = Model(path=str(tmp_path / "saved")), load_tokenizer(tmp_path / "saved")
-    assert torch.equal(logits(build_model(back, own, 1, 16, labels)), logits(model))
-    assert model.config.tie_word_embeddings is build_model(back, own, 1, 16, labels).config.tie_word_embeddings
+    saved, saved_tokenizer = Model(path=str(tmp_path / "saved")), load_tokenizer(tmp_path / "saved")
+    assert torch.equal(logits(build_model(saved, saved_tokenizer, 1, 16, labels)), logits(model))
+    assert (
+        model.config.tie_word_embeddings
+        is build_model(saved, saved_tokenizer, 1, 16, labels).config.tie_word_embeddings
+    )
 
 
 def test_case_39_tied_embeddings_stay_tied(tmp_path):
     tokenizer = with_tokens("<|a|>")
-    wanted = Model(path=str(small_model(tmp_path, tokenizer=tokenizer)), grow_embeddings=True)
-    model = build_model(wanted, tokenizer, 0, 16)
+    spec = Model(path=str(small_model(tmp_path, tokenizer=tokenizer)), grow_embeddings=True)
+    model = build_model(spec, tokenizer, 0, 16)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
@@ -100,7 +106,7 @@ def test_a_classifier_that_looks_for_the_last_token_pads_by_one_that_no_text_end
     assert model.config.pad_token_id == token and Classification.of(model).pad_token == token
 
 
-def test_no_token_to_pad_by(tmp_path):
+def test_a_missing_padding_token_is_refused(tmp_path):
     path = small_model(tmp_path / "gpt2", "gpt2", tokenizer=bare(), pad_token_id=None, auto=AutoModel)
     line = refused(bare(), LABELS, path=str(path))
     assert line.startswith("data.tokenizer: it has no padding token") and "gpt2" in line

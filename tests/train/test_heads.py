@@ -22,13 +22,13 @@ def tokenizer():
 
 
 def classifier(folder, labels=ORDER, kind="bert", **changed):
-    numbered = dict(enumerate(labels))
-    return small_model(folder, kind, labels=len(labels), id2label=numbered, **changed)
+    id2label = dict(enumerate(labels))
+    return small_model(folder, kind, labels=len(labels), id2label=id2label, **changed)
 
 
-def built(path, tokenizer, labels, **wanted):
+def built(path, tokenizer, labels, **fields):
     notes = []
-    return build_model(Model(path=str(path), **wanted), tokenizer, 0, 16, labels, notes), notes
+    return build_model(Model(path=str(path), **fields), tokenizer, 0, 16, labels, notes), notes
 
 
 @pytest.mark.parametrize("kind", OUTPUT)
@@ -54,13 +54,13 @@ def test_case_02_another_order_of_the_same_labels_is_refused(tmp_path, tokenizer
 def test_case_02_a_head_of_other_labels_is_reset_and_reported(tmp_path, tokenizer, kind, labels):
     path = classifier(tmp_path, kind=kind)
     saved = AutoModelForSequenceClassification.from_pretrained(path)
-    (model, notes), (again, _) = (built(path, tokenizer, labels) for _ in range(2))
+    (model, notes), (same, _) = (built(path, tokenizer, labels) for _ in range(2))
     (note,) = notes
     assert note.startswith(f"model.path: '{path}'") and "pos, neg" in note and ", ".join(labels) in note
-    before, after = (dict(one.named_parameters()) for one in (saved, model))
-    other = {name for name in after if not torch.equal(before[name], after[name])}
-    assert other == {name for name in after if name.startswith(OUTPUT[kind])}
-    assert torch.equal(logits(model), logits(again)) and logits(model).abs().max() > 0
+    before, after = (dict(each.named_parameters()) for each in (saved, model))
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in after if name.startswith(OUTPUT[kind])}
+    assert torch.equal(logits(model), logits(same)) and logits(model).abs().max() > 0
 
 
 def test_case_02_labels_without_names_are_reported(tmp_path, tokenizer):
@@ -92,7 +92,7 @@ def test_labels_that_are_numbers_or_have_gaps(tmp_path):
     assert labels_of(Model(path=str(path))) == []
 
 
-def test_no_head_says_nothing(tmp_path, tokenizer):
+def test_without_a_head_there_are_no_notes(tmp_path, tokenizer):
     path = small_model(tmp_path, "bert", auto=AutoModel)
     assert labels_of(Model(path=str(path))) is None and labels_of(Model(shape={})) is None
     assert built(path, tokenizer, ORDER)[1] == []

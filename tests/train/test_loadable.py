@@ -25,11 +25,11 @@ def base(tmp_path):
     return small_model(tmp_path / "base")
 
 
-def refused(path, **wanted) -> str:
+def refused(path, **fields) -> str:
     lines = []
     for attempt in (lambda model: check(model, False), lambda model: build_model(model, small_tokenizer(), 0, 16)):
         with pytest.raises(UserError) as caught:
-            attempt(Model(path=str(path), **wanted))
+            attempt(Model(path=str(path), **fields))
         lines += caught.value.lines
     assert lines[0] == lines[1] and lines[0].startswith(f"model.path: '{path}'")
     return lines[0].removeprefix(f"model.path: '{path}'")
@@ -48,7 +48,7 @@ def test_case_16_a_pointer_of_git_lfs(base):
     assert refused(base) == f": config.json is a git-lfs pointer, not the file itself: git -C {base} lfs pull"
 
 
-def test_case_16_weights_are_looked_at_before_the_data(base):
+def test_case_16_weights_are_checked_before_the_data(base):
     (base / "model.safetensors").write_text(POINTER)
     recipe = load([f"model.path={base}", "data.files=nowhere.jsonl"]).recipe
     with pytest.raises(UserError, match=r"model\.safetensors is a git-lfs pointer"):
@@ -60,7 +60,7 @@ def is_damaged(base, name):
     return line.startswith(f": {name} is ") and "damaged (" in line
 
 
-def test_case_16_a_file_that_was_cut(base):
+def test_case_16_a_truncated_file(base):
     content = (base / "model.safetensors").read_bytes()
     for length in (len(content) // 2, 100):
         (base / "model.safetensors").write_bytes(content[:length])
@@ -98,7 +98,7 @@ def test_case_16_a_damaged_configuration(base):
     assert refused(base) == " cannot be loaded: it holds no config.json"
 
 
-def test_code_of_its_own_is_not_run(base):
+def test_custom_code_is_not_run(base):
     config = json.loads((base / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnLM"}}
     (base / "config.json").write_text(json.dumps(config))
@@ -157,7 +157,7 @@ def test_weights_that_the_model_does_not_use_are_reported(base):
     ]
 
 
-def test_a_language_models_head_is_no_loss_for_a_classifier(base):
+def test_a_classifier_drops_a_language_model_head_silently(base):
     notes = []
     build_model(Model(path=str(base)), small_tokenizer(), 0, 16, ["a", "b"], notes)
     assert notes == []
