@@ -27,9 +27,7 @@ class OverfittingMonitor:
         self.patience, saved = patience, saved or {}
         self.best_step: int | None = saved.get("best_step")
         self.best_nll = np.array(saved.get("best_nll", []))  # [rows], nats, at the best evaluation
-        self.targets = np.array(
-            saved.get("targets", saved.get("best_targets", []))
-        )  # [rows], the same in every evaluation
+        self.targets = np.array(saved.get("targets", saved.get("best_targets", [])))  # [rows], constant over a run
         self.train_loss: float | None = saved.get("train_loss")  # at the best evaluation
         self.onset: int | None = saved.get("onset")
         self.worse: int = saved.get("worse", 0)  # evaluations since the best one

@@ -42,7 +42,7 @@ def _die_with_the_launcher() -> None:
 def entry(job: str) -> None:
     """Run the script `job` with this process's arguments, and exit."""
     make_lasting()
-    code = _entry(job, sys.argv[1:])
+    code = _run_job(job, sys.argv[1:])
     if rank() > 0:  # rank 0 has reported the result; gloo's threads sometimes abort a process at a regular exit
         sys.stdout.flush()
         sys.stderr.flush()
@@ -50,7 +50,7 @@ def entry(job: str) -> None:
     sys.exit(code)
 
 
-def _entry(job: str, words: Sequence[str]) -> int:
+def _run_job(job: str, words: Sequence[str]) -> int:
     interrupt = Interrupt()
     _die_with_the_launcher()
     try:

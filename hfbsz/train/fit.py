@@ -72,7 +72,7 @@ def fit_vocabulary(model: Any, tokenizer: Any, spec: Model) -> list[str]:
         )
     with quiet():
         model.resize_token_embeddings(count)
-    return [f"model.grow_embeddings: {count - rows} rows were added to the embeddings, which now have {count}"]
+    return [f"model.grow_embeddings: {count - rows} rows were added to the embeddings, which now have {count} rows"]
 
 
 def vocabulary_of(model: Any) -> int | None:

@@ -73,8 +73,10 @@ def refuse_kind(field: str, config: Any, classifier: bool) -> None:
         raise UserError(f"{field}: transformers has no {task} for {kind!r}: {_instead(classifier)}")
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
-        is_dict = isinstance(quantization, dict)
-        method = quantization.get("quant_method", "quantized") if is_dict else type(quantization).__name__
+        if isinstance(quantization, dict):
+            method = quantization.get("quant_method", "quantized")
+        else:
+            method = type(quantization).__name__
         raise UserError(
             f"{field} holds quantized weights ({method}), which cannot be trained: use the model's unquantized weights"
         )
