@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from hfbsz.recipe.load import load
 from hfbsz.train.distributed import make_accelerator
-from hfbsz.train.fsdp import fsdp_from_env, is_sharded, whole
+from hfbsz.train.fsdp import fsdp_from_env, full_tensor, is_sharded
 from hfbsz.train.loop import train
 from hfbsz.train.setup import assemble, plan_and_data, tokenizer_of
 
@@ -38,7 +38,9 @@ class Gradients:
     def after_window(self):
         if self.first is None:
             named = self.model.named_parameters()
-            self.first = {name.removeprefix("module."): whole(weight.grad).numpy().copy() for name, weight in named}
+            self.first = {
+                name.removeprefix("module."): full_tensor(weight.grad).numpy().copy() for name, weight in named
+            }
         return {}
 
 

@@ -1,1 +1,1 @@
-"""Measures: from Steps, evaluations and finished runs to numbers and findings."""
+"""Measurements: metrics of evaluations, and the detection of overfitting."""

@@ -1,4 +1,4 @@
-"""What an evaluation says of a model, by its task: perplexity and bits per byte, or accuracy and its kin."""
+"""The metrics of an evaluation, by task: perplexity and bits per byte, or accuracy and other classification metrics."""
 
 from collections.abc import Sequence
 
@@ -9,34 +9,38 @@ from hfbsz.train.evaluate import Evaluation
 
 
 class Quality:
-    """The metrics of a task, and `further` ones of classifiers, by their names for `evaluate`. Raises UserError for one
-    that cannot be loaded."""
+    """The metrics of a task. `extra`: further metrics for classifiers, by name or path for `evaluate`; raises UserError
+    for one that cannot be loaded."""
 
-    def __init__(self, task: str, further: Sequence[str] = ()) -> None:
-        self._task, self._further = task, [metrics.load(name) for name in further]
+    def __init__(self, task: str, extra: Sequence[str] = ()) -> None:
+        self._task, self._extra = task, [metrics.load(name) for name in extra]
         self._perplexity, self._bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
 
-    def measures(self, prefix: str, found: Evaluation) -> dict[str, float]:
-        """The metrics of one evaluation set, their names behind `prefix`; the same on every rank."""
+    def measures(self, prefix: str, evaluation: Evaluation) -> dict[str, float]:
+        """The metrics of one evaluation set by name, each prefixed with `prefix`; the same on every rank."""
         values = {
-            f"{prefix}loss": found.loss,
-            f"{prefix}rows": len(found.nll),
-            f"{prefix}targets": int(found.targets.sum()),
-            f"{prefix}seconds": round(found.seconds, 3),
+            f"{prefix}loss": evaluation.loss,
+            f"{prefix}rows": len(evaluation.nll),
+            f"{prefix}targets": int(evaluation.targets.sum()),
+            f"{prefix}seconds": round(evaluation.seconds, 3),
         }
         if self._task == "classification":
-            logits, labels = found.outputs[:, :-1], found.outputs[:, -1].astype(int)
+            logits, labels = evaluation.outputs[:, :-1], evaluation.outputs[:, -1].astype(int)
             measured = metrics.classification(logits, labels)
-            for metric in self._further:
+            for metric in self._extra:
                 measured |= metric.compute(predictions=logits.argmax(axis=1), references=labels)
             return values | {f"{prefix}{name}": float(value) for name, value in measured.items()}
-        nll, targets, text_bytes = [float(found.nll.sum())], [int(found.targets.sum())], [found.text_bytes]
+        nll, targets, text_bytes = (
+            [float(evaluation.nll.sum())],
+            [int(evaluation.targets.sum())],
+            [evaluation.text_bytes],
+        )
         measured = self._perplexity.compute(predictions=nll, references=targets)
         measured |= self._bits_per_byte.compute(predictions=nll, references=text_bytes)
-        return values | {f"{prefix}{name}": value for name, value in measured.items()} | extractable(prefix, found)
+        return values | {f"{prefix}{name}": value for name, value in measured.items()} | extractable(prefix, evaluation)
 
 
-def extractable(prefix: str, found: Evaluation) -> dict[str, float]:
-    """The share of rows that a causal model says by heart, of those long enough to be asked; empty where none is."""
-    asked = found.outputs[np.isfinite(found.outputs)] if found.outputs.shape[1] == 1 else np.empty(0)
-    return {f"{prefix}extractable": float(asked.mean())} if len(asked) else {}
+def extractable(prefix: str, evaluation: Evaluation) -> dict[str, float]:
+    """The share of rows that a causal model has memorised, among those long enough to test; empty if there is none."""
+    tested = evaluation.outputs[np.isfinite(evaluation.outputs)] if evaluation.outputs.shape[1] == 1 else np.empty(0)
+    return {f"{prefix}extractable": float(tested.mean())} if len(tested) else {}

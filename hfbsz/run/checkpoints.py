@@ -17,7 +17,7 @@ from hfbsz.records.record import Reading, Step
 from hfbsz.report.console import Console
 from hfbsz.system.disk import FULL
 from hfbsz.train.checkpoint import Checkpoint, collect, forget_after, newest, prune, read, restore, save
-from hfbsz.train.checkpoint_state import check_whole
+from hfbsz.train.checkpoint_state import check_complete
 from hfbsz.train.distributed import gathered, on_main, shared
 from hfbsz.train.optimizers import Optimizers
 from hfbsz.train.progress import Progress
@@ -52,7 +52,7 @@ class Checkpoints:
         elif wish != "never":
             found = read(Path(wish))
         if found is not None:
-            check_whole(found.state, found.path)
+            check_complete(found.state, found.path)
         if found is not None and found.state["digest"] != self.recipe.digest():
             before = from_dict(found.state["plan"]).recipe
             changed = "; ".join(differences(before, self.recipe)[:4])

@@ -1,7 +1,6 @@
-"""The command line of the training scripts: words in, exit code out, one line for every mistake.
+"""The command line of the training scripts: parses the arguments, runs the job, and reports errors in one line each.
 
-Exit codes: 0 finished, 1 failed, 2 input that cannot be used, 130 ended by a signal after
-a step, with a checkpoint.
+Exit codes: 0 finished, 1 failed, 2 invalid input, 130 stopped by a signal after a step, with a checkpoint.
 """
 
 import ctypes
@@ -34,7 +33,7 @@ from hfbsz.system.streams import make_lasting
 
 
 def _die_with_the_launcher() -> None:
-    """Ask Linux for a SIGTERM when the launcher dies: accelerate's leaves its one child behind."""
+    """Have Linux send SIGTERM when the launcher dies: accelerate's launcher does not end its single child."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -43,15 +42,15 @@ def _die_with_the_launcher() -> None:
 def entry(job: str) -> None:
     """Run the script `job` with this process's arguments, and exit."""
     make_lasting()
-    code = _entry(job, sys.argv[1:])
-    if rank() > 0:  # its work is done and told by rank 0; gloo's threads sometimes abort a process that takes leave
+    code = _run_job(job, sys.argv[1:])
+    if rank() > 0:  # rank 0 has reported the result; gloo's threads sometimes abort a process at a regular exit
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _entry(job: str, words: Sequence[str]) -> int:
+def _run_job(job: str, words: Sequence[str]) -> int:
     interrupt = Interrupt()
     _die_with_the_launcher()
     try:
@@ -60,7 +59,7 @@ def _entry(job: str, words: Sequence[str]) -> int:
         if loaded is None:
             return 0 if asks_for_help(words) else MISUSED
         check(loaded.recipe, number_of("WORLD_SIZE", 1))
-        from hfbsz.run.session import run  # torch and all that hangs on it, only once the recipe is right
+        from hfbsz.run.session import run  # imports torch: only once the recipe is valid
 
         return run(loaded, job, interrupt)
     except LaunchError as problem:
@@ -73,17 +72,19 @@ def _entry(job: str, words: Sequence[str]) -> int:
 
 
 def asks_for_help(words: Sequence[str]) -> bool:
+    """Whether --help or -h is among the arguments."""
     return bool({"--help", "-h"} & set(words))
 
 
 def read_words(command: str, words: Sequence[str]) -> Loaded | None:
-    """The recipe that the words ask for; None where they ask for help, or for nothing, and were answered."""
-    asked = asks_for_help(words)
+    """Load the recipe that the arguments describe; if they ask for help, or name no recipe, print the usage instead and
+    return None."""
+    help_requested = asks_for_help(words)
     loaded = load([word for word in words if word not in ("--help", "-h")])
-    if not asked and any(word.lstrip("-").startswith("recipe=") for word in words):
+    if not help_requested and any(word.lstrip("-").startswith("recipe=") for word in words):
         return loaded
     if rank() == 0:
         print(f"usage: {command} recipe=NAME [model=PRESET] [data=PRESET] [key.path=value …]\n\nrecipes:")
         print("\n".join(f"  {one_line(name):<24} {one_line(line)}" for name, line in list_recipes()))
-        print(f"\nfields:\n{visible(help_text(loaded))}" if asked else "\n--help lists every field")
+        print(f"\nfields:\n{visible(help_text(loaded))}" if help_requested else "\n--help lists every field")
     return None

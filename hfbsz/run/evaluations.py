@@ -7,7 +7,7 @@ from functools import partial
 
 from hfbsz.data.prepare.corpus import Progress
 from hfbsz.data.rows import Rows, sample
-from hfbsz.measure.overfit import Watch
+from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.measure.quality import Quality, extractable
 from hfbsz.recipe.fields import FINAL_SHARE
 from hfbsz.records.record import Reading, Step
@@ -23,7 +23,7 @@ class Evaluator:
     """Evaluates the model as it stands; all ranks call it, and get the same numbers."""
 
     setup: Setup
-    watch: Watch
+    watch: OverfittingMonitor
     quality: Quality
     show: Progress = lambda *_: None  # of the evaluation at the end
     newest: dict[str | None, Evaluation] = field(default_factory=dict)  # of fixed parts
@@ -120,7 +120,7 @@ class Evaluator:
             train = self._of(self.setup.data.train, self._fixed(self.setup.data.train))
             loss, values = train.loss, extractable("overfit/train_", train)
         if step.at.step:
-            return values | self.watch.see(step.at.step, validation.nll, validation.targets, loss)
+            return values | self.watch.update(step.at.step, validation.nll, validation.targets, loss)
         self.watch.begin(validation.nll, validation.targets)
         gap = {} if loss is None else {"overfit/train_loss": loss, "overfit/gap": validation.loss - loss}
         return values | gap

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hfbsz.data.manifest import SetCounts
 from hfbsz.display import command
-from hfbsz.measure.overfit import Watch
+from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.plan.plan import Plan
 from hfbsz.recipe.amounts import short
 from hfbsz.recipe.fields import Recipe
@@ -24,7 +24,7 @@ _MODEL_CLASS = {"classification": "AutoModelForSequenceClassification"}
 def reached(
     plan: Plan,
     counts: SetCounts,
-    watch: Watch,
+    watch: OverfittingMonitor,
     last: Step,
     final: Reading,
     whole: Mapping[str, float],
@@ -58,7 +58,7 @@ def reached(
     }
 
 
-def _losses(watch: Watch, last: Step, final: Reading, whole: Mapping[str, float]) -> dict[str, str]:
+def _losses(watch: OverfittingMonitor, last: Step, final: Reading, whole: Mapping[str, float]) -> dict[str, str]:
     """The loss of the saved weights, and whatever stands beside it that says another thing."""
     fixed, part = final.values["eval/loss"], _part(final)
     chosen = ", the best there" if final.at.step == watch.best_step else ""
@@ -89,7 +89,7 @@ def _part(final: Reading) -> str:
     return f"the fixed {count:,} rows" if count is not None else "the fixed rows"
 
 
-def _not_better(watch: Watch, final: Reading, recipe: Recipe) -> dict[str, str]:
+def _not_better(watch: OverfittingMonitor, final: Reading, recipe: Recipe) -> dict[str, str]:
     """What is to be said where the saved weights are not better than the untrained ones."""
     start, loss = watch.start_loss, final.values["eval/loss"]
     if start is None or not final.at.step or float(loss) < start:
@@ -107,7 +107,7 @@ def _not_better(watch: Watch, final: Reading, recipe: Recipe) -> dict[str, str]:
     return {"before training": told}
 
 
-def why_stopped(watch: Watch) -> str:
+def why_stopped(watch: OverfittingMonitor) -> str:
     """Why patience ended a run."""
     if watch.best_step is None:
         return f"no evaluation was better than before training, in {watch.worse}"

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from hfbsz.data.preview import preview
 from hfbsz.errors import FAILED, INTERRUPTED, Diverged, RankError, TrainingError, UserError, complain
-from hfbsz.measure.overfit import Watch
+from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.measure.quality import Quality
 from hfbsz.recipe.load import Loaded
 from hfbsz.records.folder import Cause, RunFolder
@@ -142,7 +142,7 @@ class Session:
         self.last = Step(at.at, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
         self.skipped = int(at.skipped)
         seen = saved["watch"] if saved is not None and self.checkpoints.evaluates_alike() else None
-        self.watch = Watch(self.recipe.eval.patience, seen)
+        self.watch = OverfittingMonitor(self.recipe.eval.patience, seen)
         quality = on_all(accelerator, lambda: Quality(self.recipe.task, self.recipe.eval.metrics))
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
         self.evaluator = Evaluator(self.setup, self.watch, quality, self._show)

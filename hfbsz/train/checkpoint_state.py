@@ -1,4 +1,4 @@
-"""What the state.json of a checkpoint looks like, for whoever wrote it: what looks otherwise is no checkpoint's."""
+"""The schema of a checkpoint's state.json. It may have been written by anyone, so its types are checked on reading."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ class _Progress(_Part):
     losses: list[Number] = []
 
 
-class _Watch(_Part):
+class _Overfitting(_Part):
     best_step: Count | None = None
     train_loss: Number | None = None
     onset: Number | None = None
@@ -64,28 +64,28 @@ class _State(_Part):
     frozen: str | None = None
     final: _Final | None = None
     wandb_id: str | None = None
-    watch: _Watch | None = None
+    watch: _Overfitting | None = None
 
 
-def check_whole(state: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError for a state that lacks what a run goes on from."""
-    wanted = {"digest", "plan", "progress", "kept", "data_hash", "final", "watch", "wandb_id"}
-    lacking = wanted - state.keys() or {"step", "clock", "tokens"} - state["progress"].keys()
-    if lacking:
-        raise UserError(f"{path}: not the checkpoint of a run: its state.json lacks {', '.join(sorted(lacking))}")
+def check_complete(state: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError for a state that lacks keys that a run needs to resume."""
+    required = {"digest", "plan", "progress", "kept", "data_hash", "final", "watch", "wandb_id"}
+    missing = required - state.keys() or {"step", "clock", "tokens"} - state["progress"].keys()
+    if missing:
+        raise UserError(f"{path}: not the checkpoint of a run: its state.json lacks {', '.join(sorted(missing))}")
 
 
 def check_state(state: Mapping[str, Any]) -> None:
-    """Raise ValueError, in a line, for a state with values of other types."""
+    """Raise ValueError with a one-line message for a state with values of wrong types."""
     try:
         _State.model_validate(state)
     except ValidationError as problem:
-        first = problem.errors()[0]
-        raise ValueError(f"state.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        error = problem.errors()[0]
+        raise ValueError(f"state.json: {'.'.join(map(str, error['loc']))}: {error['msg']}") from None
     try:
         if "plan" in state:
             from_dict(state["plan"])
     except UserError:
-        return  # a plan that no longer fits is told of where it is needed
-    except Exception as problem:  # whatever numbers and texts that are no plan's come to
+        return  # a plan that no longer fits is reported where it is used
+    except Exception as problem:  # values that are no plan's can raise anything
         raise ValueError(f"state.json: plan: {type(problem).__name__}: {problem}") from None

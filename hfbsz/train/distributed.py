@@ -1,4 +1,4 @@
-"""What the launcher gave: threads, precision, the accelerator; and how ranks come to one answer."""
+"""What the launcher determines: threads, precision and the accelerator; and how ranks exchange values."""
 
 import math
 import os
@@ -16,32 +16,37 @@ from hfbsz.recipe.fields import Recipe
 from hfbsz.records.folder import cpu_cores
 from hfbsz.system.signals import AGREEMENT_SECONDS, waiting
 
-_COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait this long for rank 0 to tokenise
+_COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait this long while rank 0 tokenizes
 
 
 def set_threads(recipe: Recipe) -> None:
-    """CPU threads: what the user chose, else cores ÷ local processes (accelerate's launcher sets OMP_NUM_THREADS=1)."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Set torch's CPU threads: the recipe's or the user's number, else cores ÷ local processes.
+
+    OMP_NUM_THREADS=1 is not taken as the user's choice under accelerate's launcher, which sets it.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     chosen = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
-    launched = chosen == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ
-    available = max(1, cpu_cores() // local)
-    torch.set_num_threads(recipe.threads or (chosen if chosen and not launched else available))
+    by_launcher = chosen == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ
+    available = max(1, cpu_cores() // processes)
+    torch.set_num_threads(recipe.threads or (chosen if chosen and not by_launcher else available))
 
 
 def precision_of(recipe: Recipe) -> str:
-    """fp32, bf16 or fp64 on this device."""
+    """The precision of a run on this device: fp32, bf16 or fp64."""
     if recipe.precision != "auto":
         return recipe.precision
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
+    """The accelerator for a recipe. Raises UserError if the launcher asks for another precision, or started more
+    processes than accelerate sees."""
     precision = precision_of(recipe)
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", precision):
+    launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher_precision not in ("no", precision):
         raise UserError(
-            f"mixed_precision={asked} of the launch command or its config contradicts precision={precision}: "
-            "remove it there (fp16 is not offered: it needs loss scaling, bf16 does not)"
+            f"mixed_precision={launcher_precision} of the launch command or its config contradicts "
+            f"precision={precision}: remove it there (fp16 is not supported: it needs loss scaling, bf16 does not)"
         )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
@@ -55,27 +60,28 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     if accelerator.num_processes != world_size:
         raise UserError(
             f"the launcher started {world_size} processes, accelerate sees {accelerator.num_processes}: "
-            "launch with a config of accelerate_configs/"
+            "launch with a config from accelerate_configs/"
         )
     return accelerator
 
 
 def shared(accelerator: Accelerator, value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Rank 0's value, on every rank; all ranks call it."""
     if accelerator.num_processes == 1:
         return value
-    # rank 0 has done its work and finds the others ready; they may wait long for its work
+    # rank 0 has finished its work, so the others are ready soon; they may wait long for rank 0
     with waiting(AGREEMENT_SECONDS if accelerator.is_main_process else math.inf):
         return broadcast_object_list([value])[0]
 
 
 def gathered(accelerator: Accelerator, value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks, on every rank."""
+    """The values of all ranks, in the order of ranks, on every rank; all ranks call it."""
     return gather_object([value]) if accelerator.num_processes > 1 else [value]
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
-    """Do work on rank 0 alone (None elsewhere); where it raises UserError, every rank does."""
+    """Run `work` on rank 0 only and return its result (None on other ranks). All ranks call it; if it raises UserError,
+    every rank raises it."""
     result, lines = None, None
     if accelerator.is_main_process:
         try:
@@ -88,25 +94,28 @@ def on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
 
 
 def on_all(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
-    """Do work on every rank; where it raises UserError on any of them, every rank does, with the first one's lines."""
+    """Run `work` on every rank and return its result.
+
+    If a rank raises UserError, every rank raises it, with the lines of the first such rank.
+    """
     result, lines = None, None
     try:
         result = work()
     except UserError as problem:
         lines = problem.lines
-    for rank, told in enumerate(gathered(accelerator, lines)):
-        if told is not None:
-            raise UserError([f"rank {rank}: {line}" for line in told])
+    for rank, rank_lines in enumerate(gathered(accelerator, lines)):
+        if rank_lines is not None:
+            raise UserError([f"rank {rank}: {line}" for line in rank_lines])
     return result
 
 
 def refuse_other_rows(accelerator: Accelerator, manifest: Manifest) -> None:
-    """Raise UserError on every rank where a machine made other rows of the data: ranks would train on a mixture."""
-    everyone = gathered(accelerator, manifest)
-    for rank, theirs in enumerate(everyone):
-        if theirs != everyone[0]:
+    """Raise UserError on every rank if the prepared data differs between ranks, which would train on a mixture."""
+    manifests = gathered(accelerator, manifest)
+    for rank, other in enumerate(manifests):
+        if other != manifests[0]:
             raise UserError(
-                f"data: rank {rank} made other rows than rank 0 ({theirs.train.rows:,} and "
-                f"{everyone[0].train.rows:,} to train on): every machine must see the same files, the same "
+                f"data: rank {rank} prepared other rows than rank 0 ({other.train.rows:,} and "
+                f"{manifests[0].train.rows:,} training rows): every machine must see the same files, the same "
                 "Python (its own source is the default corpus) and the same versions of packages"
             )

@@ -1,8 +1,9 @@
-"""FSDP2 by torch's own `fully_shard`, on GPUs and on gloo processes alike; asked for by the launcher, carried out here.
+"""FSDP2 with torch's `fully_shard`, on GPUs and on CPU processes (gloo): requested by the launcher, applied here.
 
-Accelerate makes DDP of an FSDP configuration on a CPU, and its FSDP2 wants model and optimizer together and refuses
-tied embeddings. So the wish is taken out of the environment before accelerate can see it (and transformers, which would
-then give weights that a checkpoint lacks to rank 0 alone), and everything but the wrapping stays as it is for DDP.
+Accelerate turns an FSDP configuration into DDP on a CPU, and its own FSDP2 needs model and optimizer together and
+rejects tied embeddings. So the request is removed from the environment before accelerate reads it (and transformers,
+which would otherwise initialise weights missing from a checkpoint on rank 0 only). Apart from the wrapping, everything
+is the same as under DDP.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ from torch import nn
 from hfbsz.errors import UserError
 
 _RESHARD = {"true": True, "full_shard": True, "false": False, "shard_grad_op": False}
-_HONOURED = {  # FSDP options: the values (in small letters) under which they change nothing; None: whatever it says
+_SUPPORTED = {  # FSDP option: the values (lower case) that are accepted because they change nothing here
     "SHARDING_STRATEGY": ("full_shard",),
     "OFFLOAD_PARAMS": ("false",),
     "ACTIVATION_CHECKPOINTING": ("false",),
@@ -30,21 +31,21 @@ _HONOURED = {  # FSDP options: the values (in small letters) under which they ch
     "BACKWARD_PREFETCH": ("backward_pre",),
     "USE_ORIG_PARAMS": ("true",),
     "MIN_NUM_PARAMS": ("100000000", "0"),
-    "CPU_RAM_EFFICIENT_LOADING": ("true", "false"),  # every rank loads the whole model on its host, then keeps a share
-    "SYNC_MODULE_STATES": ("true", "false"),  # needless: every rank builds or loads the same weights
-    "STATE_DICT_TYPE": ("full_state_dict", "sharded_state_dict"),  # of accelerate's save_state, never called
+    "CPU_RAM_EFFICIENT_LOADING": ("true", "false"),  # every rank loads the full model on its host, then keeps its shard
+    "SYNC_MODULE_STATES": ("true", "false"),  # not needed: every rank builds or loads the same weights
+    "STATE_DICT_TYPE": ("full_state_dict", "sharded_state_dict"),  # for accelerate's save_state, which is never called
 }
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How weights, gradients and optimizer state are shared out over the ranks."""
+    """How weights, gradients and optimizer state are sharded over the ranks."""
 
-    reshard_after_forward: bool = True  # false: a layer's weights stay whole until its backward: faster, more memory
+    reshard_after_forward: bool = True  # False: a layer stays unsharded until its backward: faster, more memory
 
 
 def fsdp_from_env(environment: MutableMapping[str, str]) -> Sharding | None:
-    """What the launcher's environment asks for, taken out of it; None where it does not ask for FSDP.
+    """Read the FSDP request from the launcher's environment, and remove it there; None if FSDP is not requested.
 
     Raises UserError for version 1 and for options that would be ignored.
     """
@@ -53,19 +54,19 @@ def fsdp_from_env(environment: MutableMapping[str, str]) -> Sharding | None:
     version = environment.get("FSDP_VERSION", "1")
     if version != "2":
         raise UserError(
-            f"FSDP version {version} of the launch command or its config is not offered: set fsdp_version: 2 "
+            f"FSDP version {version} of the launch command or its config is not supported: set fsdp_version: 2 "
             "under fsdp_config, as accelerate_configs/fsdp2.yaml does"
         )
-    given = {name: environment.get(f"FSDP_{name}", "").lower() for name in _HONOURED}
+    options = {name: environment.get(f"FSDP_{name}", "").lower() for name in _SUPPORTED}
     lines = [
-        f"fsdp_{name.lower()}: {given[name]} of the launch command or its config would be ignored: remove it"
-        + (f" (or set {' or '.join(known)})" if known else "")
-        for name, known in _HONOURED.items()
-        if given[name] not in ("", "none", *known)
+        f"fsdp_{name.lower()}: {options[name]} of the launch command or its config would be ignored: remove it"
+        + (f" (or set {' or '.join(supported)})" if supported else "")
+        for name, supported in _SUPPORTED.items()
+        if options[name] not in ("", "none", *supported)
     ]
     reshard = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
     if reshard not in _RESHARD:
-        lines.append(f"fsdp_reshard_after_forward: {reshard} is not offered: set true or false")
+        lines.append(f"fsdp_reshard_after_forward: {reshard} is not supported: set true or false")
     if lines:
         raise UserError(lines)
     del environment["ACCELERATE_USE_FSDP"]
@@ -73,62 +74,63 @@ def fsdp_from_env(environment: MutableMapping[str, str]) -> Sharding | None:
 
 
 def shard(model: Any, sharding: Sharding, device: torch.device, precision: str) -> Any:
-    """The model, each rank holding an equal share of every weight on `device`; all ranks call it with equal weights.
+    """Shard the model: each rank holds an equal part of every weight on `device`. All ranks call it with equal weights.
 
-    Shared out layer by layer (the model's `_no_split_modules`), the rest with the model itself, so that tied embeddings
-    stay one weight. Under bf16 layers compute in bf16 from float32 weights, and gradients are reduced in float32.
+    Each layer (the model's `_no_split_modules`) is one unit; all other weights belong to the root unit, so that tied
+    embeddings stay one weight. With bf16, layers compute in bf16 from float32 weights and gradients are reduced in
+    float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in _layers(model):
-        fully_shard(layer, mesh=mesh, mp_policy=mixed, reshard_after_forward=sharding.reshard_after_forward)
-    return fully_shard(model, mesh=mesh, mp_policy=mixed)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=sharding.reshard_after_forward)
+    return fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
-    """The modules that are shared out one by one: those that own all of their weights."""
-    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    """The modules that are sharded one by one: those that share no weight with another module."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
     uses = Counter(weight for _, weight in model.named_parameters(remove_duplicate=False))
-    found = [module for module in model.modules() if type(module).__name__ in kinds]
-    return [layer for layer in found if all(uses[weight] == 1 for weight in layer.parameters())]
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    return [layer for layer in layers if all(uses[weight] == 1 for weight in layer.parameters())]
 
 
 def gradient_sync(model: Any, last: bool) -> AbstractContextManager:
-    """Around forward and backward of a micro-batch: ranks average gradients in the `last` one of a window alone."""
+    """Context for forward and backward of a micro-batch: ranks average gradients only in the `last` one of a window."""
     if is_sharded(model):
         model.set_requires_gradient_sync(last)
         return nullcontext()
     return nullcontext() if last else getattr(model, "no_sync", nullcontext)()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be shared out over the ranks, whole on each of them; all ranks call it."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Gather a possibly sharded tensor in full on every rank; all ranks call it."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """This rank's share of a tensor that every rank holds whole, as `target` is shared out; all ranks call it."""
+    """This rank's shard of a tensor that every rank holds in full, placed like `target`; all ranks call it."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     return distribute_tensor(tensor, target.device_mesh, target.placements) if isinstance(target, DTensor) else tensor
 
 
 def release(model: Any) -> None:
-    """Let go of whole weights that a forward without backward has left: parameters are then the ranks' shares again."""
+    """Reshard the model: a forward without a backward leaves its weights unsharded."""
     for module in model.modules():
         if is_sharded(module):
             module.reshard()
 
 
 def full_weights(model: Any) -> dict[str, torch.Tensor] | None:
-    """A sharded model's weights on rank 0's host, a tied one once; None for a model that every rank holds whole.
+    """A sharded model's full weights by name, in rank 0's host memory; None for a model that is not sharded.
 
-    All ranks call it; all but rank 0 get an empty dictionary.
+    A tied weight is listed once. All ranks call it; all but rank 0 get an empty dictionary.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -142,23 +144,23 @@ def full_weights(model: Any) -> dict[str, torch.Tensor] | None:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether ranks hold shares of the model's weights."""
+    """Whether the model's weights are sharded over the ranks."""
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(model, FSDPModule)
 
 
 def weight_not_finite(model: Any) -> str | None:
-    """The name of the first trained weight with values that are not finite; None where all are finite.
+    """The name of the first trainable weight with values that are not finite; None if all are finite.
 
-    All ranks call it, and get the same answer.
+    All ranks call it and get the same answer.
     """
     from torch.distributed.tensor import DTensor
 
     trained = [(name, weight.detach()) for name, weight in model.named_parameters() if weight.requires_grad]
-    shares = [weight.to_local() if isinstance(weight, DTensor) else weight for _, weight in trained]
-    flags = torch.stack([torch.isfinite(share).all().logical_not() for share in shares]).int()
+    local = [weight.to_local() if isinstance(weight, DTensor) else weight for _, weight in trained]
+    flags = torch.stack([torch.isfinite(values).all().logical_not() for values in local]).int()
     if is_sharded(model):
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    places = flags.nonzero()  # the one moment that waits for the device
-    return trained[int(places[0])][0].removeprefix("module.") if len(places) else None
+    indices = flags.nonzero()  # the only operation that waits for the device
+    return trained[int(indices[0])][0].removeprefix("module.") if len(indices) else None

@@ -1,4 +1,4 @@
-"""The rows that a recipe trains and evaluates on, with the tokenizer that belongs to its model."""
+"""The data that a recipe trains and evaluates on, tokenized with its model's tokenizer."""
 
 from hfbsz.data.prepare.budget import needed_by
 from hfbsz.data.prepare.corpus import Progress
@@ -9,12 +9,15 @@ from hfbsz.train.pretrained import labels_of, quiet, tokenizer_of
 
 
 def prepare_inputs(recipe: Recipe, progress: Progress, parameters: int | None = None) -> Prepared:
-    """The prepared data of a recipe, from the cache or made now; `parameters` are the weights outside the embeddings,
-    where a scaling law asks for them. Raises UserError for what cannot be read or does not fit."""
-    check(recipe.model, recipe.task == "classification")  # before the work on the rows is spent
+    """The prepared data of a recipe, from the cache or prepared now.
+
+    `parameters`: the model's number of parameters outside the embeddings, if a scaling law needs it. Raises UserError
+    for a model or data that cannot be read, and for labels that do not match a pretrained head.
+    """
+    check(recipe.model, recipe.task == "classification")  # before time is spent on the rows
     needed = needed_by(recipe, parameters)
-    own = recipe.data.tokenizer or tokenizer_of(recipe.model)
+    tokenizer = recipe.data.tokenizer or tokenizer_of(recipe.model)
     labels = labels_of(recipe.model) if recipe.task == "classification" else None
-    data = recipe.data.model_copy(update={"tokenizer": own})
+    data = recipe.data.model_copy(update={"tokenizer": tokenizer})
     with quiet():
         return prepare(data, recipe.eval.sets, progress, needed, recipe.task, labels)

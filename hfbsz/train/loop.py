@@ -20,7 +20,7 @@ from hfbsz.plan.plan import Plan, PlannedStep
 from hfbsz.records.record import Step
 from hfbsz.system.signals import AGREEMENT_SECONDS, waiting
 from hfbsz.train.device import to_device
-from hfbsz.train.fsdp import gradient_sync, weight_not_finite, whole
+from hfbsz.train.fsdp import full_tensor, gradient_sync, weight_not_finite
 from hfbsz.train.optimizers import Optimizers
 from hfbsz.train.progress import NOTHING, Progress
 from hfbsz.train.tasks import Task
@@ -162,7 +162,9 @@ class _State:
     def _apply(self, planned: PlannedStep) -> None:
         """Clip, and step unless the gradient is not finite."""
         so_far, clip = self.progress, self.plan.recipe.optim.clip
-        so_far.norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip))
+        so_far.norm = full_tensor(
+            torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
+        )
         found = (~torch.isfinite(so_far.norm)).float()
         self.optimizer.step(found)
         so_far.skipped += found

@@ -1,4 +1,4 @@
-"""On what machine a run trains."""
+"""The machine and software that a run trains with, as recorded in machine.json."""
 
 import platform
 import subprocess
@@ -13,7 +13,7 @@ from hfbsz.train.fsdp import is_sharded
 
 
 def machine_of(accelerator: Accelerator, model: Any) -> dict[str, Any]:
-    """Versions, device and commit: what a number may depend on."""
+    """Versions, device, parallelism and git commit: everything outside the recipe that results may depend on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     device = accelerator.device
     return {

@@ -1,4 +1,4 @@
-"""The model of a run: new or trained before, a language model or a classifier, trained whole or by low-rank changes."""
+"""The model of a run: new or pretrained, a causal language model or a classifier, trained in full or with LoRA."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,161 +16,172 @@ from hfbsz.train.pretrained import field_of, head_of, location, quiet, reason_of
 
 
 def build_model(
-    wanted: Model,
+    spec: Model,
     tokenizer: Any,
     seed: int,
     sequence_length: int,
     labels: Sequence[str] | None = None,
     notes: list[str] | None = None,
 ) -> Any:
-    """A model with float32 weights: loaded from `path` or `package`, or new from `shape` with `seed`. A classifier
-    where `labels` are given, in the order of their numbers, else a causal language model.
+    """Build a model with float32 weights, loaded from `path` or `package`, or new from `shape` with `seed`.
 
-    Where the recipe asks for LoRA it is wrapped by peft, and its low-rank matrices and a classifier's head alone
-    require gradients. What a person should know of the model is added to `notes`. Raises UserError for weights that
-    cannot be loaded, an unknown shape, a vocabulary or window that is too small, labels in another order than a trained
-    head's, a model that sees later tokens, and layers that are not there.
+    It is a classifier if `labels` (class names in the order of their ids) are given, else a causal language model.
+    With LoRA it is wrapped by peft, and only its low-rank matrices and a classifier's head require gradients. Notes for
+    the user are appended to `notes`.
+
+    Raises UserError for weights that cannot be loaded, an unknown shape, a vocabulary or window that is too small,
+    labels in another order than those of a pretrained head, a model that attends to later tokens, and target layers
+    that do not exist.
     """
-    if (wanted.path, wanted.package, wanted.shape).count(None) != 2:
+    if (spec.path, spec.package, spec.shape).count(None) != 2:
         raise UserError(
-            "model: name a preset (model=tiny), a folder or Hub id (model.path=…), a file of a package "
-            "(model.package=…, model.file=…) or a model.shape, one of them"
+            "model: name exactly one of a preset (model=tiny), a folder or Hub id (model.path=…), a file of a package "
+            "(model.package=…, model.file=…) and a model.shape"
         )
     notes = notes if notes is not None else []
     torch.manual_seed(seed)
     with quiet():
-        model = _new(wanted, tokenizer, labels, notes) if wanted.shape is not None else _loaded(wanted, labels, notes)
+        model = _new(spec, tokenizer, labels, notes) if spec.shape is not None else _loaded(spec, labels, notes)
     check_window(model, sequence_length)
-    notes += fit_vocabulary(model, tokenizer, wanted)
+    notes += fit_vocabulary(model, tokenizer, spec)
     if labels is None:
         check_causal(model)
-    else:  # after the fact: an embedding that knows of it would never train the token that pads
+    else:  # set after building: an embedding built with a padding_idx would never train that token
         model.config.pad_token_id = pad_token_of(model, tokenizer)
-    if wanted.lora is not None:
-        model = with_lora(model, wanted, wanted.lora, labels, notes)
-    if wanted.compile:
+    if spec.lora is not None:
+        model = with_lora(model, spec, spec.lora, labels, notes)
+    if spec.compile:
         model.compile()
     return model
 
 
 def set_generation_ends(model: Any, ids: Sequence[int]) -> None:
-    """Have text generation of the saved model end at each of the tokens `ids` too, beside those that end it already."""
-    own = model.generation_config.eos_token_id
-    known = list(own) if isinstance(own, list | tuple) else [] if own is None else [own]
-    ends = list(dict.fromkeys([*known, *map(int, ids)]))
-    model.generation_config.eos_token_id = ends[0] if len(ends) == 1 and not isinstance(own, list | tuple) else ends
+    """Add the tokens `ids` to those at which text generation of the saved model ends (`eos_token_id`)."""
+    before = model.generation_config.eos_token_id
+    present = list(before) if isinstance(before, list | tuple) else [] if before is None else [before]
+    ends = list(dict.fromkeys([*present, *map(int, ids)]))
+    is_single = len(ends) == 1 and not isinstance(before, list | tuple)
+    model.generation_config.eos_token_id = ends[0] if is_single else ends
 
 
-def _auto(labels: Sequence[str] | None) -> Any:
+def _auto_class(labels: Sequence[str] | None) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     return AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
 
 
-def _head(labels: Sequence[str] | None) -> dict[str, Any]:
-    """What a configuration says of a classifier's labels."""
+def _label_fields(labels: Sequence[str] | None) -> dict[str, Any]:
+    """The configuration fields that describe a classifier's labels; empty for a language model."""
     if labels is None:
         return {}
-    numbered = dict(enumerate(labels))
-    known = {"id2label": numbered, "label2id": {label: number for number, label in numbered.items()}}
-    return {**known, "problem_type": "single_label_classification"}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
 
 
-def _attention(wanted: Model, config: Any, labels: Sequence[str] | None, notes: list[str]) -> str:
-    """The attention that is asked for, or eager where the model has no other."""
-    kinds = _auto(labels)._model_mapping[type(config)]
-    if wanted.attention == "eager" or (kinds[0] if isinstance(kinds, tuple) else kinds)._supports_sdpa:
-        return wanted.attention
-    notes.append(f"model.attention: {config.model_type} has no {wanted.attention}: eager is used")
+def _attention(spec: Model, config: Any, labels: Sequence[str] | None, notes: list[str]) -> str:
+    """The attention implementation of the recipe, or eager if the model supports no other."""
+    classes = _auto_class(labels)._model_mapping[type(config)]
+    if spec.attention == "eager" or (classes[0] if isinstance(classes, tuple) else classes)._supports_sdpa:
+        return spec.attention
+    notes.append(f"model.attention: {config.model_type} has no {spec.attention}: eager is used")
     return "eager"
 
 
-def _new(wanted: Model, tokenizer: Any, labels: Sequence[str] | None, notes: list[str]) -> Any:
+def _new(spec: Model, tokenizer: Any, labels: Sequence[str] | None, notes: list[str]) -> Any:
     special = {"vocab_size": token_count(tokenizer), "bos_token_id": tokenizer.bos_token_id}
-    config = _config(dict(wanted.shape or {}), {**special, "eos_token_id": tokenizer.eos_token_id, **_head(labels)})
+    config = _config(
+        dict(spec.shape or {}), {**special, "eos_token_id": tokenizer.eos_token_id, **_label_fields(labels)}
+    )
     refuse_kind("model.shape.model_type", config, labels is not None)
-    attention = _attention(wanted, config, labels, notes)
+    attention = _attention(spec, config, labels, notes)
     try:
-        return _auto(labels).from_config(config, attn_implementation=attention, dtype=torch.float32)
+        return _auto_class(labels).from_config(config, attn_implementation=attention, dtype=torch.float32)
     except (ImportError, ValueError) as problem:
         raise UserError(f"model: {config.model_type} cannot be built: {reason_of(problem)}") from None
 
 
-def _loaded(wanted: Model, labels: Sequence[str] | None, notes: list[str]) -> Any:
-    where, field = location(wanted), field_of(wanted)
-    config = check(wanted, labels is not None)
-    head = head_of(wanted) if labels is not None else None
+def _loaded(spec: Model, labels: Sequence[str] | None, notes: list[str]) -> Any:
+    name_or_path, field = location(spec), field_of(spec)
+    config = check(spec, labels is not None)
+    head = head_of(spec) if labels is not None else None
     if head is not None and labels is not None:
         head.check_order(field, labels)
     try:
-        model, found = _auto(labels).from_pretrained(
-            where,
+        model, loading_info = _auto_class(labels).from_pretrained(
+            name_or_path,
             dtype=torch.float32,
-            attn_implementation=_attention(wanted, config, labels, notes),
+            attn_implementation=_attention(spec, config, labels, notes),
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # told of below
+            ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
-            **_head(labels),
+            **_label_fields(labels),
         )
     except (ImportError, LookupError, OSError, RuntimeError, SafetensorError, ValueError) as problem:
         raise UserError(f"{field} cannot be loaded: {reason_of(problem)}") from None
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise UserError(f"{field} is an adapter: merge it into the weights it was trained on first")
-    fresh = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
-    absent, unused = fresh, set(found["unexpected_keys"])
-    if labels is not None:  # a head that is not there, or of other labels, begins anew, as does a pooler before it
+        raise UserError(f"{field} is an adapter: merge it into its base model first")
+    new = {*loading_info["missing_keys"], *(name for name, *_ in loading_info["mismatched_keys"])}
+    missing, unused = new, set(loading_info["unexpected_keys"])
+    if labels is not None:  # a missing head, or one of other labels, is initialised, and so is a pooler before it
         base = f"{model.base_model_prefix}."
-        absent = {name for name in absent if name.startswith(base) and ".pooler." not in name}
+        missing = {name for name in missing if name.startswith(base) and ".pooler." not in name}
         unused = {name for name in unused if name.startswith(base)}
-    if absent:
-        raise UserError(f"{field} lacks weights of {type(model).__name__}, such as {min(absent)}")
+    if missing:
+        raise UserError(f"{field} lacks weights of {type(model).__name__}, such as {min(missing)}")
     if unused:
-        notes.append(f"{field}: {len(unused)} of its weights are not of {type(model).__name__}, such as {min(unused)}")
+        notes.append(f"{field}: {len(unused)} weights are not used by {type(model).__name__}, such as {min(unused)}")
     if head is not None and labels is not None:
-        notes += head.settle(field, model, labels, fresh)
+        notes += head.keep_or_reset(field, model, labels, new)
     check_finite(field, model)
     return model
 
 
 def _config(shape: dict[str, Any], special: dict[str, Any]) -> Any:
-    """A transformers configuration of `shape`; `special`: what tokenizer and labels bring; the shape may override."""
+    """A transformers configuration from `shape`, which overrides `special`, the fields set by tokenizer and labels.
+
+    Raises UserError for an unknown model type or field.
+    """
     from transformers import CONFIG_MAPPING, AutoConfig
 
     kind = shape.pop("model_type", None)
     if kind not in CONFIG_MAPPING:
         raise UserError(
-            f"model.shape.model_type: {kind!r} is no transformers model{did_you_mean(str(kind), CONFIG_MAPPING)}"
+            f"model.shape.model_type: transformers has no model type {kind!r}{did_you_mean(str(kind), CONFIG_MAPPING)}"
         )
-    known = AutoConfig.for_model(kind)
+    default = AutoConfig.for_model(kind)
     for name in shape:
-        if not hasattr(known, name):
-            raise UserError(f"model.shape.{name}: {kind} has no such field{did_you_mean(name, vars(known))}")
+        if not hasattr(default, name):
+            raise UserError(f"model.shape.{name}: {kind} has no such field{did_you_mean(name, vars(default))}")
     try:
         return AutoConfig.for_model(kind, **{**special, **shape})
-    except Exception as problem:  # each configuration class raises its own kinds
+    except Exception as problem:  # each configuration class raises errors of its own
         raise UserError(f"model.shape: {' '.join(str(problem).split())}") from None
 
 
-def count_parameters(wanted: Model, vocab_size: int) -> int:
-    """Weights outside the embeddings and the head, without building the model; raises UserError.
+def count_parameters(spec: Model, vocab_size: int) -> int:
+    """The number of parameters outside the embeddings and the head, without allocating the model.
 
-    `vocab_size` stands in where the shape names none; it does not enter the count.
+    `vocab_size` is used if the shape has none; it does not affect the count. Raises UserError for a model that cannot
+    be loaded or built.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from hfbsz.train.optimizers import embeddings
 
-    where = location(wanted)
+    name_or_path = location(spec)
     try:
-        if where is not None:
-            config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        if name_or_path is not None:
+            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         else:
             config = _config(
-                dict(wanted.shape or {}), {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}
+                dict(spec.shape or {}), {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}
             )
     except (OSError, ValueError) as problem:
-        raise UserError(f"{field_of(wanted)} cannot be loaded: {str(problem).splitlines()[0]}") from None
+        raise UserError(f"{field_of(spec)} cannot be loaded: {str(problem).splitlines()[0]}") from None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return sum(weight.numel() for weight in model.parameters()) - sum(weight.numel() for weight in embeddings(model))

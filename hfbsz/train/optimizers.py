@@ -1,4 +1,4 @@
-"""The optimizer of a run: from torch, or from a kept library, behind one small face for the loop."""
+"""The optimizer of a run, from torch or pytorch_optimizer, behind one small interface for the loop."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ Group = dict[str, Any]
 
 
 class Optimizers:
-    """One torch optimizer or several that step together.
+    """One or more torch optimizers that step together.
 
-    A group of parameters carries `decays`: whether weight decay is applied to it.
+    Every parameter group has a key `decays`: whether weight decay applies to it.
     """
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
@@ -25,21 +25,23 @@ class Optimizers:
 
     @property
     def device(self) -> torch.device:
+        """The device of the parameters."""
         return self.param_groups[0]["params"][0].device
 
     @property
     def param_groups(self) -> list[Group]:
+        """The parameter groups of all optimizers."""
         return [group for part in self.parts for group in part.param_groups]
 
     def set(self, planned: PlannedStep) -> None:
-        """Take the plan's rate and weight decay of one step."""
+        """Set the learning rate and weight decay of a planned step."""
         for group in self.param_groups:
             group["lr"] = planned.learning_rate
             group["weight_decay"] = planned.weight_decay if group["decays"] else 0.0
 
     def step(self, found_inf: torch.Tensor) -> None:
-        """Update the weights, and empty the gradients; where `found_inf` (a scalar, on the device) is not 0, no weight
-        and no moment changes. Fused AdamW reads it on the device, the others make the host wait for it."""
+        """Update the weights and clear the gradients; if `found_inf` (a scalar on the device) is not 0, weights and
+        moments stay unchanged. Fused AdamW reads it on the device; for the others the host waits for its value."""
         skipped = self._waits and bool(found_inf)
         for part in self.parts:
             if not self._waits:
@@ -49,7 +51,7 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def tensors(self, names: Mapping[int, str]) -> dict[str, torch.Tensor]:
-        """The state's tensors by `part/weight/key`; `names` gives a weight's name for its id()."""
+        """The state tensors by `optimizer index/weight name/key`; `names` maps the id() of a weight to its name."""
         return {
             f"{number}/{names[id(weight)]}/{key}": value
             for number, part in enumerate(self.parts)
@@ -59,11 +61,12 @@ class Optimizers:
         }
 
     def scalars(self) -> list[Group]:
-        """Numbers that groups carry from step to step (LAMB's step, schedule-free's sums), a dictionary a group."""
-        kept = [group.keys() - {"lr", "weight_decay", "decays"} for group in self.param_groups]
+        """Numbers that a parameter group carries from step to step (LAMB's step, schedule-free's sums), one dictionary
+        per group."""
+        names = [group.keys() - {"lr", "weight_decay", "decays"} for group in self.param_groups]
         return [
             {key: group[key] for key in sorted(keys) if isinstance(group[key], bool | int | float)}
-            for group, keys in zip(self.param_groups, kept, strict=True)
+            for group, keys in zip(self.param_groups, names, strict=True)
         ]
 
     def load(
@@ -72,19 +75,23 @@ class Optimizers:
         tensors: Iterable[tuple[str, torch.Tensor]],
         scalars: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Take back what `tensors` and `scalars` gave; all ranks call it. Raises LookupError for other weights."""
-        for group, kept in zip(self.param_groups, scalars, strict=True):
-            group.update(kept)
+        """Restore the results of `tensors` and `scalars`; all ranks call it.
+
+        Raises LookupError for unknown weights, ValueError for another number of groups.
+        """
+        for group, saved in zip(self.param_groups, scalars, strict=True):
+            group.update(saved)
         for name, tensor in tensors:
             number, _, rest = name.partition("/")
             weight_name, _, key = rest.rpartition("/")
             weight = weights[weight_name]
-            shared = shard_like(tensor, weight) if tensor.shape == weight.shape else tensor
-            self.parts[int(number)].state[weight][key] = shared
+            local = shard_like(tensor, weight) if tensor.shape == weight.shape else tensor
+            self.parts[int(number)].state[weight][key] = local
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model holds the weights to evaluate and to save: schedule-free's average, else the trained."""
+        """Context in which the model has the weights to evaluate and save: the average with schedule-free, else the
+        trained weights."""
         switched = [part for part in self.parts if hasattr(part, "eval")]
         for part in switched:
             part.eval()
@@ -96,8 +103,8 @@ class Optimizers:
 
 
 def build_optimizer(model: Any, plan: Plan) -> Optimizers:
-    """The recipe's optimizer at the plan's numbers. Matrices decay, biases and norms do not (as transformers' Trainer
-    groups them)."""
+    """The recipe's optimizer with the plan's hyperparameters. Weight decay applies to matrices, not to biases and norms
+    (the same groups as transformers' Trainer)."""
     optim = plan.recipe.optim
     common: dict[str, Any] = {"lr": plan.rate}
     adam = common | {"betas": plan.betas, "eps": plan.eps}
@@ -116,7 +123,7 @@ def build_optimizer(model: Any, plan: Plan) -> Optimizers:
         case "lamb":
             from pytorch_optimizer import Lamb
 
-            # as its authors have it, what does not decay has no trust ratio either
+            # as in the authors' code, weights without decay have no trust ratio either
             return Optimizers([Lamb([group | {"adam": not group["decays"]} for group in groups], **adam)])
         case "schedule_free":
             from pytorch_optimizer import ScheduleFreeAdamW
@@ -127,8 +134,8 @@ def build_optimizer(model: Any, plan: Plan) -> Optimizers:
 def _groups(model: Any) -> list[Group]:
     from transformers.trainer_pt_utils import get_parameter_names
 
-    undecayed = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-    names = set(get_parameter_names(model, [nn.LayerNorm], undecayed))
+    no_decay = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+    names = set(get_parameter_names(model, [nn.LayerNorm], no_decay))
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     return [
         {"params": [weight for name, weight in trained if (name in names) is decays], "decays": decays}
@@ -137,19 +144,21 @@ def _groups(model: Any) -> list[Group]:
 
 
 def _split_hidden(model: Any, groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
-    """Muon's part, the matrices between embeddings and head, and the rest."""
+    """Groups for Muon, the matrices between embeddings and head, and groups of all other weights."""
     outer = {id(weight) for weight in embeddings(model)}
     hidden = [weight for weight in groups[0]["params"] if weight.ndim == 2 and id(weight) not in outer]
-    mine = {id(weight) for weight in hidden}
-    rest = [group | {"params": [weight for weight in group["params"] if id(weight) not in mine]} for group in groups]
+    hidden_ids = {id(weight) for weight in hidden}
+    rest = [
+        group | {"params": [weight for weight in group["params"] if id(weight) not in hidden_ids]} for group in groups
+    ]
     return [{"params": hidden, "decays": True}], rest
 
 
 def embeddings(model: Any) -> list[torch.Tensor]:
-    """The weights of input and position embeddings and of the output head; a tied one comes once."""
-    found = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    """The weights of input and position embeddings and of the output head; a tied weight is listed once."""
+    weights = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in model.modules():
         head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
         if head is not None:
-            found.setdefault(id(head.weight), head.weight)
-    return list(found.values())
+            weights.setdefault(id(head.weight), head.weight)
+    return list(weights.values())

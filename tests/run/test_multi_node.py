@@ -117,7 +117,10 @@ def test_a_machine_with_other_data_is_refused_before_training(launch, ragged, tm
     """Other text on the second machine, then none: one line from rank 0, and no training."""
     other = tmp_path / "other.jsonl"
     other.write_text("\n".join(ragged.read_text().splitlines()[:200]))
-    lines = {other: "error: data: rank 1 made other rows than rank 0", "none.txt": "error: rank 1: data.files: no file"}
+    lines = {
+        other: "error: data: rank 1 prepared other rows than rank 0",
+        "none.txt": "error: rank 1: data.files: no file",
+    }
     for number, (files, line) in enumerate(lines.items()):
         folder, started = tmp_path / f"run-{number}", time.monotonic()
         first, second = launch(*words_of(ragged, folder), own=(((), {}), ((f"data.files={files}",), {})))

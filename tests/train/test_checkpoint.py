@@ -1,11 +1,11 @@
-"""Checkpoints are complete or absent, and what comes back is what was saved."""
+"""Checkpoints are complete or absent, and restore exactly what was saved."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from test_loop import Bench, _here  # noqa: F401  (the fixture puts the cache in place)
+from test_loop import Bench, _here  # noqa: F401  (the fixture sets the cache folder)
 
 from hfbsz.errors import UserError
 from hfbsz.records.jsonl import trim
@@ -16,13 +16,13 @@ RATES = {"adamw": 3e-3, "sgd": 0.1, "lamb": 1e-2, "muon": 3e-3, "adafactor": 3e-
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_a_run_goes_on_as_if_nothing_had_been(ragged, tmp_path, name):
-    """Every optimizer, bit for bit, with dropout, from the middle of a ramp and of an interval between two records."""
+def test_a_resumed_run_is_bit_identical(ragged, tmp_path, name):
+    """Every optimizer, with dropout, resumed in the middle of a ramp and of an interval between two records."""
     words = [f"optim.name={name}", f"optim.lr={RATES[name]}", "model=tiny_gpt2", "model.shape.resid_pdrop=0.1"]
     words += ["model.shape.n_embd=32", "model.shape.n_layer=2", "model.shape.n_head=2"]
     words += ["batch.size=null", "batch.ramp=0:4 30%:8 60%:16", "duration=30steps", "log.every=4steps"]
-    whole, first, second = (Bench(ragged, *words) for _ in range(3))
-    unbroken = list(whole.steps())
+    unbroken, first, second = (Bench(ragged, *words) for _ in range(3))
+    expected = list(unbroken.steps())
     progress = Progress(first.accelerator.device)
     for step in first.steps(progress=progress):
         if step.at.step == 14:
@@ -30,41 +30,41 @@ def test_a_run_goes_on_as_if_nothing_had_been(ragged, tmp_path, name):
     path = save(
         tmp_path, 14, collect(first.model, first.optimizer), {"progress": progress.to_dict([progress.loss.item()])}
     )
-    found = read(path)
-    restore(found, second.model, second.optimizer)
-    resumed = list(second.steps(progress=Progress(second.accelerator.device, found.state["progress"])))
-    assert [step.at.step for step in resumed] == [step.at.step for step in unbroken[14:]]
-    for one, other in zip(resumed, unbroken[14:], strict=True):
+    checkpoint = read(path)
+    restore(checkpoint, second.model, second.optimizer)
+    resumed = list(second.steps(progress=Progress(second.accelerator.device, checkpoint.state["progress"])))
+    assert [step.at.step for step in resumed] == [step.at.step for step in expected[14:]]
+    for one, other in zip(resumed, expected[14:], strict=True):
         assert (one.at.sequences, one.at.tokens, one.loss, one.grad_norm, one.skipped) == (
             other.at.sequences, other.at.tokens, other.loss, other.grad_norm, other.skipped,
         )  # fmt: skip
-    weights = zip(second.model.parameters(), whole.model.parameters(), strict=True)
+    weights = zip(second.model.parameters(), unbroken.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in weights)
 
 
-def test_the_decisions_of_an_adaptive_ramp_come_back(ragged, tmp_path):
-    """Made at one clock, taken up again at a later one: the same batches."""
+def test_the_decisions_of_an_adaptive_ramp_are_restored(ragged, tmp_path):
+    """Decided before the checkpoint, applied after it: the same batches."""
 
     def batches(bench, progress, until):
-        taken = []
+        sizes = []
         for step in bench.steps(progress=progress):
-            taken.append(step.global_batch)
+            sizes.append(step.global_batch)
             if step.at.step == 4:
                 progress.decisions.append((step.at.sequences, 16))
             if step.at.step == until:
                 break
-        return taken
+        return sizes
 
-    whole, first, second = (Bench(ragged, "duration=20steps") for _ in range(3))
-    expected = batches(whole, Progress(whole.accelerator.device), 100)
+    unbroken, first, second = (Bench(ragged, "duration=20steps") for _ in range(3))
+    expected = batches(unbroken, Progress(unbroken.accelerator.device), 100)
     progress = Progress(first.accelerator.device)
-    begun = batches(first, progress, 7)
+    before = batches(first, progress, 7)
     state = {"progress": progress.to_dict([progress.loss.item()])}
-    found = read(save(tmp_path, 7, collect(first.model, first.optimizer), state))
-    restore(found, second.model, second.optimizer)
-    rest = batches(second, Progress(second.accelerator.device, found.state["progress"]), 100)
-    assert begun + rest == expected and expected[3:6] == [8, 16, 16]
-    assert all(map(torch.equal, second.model.parameters(), whole.model.parameters()))
+    checkpoint = read(save(tmp_path, 7, collect(first.model, first.optimizer), state))
+    restore(checkpoint, second.model, second.optimizer)
+    after = batches(second, Progress(second.accelerator.device, checkpoint.state["progress"]), 100)
+    assert before + after == expected and expected[3:6] == [8, 16, 16]
+    assert all(map(torch.equal, second.model.parameters(), unbroken.model.parameters()))
 
 
 @pytest.fixture
@@ -78,24 +78,24 @@ def saved(ragged, tmp_path):
             return tmp_path
 
 
-def test_a_damaged_checkpoint_is_told_of_and_passed_over(saved):
-    told = []
-    assert newest(saved, told.append).path.name == "checkpoint-6" and not told
+def test_a_damaged_checkpoint_is_reported_and_skipped(saved):
+    warnings = []
+    assert newest(saved, warnings.append).path.name == "checkpoint-6" and not warnings
     weights = saved / "checkpoint-6" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     (saved / "checkpoint-4" / "complete.json").unlink()
     (saved / "checkpoint-best").mkdir()
-    assert newest(saved, told.append).path.name == "checkpoint-2"
-    assert "checkpoint-6: model.safetensors is damaged: skipped" in told[0] and "checkpoint-4" in told[1]
+    assert newest(saved, warnings.append).path.name == "checkpoint-2"
+    assert "checkpoint-6: model.safetensors is damaged: skipped" in warnings[0] and "checkpoint-4" in warnings[1]
     (saved / "checkpoint-2" / "state.json").write_text("{")
-    assert newest(saved, told.append) is None
+    assert newest(saved, warnings.append) is None
     with pytest.raises(UserError, match="is damaged"):
         read(saved / "checkpoint-2")
 
 
-def test_the_newest_are_kept_and_nothing_in_them_can_run_code(saved):
+def test_the_newest_are_retained_and_no_file_can_run_code(saved):
     prune(saved, 2)
     assert steps(saved) == [6, 4]
     names = {path.suffix for path in (saved / "checkpoint-6").iterdir()}
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_model_is_refused(saved, ragged):
         restore(read(saved / "checkpoint-6"), deeper.model, deeper.optimizer)
 
 
-def test_a_failed_write_leaves_the_one_before(saved, ragged, monkeypatch):
+def test_a_failed_write_leaves_the_previous_checkpoint(saved, ragged, monkeypatch):
     import hfbsz.train.checkpoint
 
     bench = Bench(ragged)
@@ -124,13 +124,13 @@ def test_a_failed_write_leaves_the_one_before(saved, ragged, monkeypatch):
     assert newest(saved, print).path.name == "checkpoint-6"
 
 
-def test_losses_of_other_numbers_of_ranks_are_added_up():
+def test_losses_saved_by_another_number_of_ranks_are_summed():
     saved = {"losses": [1.5, 2.0, 4.0]}
-    one, second = (Progress(torch.device("cpu"), saved, rank) for rank in (0, 1))
-    assert one.loss.item() == 7.5 and second.loss.item() == 0
+    first, second = (Progress(torch.device("cpu"), saved, rank) for rank in (0, 1))
+    assert first.loss.item() == 7.5 and second.loss.item() == 0
 
 
-def test_records_are_cut_back_to_the_checkpoint(tmp_path):
+def test_records_are_truncated_to_the_checkpoint(tmp_path):
     path = tmp_path / "records.jsonl"
     lines = [{"event": event, "train/global_step": step} for step in (1, 2, 3) for event in ("step", "eval")]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "step", "train/glob')
@@ -138,7 +138,7 @@ def test_records_are_cut_back_to_the_checkpoint(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:4]
 
 
-def test_a_run_that_goes_on_has_one_end(tmp_path):
+def test_a_resumed_run_has_one_final_record(tmp_path):
     path = tmp_path / "records.jsonl"  # killed between its final record and its status
     lines = [{"event": event, "train/global_step": 3} for event in ("step", "eval", "final")]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -146,7 +146,7 @@ def test_a_run_that_goes_on_has_one_end(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:2]
 
 
-def test_a_start_that_was_cut_off_sooner_forgets_nothing_that_was_sent(tmp_path):
+def test_an_earlier_interruption_forgets_no_record_that_was_sent(tmp_path):
     path = tmp_path / "records.jsonl"
     for last in (100, 70):  # killed at 100, then, once resumed from 50, at 70
         path.write_text(
@@ -156,7 +156,7 @@ def test_a_start_that_was_cut_off_sooner_forgets_nothing_that_was_sent(tmp_path)
     assert sent == {("step", step) for step in range(51, 101)}
 
 
-def test_going_on_from_an_older_one_forgets_the_later(saved):
+def test_resuming_from_an_older_checkpoint_deletes_the_later_ones(saved):
     forget_after(saved, 4)
     assert steps(saved) == [4, 2]
 
@@ -166,7 +166,7 @@ def test_a_checkpoint_knows_its_folder_by_any_path(saved, monkeypatch):
     assert read(saved / "checkpoint-2").is_in(Path(".")) and not read(Path("checkpoint-2")).is_in(saved.parent)
 
 
-def test_a_full_disk_is_told_as_such(saved, ragged, monkeypatch):
+def test_a_full_disk_is_reported_as_such(saved, ragged, monkeypatch):
     from safetensors import SafetensorError
 
     import hfbsz.train.checkpoint

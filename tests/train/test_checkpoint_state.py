@@ -1,4 +1,4 @@
-"""A state.json whose sums are right may still be another's: values of other types are one line, and no traceback."""
+"""A state.json with a correct hash may still have wrong contents: reported in one line, without a traceback."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import load
 from hfbsz.train.checkpoint import Collected, newest, read, save
-from hfbsz.train.checkpoint_state import check_whole
+from hfbsz.train.checkpoint_state import check_complete
 
 PLAN = resolve(load(["recipe=tests/tiny.yaml", "data.files=x", "duration=8seq"]).recipe, 1, Facts(rows=100)).to_dict()
 STATE = {
@@ -23,10 +23,11 @@ STATE = {
 
 
 def put(path: Path, text: str) -> None:
+    """Replace the state.json of a checkpoint, with a matching hash."""
     (path / "state.json").write_text(text)
-    sums = json.loads((path / "complete.json").read_text())
-    sums["state.json"] = hashlib.sha256(text.encode()).hexdigest()
-    (path / "complete.json").write_text(json.dumps(sums))
+    hashes = json.loads((path / "complete.json").read_text())
+    hashes["state.json"] = hashlib.sha256(text.encode()).hexdigest()
+    (path / "complete.json").write_text(json.dumps(hashes))
 
 
 @pytest.fixture
@@ -34,14 +35,14 @@ def path(tmp_path):
     return save(tmp_path, 7, Collected({"a": torch.ones(2)}, {}, [], None), STATE)
 
 
-def test_what_is_written_is_read_back(path):
-    found = read(path)
-    check_whole(found.state, path)
-    assert found.state["progress"] == STATE["progress"] and found.state["plan"] == PLAN
+def test_a_written_state_is_read_back(path):
+    checkpoint = read(path)
+    check_complete(checkpoint.state, path)
+    assert checkpoint.state["progress"] == STATE["progress"] and checkpoint.state["plan"] == PLAN
 
 
 @pytest.mark.parametrize(
-    ("changed", "place"),
+    ("changed", "key"),
     [
         ({"progress": []}, "progress"),
         ({"progress": {"step": "7"}}, "progress.step"),
@@ -59,24 +60,24 @@ def test_what_is_written_is_read_back(path):
         ({"optimizer": "x"}, "optimizer"),
     ],
 )
-def test_case_s16_values_of_other_types_are_one_line(path, changed, place):
+def test_case_s16_wrong_types_are_reported_in_one_line(path, changed, key):
     put(path, json.dumps({**json.loads((path / "state.json").read_text()), **changed}))
-    with pytest.raises(UserError, match="not a complete checkpoint") as told:
+    with pytest.raises(UserError, match="not a complete checkpoint") as caught:
         read(path)
-    (line,) = told.value.lines
-    assert f"(state.json: {place}: " in line and "\n" not in line
+    (line,) = caught.value.lines
+    assert f"(state.json: {key}: " in line and "\n" not in line
 
 
 @pytest.mark.parametrize("text", ["[]", '"x"', "3", "null", "[" * 10**5, '{"format": [1]}'])
-def test_case_s16_what_is_no_state_is_one_line_and_passed_over(path, text):
+def test_case_s16_an_invalid_state_is_reported_and_skipped(path, text):
     put(path, text)
-    told: list[str] = []
-    assert newest(path.parent, told.append) is None
-    assert len(told) == 1 and told[0].endswith(": skipped")
+    warnings: list[str] = []
+    assert newest(path.parent, warnings.append) is None
+    assert len(warnings) == 1 and warnings[0].endswith(": skipped")
 
 
 @pytest.mark.parametrize("name", ["digest", "plan", "progress", "kept", "data_hash", "final", "watch"])
-def test_a_run_goes_on_from_a_whole_state_alone(path, name):
+def test_a_run_resumes_only_from_a_complete_state(path, name):
     state = {key: value for key, value in STATE.items() if key != name}
-    with pytest.raises(UserError, match=f"not the checkpoint of a run: its state.json lacks {name}"):
-        check_whole(state, path)
+    with pytest.raises(UserError, match=f"state.json lacks {name}"):
+        check_complete(state, path)

@@ -1,4 +1,4 @@
-"""One global batch gives one gradient and one trajectory, however it is split: through the real command line."""
+"""A global batch gives the same gradients and training run however it is split: through the real command line."""
 
 import numpy as np
 import pytest
@@ -28,12 +28,12 @@ def train(hfbsz, ragged, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(train):
+def unsplit(train):
     return train(8)
 
 
 def deviation(one, other, steps=50) -> float:
-    """The largest relative difference of losses and gradient norms over the first steps."""
+    """The largest relative difference of losses and gradient norms in the first steps."""
     first, second = records(one, "step")[:steps], records(other, "step")[:steps]
     assert len(first) == len(second) == steps
     return max(
@@ -44,17 +44,17 @@ def deviation(one, other, steps=50) -> float:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_split_changes_nothing(train, whole, split):
+def test_a_split_changes_nothing(train, unsplit, split):
     """float64: 50 steps from initialisation to 1e-9."""
     micro, processes = SPLITS[split]
     folder = train(micro, processes)
     step = records(folder, "step")[0]
     assert (step["batch/micro"], step["batch/accumulation"]) == (micro, 8 // micro // processes)
-    assert deviation(folder, whole) < 1e-9
-    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, whole))
+    assert deviation(folder, unsplit) < 1e-9
+    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, unsplit))
     for name, weight in theirs.items():
         assert np.linalg.norm(ours[name] - weight) <= 1e-9 * np.linalg.norm(weight)
-    ends = [records(path, "eval")[-1]["eval/loss"] for path in (folder, whole)]
+    ends = [records(path, "eval")[-1]["eval/loss"] for path in (folder, unsplit)]
     assert ends[0] == pytest.approx(ends[1], rel=1e-9)  # evaluated with other micro-batches and ranks
 
 
@@ -80,7 +80,7 @@ def test_float32_holds_the_first_steps(train):
     assert deviation(train(2, precision="fp32"), train(8, precision="fp32"), steps=10) < 1e-5
 
 
-def test_the_mean_of_means_is_told_apart(train, whole):
-    """The same run with each micro-batch's own mean, as loops commonly have it, must fail the test above."""
+def test_the_mean_of_means_is_detected(train, unsplit):
+    """The same run with the mean of each micro-batch, a common mistake, must fail the test above."""
     folder = train(2, script=str(ROOT / "tests" / "mean_of_means.py"))
-    assert deviation(folder, whole) > 1e-3
+    assert deviation(folder, unsplit) > 1e-3

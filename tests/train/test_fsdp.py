@@ -1,4 +1,4 @@
-"""FSDP2 trains as DDP and as one process do: on two gloo processes, through the launcher."""
+"""FSDP2 trains the same as DDP and as one process: on two gloo processes, through the launcher."""
 
 import json
 
@@ -11,17 +11,17 @@ from safetensors.numpy import load_file
 from hfbsz.errors import UserError
 from hfbsz.train.fsdp import Sharding, fsdp_from_env
 
-ASKED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+REQUEST = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 MODELS = ("tiny-fp32", "tiny_gpt2-fp32", "loaded-fp32")  # two families, tied embeddings, and weights from a folder
 
 
-def test_an_optimizer_that_was_not_tried_on_shared_weights_is_refused(monkeypatch, tmp_path):
+def test_an_optimizer_that_was_not_tested_with_sharding_is_refused(monkeypatch, tmp_path):
     from hfbsz.recipe.load import load
     from hfbsz.run.session import run
 
-    for name, value in ASKED.items():
+    for name, value in REQUEST.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="muon has not been tried on weights that ranks share"):
+    with pytest.raises(UserError, match=r"muon .*FSDP2"):
         run(load([TINY, "optim.name=muon", f"output_dir={tmp_path}/run"]), "pretrain", lambda: False)
     assert not (tmp_path / "run").exists()
 
@@ -43,34 +43,35 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first_steps(hfbsz, ragged, loaded, tmp_path_factory):
-    """Folders of what tests/first_steps.py saw under each launcher."""
+    """Folders with the output of tests/first_steps.py for each launcher configuration."""
 
-    every = ("tiny", "tiny_gpt2", loaded)
+    models = ("tiny", "tiny_gpt2", loaded)
 
-    def run(config, *models, split="batch.micro_max=2", **given):
+    def run(config, *models, split="batch.micro_max=2", **options):
         out = tmp_path_factory.mktemp("steps")
         words = [out, *models, "--", TINY, f"data.files={ragged}", split]
-        ended = hfbsz(str(ROOT / "tests" / "first_steps.py"), *words, config=config, **given)
+        ended = hfbsz(str(ROOT / "tests" / "first_steps.py"), *words, config=config, **options)
         assert ended.code == 0, ended.err
         return out
 
     return {
-        "one process": run(None, *every),
-        "DDP": run("cpu_2proc.yaml", *every),
-        "FSDP2": run("fsdp2_cpu_2proc.yaml", *every, "tiny:bf16"),
+        "one process": run(None, *models),
+        "DDP": run("cpu_2proc.yaml", *models),
+        "FSDP2": run("fsdp2_cpu_2proc.yaml", *models, "tiny:bf16"),
         "DDP by tokens": run("cpu_2proc.yaml", "tiny", split="batch.micro_tokens=100"),
         "FSDP2 by tokens": run("fsdp2_cpu_2proc.yaml", "tiny", split="batch.micro_tokens=100"),
     }
 
 
 def gradient(folder, model):
-    """The whole gradient, in an order that does not depend on the launcher; its number of entries."""
+    """The full gradient as one vector, in an order that does not depend on the launcher."""
     weights = np.load(folder / f"{model}.npz")
     assert {weight.dtype for weight in weights.values()} == {np.dtype(np.float32)}
     return np.concatenate([weights[name].ravel().astype(np.float64) for name in sorted(weights)])
 
 
 def apart(one, other) -> float:
+    """Relative L2 distance."""
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
 
@@ -82,22 +83,22 @@ def test_the_gradient_is_that_of_ddp_and_of_one_process(first_steps, model):
 
 
 def test_micro_batches_of_tokens_have_the_same_gradient(first_steps):
-    """float32: 1e-6 relative L2. DDP's ranks make as many passes as each needs; FSDP2's, whose passes are collective,
-    as many as the one that needs most."""
+    """float32: 1e-6 relative L2. Under DDP each rank makes as many passes as it needs; under FSDP2, whose passes are
+    collective, all make as many as the rank that needs most."""
     model = MODELS[0]
-    single, whole = (gradient(first_steps[name], model) for name in ("one process", "DDP"))
+    single, ddp = (gradient(first_steps[name], model) for name in ("one process", "DDP"))
     passes = {}
     for name in ("DDP by tokens", "FSDP2 by tokens"):
-        found = [json.loads((first_steps[name] / f"{model}-{rank}.json").read_text()) for rank in (0, 1)]
-        passes[name] = [rank["passes"] for rank in found]
-        assert found[0]["third"] == found[1]["third"]
+        ranks = [json.loads((first_steps[name] / f"{model}-{rank}.json").read_text()) for rank in (0, 1)]
+        passes[name] = [rank["passes"] for rank in ranks]
+        assert ranks[0]["third"] == ranks[1]["third"]
         assert apart(gradient(first_steps[name], model), single) < 1e-6
-        assert apart(gradient(first_steps[name], model), whole) < 1e-6
+        assert apart(gradient(first_steps[name], model), ddp) < 1e-6
     assert min(passes["DDP by tokens"]) > 1 and passes["FSDP2 by tokens"] == [max(passes["DDP by tokens"])] * 2
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_gradients(first_steps):
-    """Computed in bfloat16 (8 bits of mantissa): near the float32 gradient, and not on it."""
+    """Computed in bfloat16 (8 bits of mantissa): close to the float32 gradient, but not equal."""
     rough, exact = gradient(first_steps["FSDP2"], "tiny-bf16"), gradient(first_steps["FSDP2"], "tiny-fp32")
     assert 1e-4 < apart(rough, exact) < 3e-2
 
@@ -106,10 +107,10 @@ def test_bf16_computes_in_bf16_and_keeps_float32_gradients(first_steps):
 def test_each_rank_holds_half_and_a_non_finite_step_moves_no_weight_on_any(first_steps, model):
     ranks = [json.loads((first_steps["FSDP2"] / f"{model}-{rank}.json").read_text()) for rank in (0, 1)]
     layers = 2 if "loaded" in model else 4
-    for found in ranks:
-        assert found["sharded"] and found["units"] == layers + 1 and found["share"] == pytest.approx(0.5, abs=0.01)
-        assert found["skipped"] == 1 and found["unchanged"]
-        assert found["third"][0] == 1 and found["moved"] and found["finite"]
+    for rank in ranks:
+        assert rank["sharded"] and rank["units"] == layers + 1 and rank["share"] == pytest.approx(0.5, abs=0.01)
+        assert rank["skipped"] == 1 and rank["unchanged"]
+        assert rank["third"][0] == 1 and rank["moved"] and rank["finite"]
     assert ranks[0]["third"] == ranks[1]["third"]
     if model != "tiny-bf16":
         ddp = json.loads((first_steps["DDP"] / f"{model}-0.json").read_text())
@@ -119,7 +120,7 @@ def test_each_rank_holds_half_and_a_non_finite_step_moves_no_weight_on_any(first
 
 @pytest.fixture(scope="module")
 def trained(hfbsz, ragged, tmp_path_factory):
-    """The same run in float64 under both, through the command line."""
+    """The same run in float64 with FSDP2 and with DDP, through the command line."""
 
     def run(config):
         folder = tmp_path_factory.mktemp("run") / "run"
@@ -131,7 +132,7 @@ def trained(hfbsz, ragged, tmp_path_factory):
     return run("fsdp2_cpu_2proc.yaml"), run("cpu_2proc.yaml")
 
 
-def test_a_run_is_that_of_ddp(trained):
+def test_a_run_equals_one_with_ddp(trained):
     """float64: losses and norms of 50 steps, and both evaluations, to 1e-9."""
     assert [json.loads((folder / "machine.json").read_text())["parallel"] for folder in trained] == ["FSDP2", "DDP"]
     for event, names in (("step", ("train/loss", "train/grad_norm")), ("eval", ("eval/loss",))):
@@ -141,8 +142,8 @@ def test_a_run_is_that_of_ddp(trained):
             assert [one[name] for name in names] == pytest.approx([other[name] for name in names], rel=1e-9)
 
 
-def test_the_saved_model_is_that_of_ddp_and_loads(trained):
-    """Whole, in Hugging Face form, tied weights once."""
+def test_the_saved_model_equals_that_of_ddp_and_loads(trained):
+    """Unsharded, in Hugging Face format, tied weights once."""
     from transformers import AutoModelForCausalLM
 
     sharded, ddp = (load_file(folder / "model.safetensors") for folder in trained)
@@ -155,11 +156,11 @@ def test_the_saved_model_is_that_of_ddp_and_loads(trained):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_the_wish_is_taken_out_of_the_environment():
-    """Accelerate would make DDP of it on a CPU, transformers would give weights that a folder lacks to rank 0 alone."""
-    environment = dict(ASKED)
+def test_the_request_is_removed_from_the_environment():
+    """Accelerate would use DDP for it on a CPU; transformers would initialise missing weights on rank 0 only."""
+    environment = dict(REQUEST)
     assert fsdp_from_env(environment) == Sharding() and "ACCELERATE_USE_FSDP" not in environment
-    assert fsdp_from_env(ASKED | {"FSDP_RESHARD_AFTER_FORWARD": "false"}) == Sharding(reshard_after_forward=False)
+    assert fsdp_from_env(REQUEST | {"FSDP_RESHARD_AFTER_FORWARD": "false"}) == Sharding(reshard_after_forward=False)
     assert fsdp_from_env({}) is None and fsdp_from_env({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"}) is None
 
 
@@ -175,13 +176,13 @@ def test_the_wish_is_taken_out_of_the_environment():
         ("IGNORED_MODULES", "lm_head"),
     ],
 )
-def test_what_would_be_ignored_is_refused_in_a_line(name, value):
+def test_options_that_would_be_ignored_are_refused_in_one_line(name, value):
     with pytest.raises(UserError) as caught:
-        fsdp_from_env(ASKED | {f"FSDP_{name}": value})
+        fsdp_from_env(REQUEST | {f"FSDP_{name}": value})
     assert len(caught.value.lines) == 1 and f"fsdp_{name.lower()}: {value.lower()}" in str(caught.value)
 
 
-def test_version_1_is_refused_with_what_would_be_right():
+def test_version_1_is_refused_with_advice():
     for version in ({"FSDP_VERSION": "1"}, {}):
         with pytest.raises(UserError, match="set fsdp_version: 2"):
             fsdp_from_env({"ACCELERATE_USE_FSDP": "true", **version})

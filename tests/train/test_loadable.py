@@ -1,4 +1,4 @@
-"""Damaged, missing and foreign files of a model's folder: named in a line before anything is trained."""
+"""Damaged, missing and foreign files in a model folder: reported in one line before training starts."""
 
 import json
 import subprocess
@@ -25,11 +25,11 @@ def base(tmp_path):
     return small_model(tmp_path / "base")
 
 
-def refused(path, **wanted) -> str:
+def refused(path, **fields) -> str:
     lines = []
     for attempt in (lambda model: check(model, False), lambda model: build_model(model, small_tokenizer(), 0, 16)):
         with pytest.raises(UserError) as caught:
-            attempt(Model(path=str(path), **wanted))
+            attempt(Model(path=str(path), **fields))
         lines += caught.value.lines
     assert lines[0] == lines[1] and lines[0].startswith(f"model.path: '{path}'")
     return lines[0].removeprefix(f"model.path: '{path}'")
@@ -48,21 +48,27 @@ def test_case_16_a_pointer_of_git_lfs(base):
     assert refused(base) == f": config.json is a git-lfs pointer, not the file itself: git -C {base} lfs pull"
 
 
-def test_case_16_weights_are_looked_at_before_the_data(base):
+def test_case_16_weights_are_checked_before_the_data(base):
     (base / "model.safetensors").write_text(POINTER)
     recipe = load([f"model.path={base}", "data.files=nowhere.jsonl"]).recipe
     with pytest.raises(UserError, match=r"model\.safetensors is a git-lfs pointer"):
         prepare_inputs(recipe, lambda *_: None)
 
 
-def test_case_16_a_file_that_was_cut(base):
-    whole = (base / "model.safetensors").read_bytes()
-    for length, reason in ((len(whole) // 2, "is cut or damaged ("), (100, "is cut or damaged ("), (0, "is empty")):
-        (base / "model.safetensors").write_bytes(whole[:length])
-        line = refused(base)
-        assert line.startswith(f": model.safetensors {reason}") and line.endswith(": fetch it again")
+def is_damaged(base, name):
+    line = refused(base)
+    return line.startswith(f": {name} is ") and "damaged (" in line
+
+
+def test_case_16_a_truncated_file(base):
+    content = (base / "model.safetensors").read_bytes()
+    for length in (len(content) // 2, 100):
+        (base / "model.safetensors").write_bytes(content[:length])
+        assert is_damaged(base, "model.safetensors")
+    (base / "model.safetensors").write_bytes(b"")
+    assert refused(base).startswith(": model.safetensors is empty")
     (base / "model.safetensors").write_bytes(b"<!doctype html><title>404</title>" * 9)
-    assert refused(base).startswith(": model.safetensors is cut or damaged (")
+    assert is_damaged(base, "model.safetensors")
 
 
 def test_case_16_several_files(base):
@@ -70,21 +76,21 @@ def test_case_16_several_files(base):
     assert len(names) > 2 and check(Model(path=str(base)), False).model_type == "llama"
     (base / names[1]).rename(base / "elsewhere")
     index = "model.safetensors.index.json"
-    assert refused(base) == f": {names[1]}, which {index} names, is not there: fetch it again"
+    assert refused(base).startswith(f": {names[1]}, which {index} lists, is missing")
     (base / names[1]).write_text(POINTER)
     assert refused(base).startswith(f": {names[1]} is a git-lfs pointer")
     (base / index).write_text((base / index).read_text()[:99])
-    assert refused(base).startswith(f": {index} is cut or damaged (")
+    assert is_damaged(base, index)
     (base / index).write_text("{}")
-    assert refused(base) == f": {index} names no file (weight_map): fetch it again"
+    assert refused(base).startswith(f": {index} lists no file (weight_map)")
 
 
 def test_case_16_a_damaged_configuration(base):
     config = (base / "config.json").read_text()
     (base / "config.json").write_text(config[: len(config) // 2])
-    assert refused(base).startswith(": config.json is cut or damaged (")
+    assert is_damaged(base, "config.json")
     (base / "config.json").write_text("")
-    assert refused(base) == ": config.json is empty: fetch it again"
+    assert refused(base).startswith(": config.json is empty")
     (base / "config.json").write_text(json.dumps({**json.loads(config), "model_type": "lama"}))
     line = refused(base)
     assert "`lama`" in line and "upgrade" not in line and "github" not in line
@@ -92,12 +98,12 @@ def test_case_16_a_damaged_configuration(base):
     assert refused(base) == " cannot be loaded: it holds no config.json"
 
 
-def test_code_of_its_own_is_not_run(base):
+def test_custom_code_is_not_run(base):
     config = json.loads((base / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnLM"}}
     (base / "config.json").write_text(json.dumps(config))
     (base / "own.py").write_text("raise SystemExit")
-    assert "it needs Python code of its own, which is never run" in refused(base)
+    assert "own Python code" in refused(base)
 
 
 def test_pickled_weights_are_not_read_and_the_command_converts_them(base):
@@ -113,7 +119,7 @@ def test_pickled_weights_are_not_read_and_the_command_converts_them(base):
 
 def test_weights_of_another_name(base):
     (base / "model.safetensors").rename(base / "consolidated.safetensors")
-    assert refused(base) == " holds no model.safetensors; there are consolidated.safetensors"
+    assert refused(base) == " holds no model.safetensors; it holds consolidated.safetensors"
     assert refused(base / "config.json") == (
         " is a file: name the folder that holds it, with config.json and model.safetensors"
     )
@@ -124,7 +130,7 @@ def test_an_adapter_is_refused(base, tmp_path):
 
     lora = LoraConfig(r=2, target_modules=["q_proj"])
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(tmp_path / "adapter")
-    assert refused(tmp_path / "adapter") == " is an adapter: merge it into the weights it was trained on first"
+    assert refused(tmp_path / "adapter").startswith(" is an adapter: ")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -134,24 +140,24 @@ def test_weights_that_are_not_finite(base, value):
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError) as caught:
         build_model(Model(path=str(base)), small_tokenizer(), 0, 16)
-    assert caught.value.lines == (
-        f"model.path: '{base}': 1 of 2,048 values of model.layers.1.mlp.up_proj.weight are not finite: fetch them "
-        "again, or take a checkpoint from before they diverged",
+    (line,) = caught.value.lines
+    assert line.startswith(
+        f"model.path: '{base}': 1 of 2,048 values of model.layers.1.mlp.up_proj.weight are not finite"
     )
 
 
-def test_weights_that_the_model_does_not_have_are_told(base):
+def test_weights_that_the_model_does_not_use_are_reported(base):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
     notes = []
     build_model(Model(path=str(base)), small_tokenizer(), 0, 16, notes=notes)
     assert notes == [
-        f"model.path: '{base}': 9 of its weights are not of LlamaForCausalLM, such as "
+        f"model.path: '{base}': 9 weights are not used by LlamaForCausalLM, such as "
         "model.layers.1.input_layernorm.weight"
     ]
 
 
-def test_a_language_models_head_is_no_loss_for_a_classifier(base):
+def test_a_classifier_drops_a_language_model_head_silently(base):
     notes = []
     build_model(Model(path=str(base)), small_tokenizer(), 0, 16, ["a", "b"], notes)
     assert notes == []

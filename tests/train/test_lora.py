@@ -1,4 +1,4 @@
-"""Low-rank changes: what trains, what stays to the bit, what is saved, and what is refused in a line."""
+"""LoRA: what is trained, what stays bit-identical, what is saved, and what is refused in one line."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_models import logits, small_model, small_tokenizer
-from test_loop import Bench, _here  # noqa: F401  (the fixture puts the cache in place)
+from test_loop import Bench, _here  # noqa: F401  (the fixture sets the cache folder)
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hfbsz.errors import UserError
@@ -29,19 +29,19 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture
-def bench(ragged, base):
-    def made(*words, path=base):
+def make_bench(ragged, base):
+    def make(*words, path=base):
         return Bench(ragged, *WORDS, f"model.path={path}", f"data.tokenizer={path}", *words)
 
-    return made
+    return make
 
 
 def parted(model):
-    """Weights that train and weights that do not, by name, as they are now."""
-    found = [{}, {}]
+    """Copies of the trainable weights and of the frozen weights, by name."""
+    copies = [{}, {}]
     for name, weight in model.named_parameters():
-        found[weight.requires_grad][name] = weight.detach().clone()
-    return found[True], found[False]
+        copies[weight.requires_grad][name] = weight.detach().clone()
+    return copies[True], copies[False]
 
 
 def same(one, other):
@@ -49,28 +49,29 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_frozen_weights_stay_to_the_bit_and_the_others_learn(bench, name):
-    made = bench(f"optim.name={name}", f"optim.lr={RATES[name]}", "schedule.shape=constant", "duration=20steps")
-    adapters, frozen = parted(made.model)
+def test_frozen_weights_stay_bit_identical_and_the_others_learn(make_bench, name):
+    bench = make_bench(f"optim.name={name}", f"optim.lr={RATES[name]}", "schedule.shape=constant", "duration=20steps")
+    adapters, frozen = parted(bench.model)
     assert all("lora_" in part for part in adapters) and len(adapters) == 2 * 2 * 7
-    losses = [step.loss for step in made.steps()]
-    now, still = parted(made.model)
-    assert same(frozen, still) and not any(torch.equal(adapters[part], now[part]) for part in now)
+    losses = [step.loss for step in bench.steps()]
+    adapters_after, frozen_after = parted(bench.model)
+    assert same(frozen, frozen_after)
+    assert not any(torch.equal(adapters[part], adapters_after[part]) for part in adapters_after)
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-def test_a_merged_model_answers_as_the_trained_one_and_leaves_it_alone(bench, tmp_path):
-    made, unmerged = bench(), bench()
-    steps, others = made.steps(), unmerged.steps()
+def test_a_merged_model_predicts_like_the_trained_one_and_leaves_it_unchanged(make_bench, tmp_path):
+    bench, unmerged = make_bench(), make_bench()
+    steps, others = bench.steps(), unmerged.steps()
     for _ in range(6):
         next(steps), next(others)
-    before = parted(made.model)
-    plain = merged(made.model)
+    before = parted(bench.model)
+    plain = merged(bench.model)
     assert type(plain).__name__ == "LlamaForCausalLM" and merged(plain) is plain
-    assert torch.allclose(logits(plain), logits(made.model), rtol=0, atol=1e-6)
-    assert all(map(same, before, parted(made.model)))
+    assert torch.allclose(logits(plain), logits(bench.model), rtol=0, atol=1e-6)
+    assert all(map(same, before, parted(bench.model)))
     plain.save_pretrained(tmp_path)
-    original = AutoModelForCausalLM.from_pretrained(made.recipe.model.path)
+    original = AutoModelForCausalLM.from_pretrained(bench.recipe.model.path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert saved.state_dict().keys() == original.state_dict().keys()
     assert torch.equal(logits(saved), logits(plain)) and not torch.allclose(logits(saved), logits(original), atol=1e-4)
@@ -78,20 +79,20 @@ def test_a_merged_model_answers_as_the_trained_one_and_leaves_it_alone(bench, tm
         assert (step.loss, step.grad_norm) == (other.loss, other.grad_norm)
 
 
-def test_a_copy_of_what_lora_leaves_alone_is_not_made(base):
-    wanted = Model(path=str(base), lora={"rank": 4, "targets": "q_proj"})
-    model = build_model(wanted, small_tokenizer(), 0, 16)
+def test_merging_copies_only_weights_that_lora_updates(base):
+    spec = Model(path=str(base), lora={"rank": 4, "targets": "q_proj"})
+    model = build_model(spec, small_tokenizer(), 0, 16)
     plain = merged(model)
-    theirs = {weight.data_ptr() for weight in model.parameters()}
-    own = {name for name, weight in plain.named_parameters() if weight.data_ptr() not in theirs}
-    assert own == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
+    pointers = {weight.data_ptr() for weight in model.parameters()}
+    copied = {name for name, weight in plain.named_parameters() if weight.data_ptr() not in pointers}
+    assert copied == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_a_checkpoint_holds_adapters_alone_and_a_run_goes_on_from_it(bench, tmp_path, name):
+def test_a_checkpoint_holds_only_adapters_and_a_run_resumes_from_it(make_bench, tmp_path, name):
     words = [f"optim.name={name}", f"optim.lr={RATES[name]}"]
-    whole, first, second = (bench(*words) for _ in range(3))
-    unbroken = list(whole.steps())
+    unbroken, first, second = (make_bench(*words) for _ in range(3))
+    expected = list(unbroken.steps())
     progress = Progress(first.accelerator.device)
     for step in first.steps(progress=progress):
         if step.at.step == 5:
@@ -101,29 +102,29 @@ def test_a_checkpoint_holds_adapters_alone_and_a_run_goes_on_from_it(bench, tmp_
     weights, moments = (load_file(path / f"{part}.safetensors") for part in ("model", "optimizer"))
     layer = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
     assert layer in weights and len(weights) == 28 and all(".lora_" in part for part in (*weights, *moments))
-    found = read(path)
-    restore(found, second.model, second.optimizer)
-    resumed = list(second.steps(progress=Progress(second.accelerator.device, found.state["progress"])))
-    for one, other in zip(resumed, unbroken[5:], strict=True):
+    checkpoint = read(path)
+    restore(checkpoint, second.model, second.optimizer)
+    resumed = list(second.steps(progress=Progress(second.accelerator.device, checkpoint.state["progress"])))
+    for one, other in zip(resumed, expected[5:], strict=True):
         assert (one.at.sequences, one.loss, one.grad_norm) == (other.at.sequences, other.loss, other.grad_norm)
-    assert all(map(same, parted(second.model), parted(whole.model)))
+    assert all(map(same, parted(second.model), parted(unbroken.model)))
 
 
-def test_other_frozen_weights_are_refused(bench, base, tmp_path):
-    """One weight of the model's folder has changed by one bit since the checkpoint."""
-    first = bench()
+def test_other_frozen_weights_are_refused(make_bench, base, tmp_path):
+    """One weight in the model's folder has changed by one bit since the checkpoint was saved."""
+    first = make_bench()
     next(first.steps())
-    found = read(save(tmp_path, 1, collect(first.model, first.optimizer), {}))
+    checkpoint = read(save(tmp_path, 1, collect(first.model, first.optimizer), {}))
     other = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
         weight = other.get_parameter("model.norm.weight")
         weight[3] = torch.nextafter(weight[3], torch.tensor(9.0))
     other.save_pretrained(tmp_path / "other")
     small_tokenizer().save_pretrained(tmp_path / "other")
-    second = bench(path=tmp_path / "other")
+    second = make_bench(path=tmp_path / "other")
     before = parted(second.model)
-    with pytest.raises(UserError, match="the weights that are not trained, which it does not hold, have changed"):
-        restore(found, second.model, second.optimizer)
+    with pytest.raises(UserError, match=r"frozen weights.* have changed"):
+        restore(checkpoint, second.model, second.optimizer)
     assert all(map(same, before, parted(second.model)))
 
 
@@ -136,13 +137,13 @@ def test_other_frozen_weights_are_refused(bench, base, tmp_path):
         ("distilbert", {"pre_classifier", "classifier"}),
     ],
 )
-def test_a_classifiers_head_trains_as_it_is(tmp_path, kind, head):
+def test_a_classifier_head_is_trained_in_full(tmp_path, kind, head):
     small_model(tmp_path / "base", kind, labels=3 if kind == "distilbert" else 0)
-    wanted = Model(path=str(tmp_path / "base"), lora={"rank": 2})
-    model = build_model(wanted, small_tokenizer(), 0, 16, ["no", "yes"])
+    spec = Model(path=str(tmp_path / "base"), lora={"rank": 2})
+    model = build_model(spec, small_tokenizer(), 0, 16, ["no", "yes"])
     trained, _ = parted(model)
-    whole = {name.split(".")[2] for name in trained if "lora_" not in name}
-    assert whole == head and any("lora_B" in name for name in trained)
+    in_full = {name.split(".")[2] for name in trained if "lora_" not in name}
+    assert in_full == head and any("lora_B" in name for name in trained)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.requires_grad:
@@ -162,33 +163,33 @@ def test_a_classifiers_head_trains_as_it_is(tmp_path, kind, head):
         ({"targets": "embed_tokens"}, "no linear layer is called 'embed_tokens'; there are q_proj"),
         (
             {"rank": 20, "targets": "k_proj"},
-            "rank: 20 is no low rank for model.layers.0.self_attn.k_proj, which is 16 × 32",
+            "rank: 20 is not a low rank for model.layers.0.self_attn.k_proj, which is 16 × 32",
         ),
     ],
 )
-def test_wrong_targets_and_ranks_are_one_line(base, lora, message):
+def test_wrong_targets_and_ranks_are_reported_in_one_line(base, lora, message):
     with pytest.raises(UserError) as caught:
         build_model(Model(path=str(base), lora=lora), small_tokenizer(), 0, 16)
     (line,) = caught.value.lines
     assert message in line
 
 
-def test_what_lora_does_not_go_with_is_one_line(base, monkeypatch):
+def test_what_lora_cannot_be_combined_with_is_reported_in_one_line(base, monkeypatch):
     loaded = load(["recipe=tests/tiny.yaml", "model.shape=null", f"model.path={base}", "model.lora={}"])
     with pytest.raises(UserError, match=r"optim\.name: muon"):
         muon = loaded.recipe.optim.model_copy(update={"name": "muon"})
         resolve(loaded.recipe.model_copy(update={"optim": muon}), 1)
-    with pytest.raises(UserError, match=r"model\.lora: it changes weights that were trained before"):
+    with pytest.raises(UserError, match=r"model\.lora: it needs pretrained weights"):
         build_model(load(["model=tiny", "model.lora={}"]).recipe.model, small_tokenizer(), 0, 16)
     from hfbsz.run.session import run
 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(UserError, match=r"model\.lora: it has not been tried on weights that ranks share \(FSDP2\)"):
+    with pytest.raises(UserError, match=r"model\.lora: .*FSDP2"):
         run(loaded, "pretrain", Interrupt())
 
 
-def test_lora_is_named_field_by_field():
+def test_lora_can_be_set_field_by_field():
     lora = load(["model.path=x", "model.lora.rank=8", "model.lora.targets=[q_proj,v_proj]"]).recipe.model.lora
     assert (lora.rank, lora.alpha, lora.targets) == (8, 32, ["q_proj", "v_proj"])
     assert load(["model.path=x", "model.lora.rank=8", "model.lora=null"]).recipe.model.lora is None
@@ -198,19 +199,19 @@ def test_lora_is_named_field_by_field():
         load(["model.lora.rank=0"])
 
 
-def test_two_processes_train_what_one_does_and_save_it_merged(hfbsz, ragged, base, tmp_path):
+def test_two_processes_train_the_same_model_as_one_and_save_it_merged(hfbsz, ragged, base, tmp_path):
     words = ["recipe=tests/tiny.yaml", *WORDS, f"model.path={base}", f"data.tokenizer={base}", f"data.files={ragged}"]
     words += ["model.lora.dropout=0", "batch.micro_max=2", "threads=1", "checkpoint.every=5steps"]
-    found = []
+    models = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         ended = hfbsz("pretrain.py", *words, f"output_dir={folder}", processes=processes)
         assert ended.code == 0, ended.err
         assert json.loads((folder / "status.json").read_text())["state"] == "finished"
-        found.append(AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True))
+        models.append(AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True))
         names = {part.name for part in folder.iterdir()}
-        assert "adapter_config.json" not in names and "lora" not in str(found[-1].state_dict().keys())
+        assert "adapter_config.json" not in names and "lora" not in str(models[-1].state_dict().keys())
         size = (folder / "checkpoint-10" / "model.safetensors").stat().st_size
         assert size < (folder / "model.safetensors").stat().st_size / 2
-    assert torch.allclose(logits(found[0]), logits(found[1]), rtol=0, atol=1e-5)
-    assert not torch.allclose(logits(found[0]), logits(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)
+    assert torch.allclose(logits(models[0]), logits(models[1]), rtol=0, atol=1e-5)
+    assert not torch.allclose(logits(models[0]), logits(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)

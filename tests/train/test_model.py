@@ -1,4 +1,4 @@
-"""Models by shape and by weights, language models and classifiers: what they promise, and what is refused in a line."""
+"""Models from shapes and from weights, language models and classifiers: their guarantees, and refusals in one line."""
 
 import pytest
 import torch
@@ -29,40 +29,40 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Folders of small models by kind, made once."""
-    made = {}
+    """Saves a small model of a kind once, and returns its folder."""
+    saved = {}
 
-    def folder(kind, **given):
-        key = (kind, *given.items())
-        if key not in made:
-            made[key] = small_model(tmp_path_factory.mktemp(kind), kind, **given)
-        return str(made[key])
+    def folder(kind, **options):
+        key = (kind, *options.items())
+        if key not in saved:
+            saved[key] = small_model(tmp_path_factory.mktemp(kind), kind, **options)
+        return str(saved[key])
 
     return folder
 
 
-def refused(tokenizer, labels=None, sequence_length=16, **wanted) -> str:
+def refused(tokenizer, labels=None, sequence_length=16, **fields) -> str:
     with pytest.raises(UserError) as caught:
-        build_model(Model(**wanted), tokenizer, 0, sequence_length, labels)
+        build_model(Model(**fields), tokenizer, 0, sequence_length, labels)
     (line,) = caught.value.lines
     return line
 
 
 @pytest.mark.parametrize("preset", SIZES)
 def test_a_preset_has_the_size_that_it_names(preset):
-    wanted = load([f"model={preset}"]).recipe.model
+    spec = load([f"model={preset}"]).recipe.model
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(dict(wanted.shape), {"vocab_size": 2048}))
-    counts = model.num_parameters(), count_parameters(wanted, 2048)
+        model = AutoModelForCausalLM.from_config(_config(dict(spec.shape), {"vocab_size": 2048}))
+    counts = model.num_parameters(), count_parameters(spec, 2048)
     assert counts == pytest.approx(SIZES[preset], rel=5e-3)
 
 
 def test_the_vocabulary_does_not_enter_the_count():
-    wanted = load(["model=tiny"]).recipe.model
-    assert count_parameters(wanted, 2048) == count_parameters(wanted, 50_000)
+    spec = load(["model=tiny"]).recipe.model
+    assert count_parameters(spec, 2048) == count_parameters(spec, 50_000)
 
 
-def test_a_model_that_cannot_be_counted_is_one_line(tmp_path):
+def test_a_model_that_cannot_be_counted_is_reported_in_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     for path in (str(tmp_path), str(tmp_path / "nowhere")):
         with pytest.raises(UserError) as caught:
@@ -81,13 +81,13 @@ def test_bf16_weights_are_trained_in_float32(folders, tokenizer):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "distilbert"])
 def test_labels_make_a_classifier(folders, tokenizer, kind, tmp_path):
-    """From a language model's weights, or from its shape; and it comes back from the disk as it is."""
+    """From a language model's weights, or from a shape; saving and loading gives the same model."""
     path = folders(kind, labels=0 if kind != "distilbert" else 3)
     shape = {"model_type": kind, **load(["model=tiny"]).recipe.model.shape} if kind == "llama" else None
-    for wanted in [Model(path=path), *([Model(shape=shape | {"model_type": kind})] if shape else [])]:
-        first, again, other = (build_model(wanted, tokenizer, seed, 16, LABELS) for seed in (0, 0, 1))
+    for spec in [Model(path=path), *([Model(shape=shape | {"model_type": kind})] if shape else [])]:
+        first, same, other = (build_model(spec, tokenizer, seed, 16, LABELS) for seed in (0, 0, 1))
         assert first.config.id2label == {0: "rotten", 1: "fresh"} and first.config.label2id["fresh"] == 1
-        assert logits(first).shape == (3, 2) and torch.equal(logits(first), logits(again))
+        assert logits(first).shape == (3, 2) and torch.equal(logits(first), logits(same))
         assert not torch.equal(logits(first), logits(other))
         assert first.config.problem_type == "single_label_classification"
         first.save_pretrained(tmp_path)
@@ -96,8 +96,8 @@ def test_labels_make_a_classifier(folders, tokenizer, kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_padding_does_not_move_a_classifier_that_looks_at_the_last_token(folders, tokenizer, kind):
-    wanted = Model(path=folders(kind, pad_token_id=None))
-    model = build_model(wanted, tokenizer, 0, 16, LABELS).eval()
+    spec = Model(path=folders(kind, pad_token_id=None))
+    model = build_model(spec, tokenizer, 0, 16, LABELS).eval()
     assert model.config.pad_token_id == tokenizer.pad_token_id
     plain = rows()
     padded = {
@@ -108,33 +108,33 @@ def test_padding_does_not_move_a_classifier_that_looks_at_the_last_token(folders
         assert torch.allclose(model(**padded).logits, model(**plain).logits, atol=1e-6)
 
 
-def test_an_encoder_is_no_language_model_and_a_decoder_is(folders, tokenizer):
-    assert "bert lets a token see those that come after it" in refused(tokenizer, path=folders("bert"))
+def test_an_encoder_is_refused_as_a_language_model_and_a_decoder_is_not(folders, tokenizer):
+    assert "bert attends to later tokens" in refused(tokenizer, path=folders("bert"))
     assert build_model(Model(path=folders("gpt_neox")), tokenizer, 0, 16).config.is_decoder is False
 
 
 @pytest.mark.parametrize(
-    ("wanted", "labels", "message"),
+    ("fields", "labels", "message"),
     [
         ({"path": "{bert2}"}, None, "lacks weights of"),  # a classifier's folder holds no language model's head
-        ({"path": "{pickled}"}, LABELS, "holds pickled weights (pytorch_model.bin), which are not read"),
+        ({"path": "{pickled}"}, LABELS, "holds pickled weights (pytorch_model.bin)"),
         ({"path": "nowhere"}, LABELS, "model.path: 'nowhere' cannot be loaded"),
-        ({"shape": {"model_type": "distilbert"}}, None, "transformers has no causal language model of 'distilbert'"),
-        ({"shape": {"model_type": "mamba"}}, LABELS, "transformers has no classifier of 'mamba'"),
-        ({}, None, "model: name a preset (model=tiny)"),
+        ({"shape": {"model_type": "distilbert"}}, None, "transformers has no causal language model for 'distilbert'"),
+        ({"shape": {"model_type": "mamba"}}, LABELS, "transformers has no classifier for 'mamba'"),
+        ({}, None, "(model=tiny)"),
         ({"path": "{llama}"}, LABELS, "data.sequence_length: 512 is beyond the model's window of 256"),
     ],
 )
-def test_what_cannot_be_built_is_one_line(folders, tokenizer, tmp_path, wanted, labels, message):
-    if wanted.get("path", "").startswith("{"):
+def test_a_model_that_cannot_be_built_is_reported_in_one_line(folders, tokenizer, tmp_path, fields, labels, message):
+    if fields.get("path", "").startswith("{"):
         pickled = tmp_path / "pickled"
         pickled.mkdir()
         AutoModelForCausalLM.from_pretrained(folders("llama")).config.save_pretrained(pickled)
         (pickled / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-        named = {"bert2": folders("bert", labels=2), "pickled": pickled, "llama": folders("llama")}
-        wanted = {"path": wanted["path"].format(**named)}
+        paths = {"bert2": folders("bert", labels=2), "pickled": pickled, "llama": folders("llama")}
+        fields = {"path": fields["path"].format(**paths)}
     length = 512 if "512" in message else 16
-    assert message in refused(tokenizer, labels, length, **wanted)
+    assert message in refused(tokenizer, labels, length, **fields)
 
 
 def test_weights_bring_their_tokenizer():

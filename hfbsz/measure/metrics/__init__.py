@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` modules that load from this folder, without a network; others by path or Hub name."""
+"""Metrics as `evaluate` modules, loaded from this folder without network access; others by path or Hub name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,38 +11,41 @@ import numpy as np
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe.fields import is_script
 
-_KINDS = ("metric", "comparison", "measurement")  # of Hugging Face's own
-_OF_LABELS = ("accuracy", "macro_f1", "matthews")  # from predicted and true labels
+_KINDS = ("metric", "comparison", "measurement")  # of the metrics that Hugging Face publishes
+_LABEL_METRICS = ("accuracy", "macro_f1", "matthews")  # from predicted and true labels
 
 
 def load(name: str) -> Any:
-    """A metric: this folder's of that name, the script of a name that is written as a path, else Hugging Face's own.
+    """Load a metric: one of this folder by name, a script by its path, else one that Hugging Face publishes.
 
-    A script is code that runs here: one of the working folder is not taken by a bare name, nor one that somebody else
-    keeps on the Hub by any. Raises UserError where there is no such metric, or it cannot be had. Imports `evaluate`,
-    which takes seconds: call it where it is used.
+    A script runs code, so a bare name never loads one from the working directory, and scripts of other Hub users are
+    never loaded. Raises UserError for a metric that does not exist or cannot be loaded. Importing `evaluate` takes
+    seconds, so call this only when the metric is used.
     """
     import evaluate
 
-    own, given = _own(), Path(name)
-    if name in own:
-        return evaluate.load(str(own[name]), keep_in_memory=True)
+    built_in, path = _built_in(), Path(name)
+    if name in built_in:
+        return evaluate.load(str(built_in[name]), keep_in_memory=True)
     if not is_script(name):
         return _from_hub(name)
-    for script in (given, given / f"{given.name}.py"):
+    for script in (path, path / f"{path.name}.py"):
         if script.suffix == ".py" and script.is_file():
-            with _in_a_line(name):
+            with _user_errors(name):
                 return evaluate.load(str(script), keep_in_memory=True)
-    if given.suffix == ".py" or name.count("/") > 1:
+    if path.suffix == ".py" or name.count("/") > 1:
         raise UserError(f"metric {name!r}: no such file")
     raise UserError(
-        f"metric {name!r}: scripts that others keep on the Hub are not run unseen: save it, and give its path"
+        f"metric {name!r}: scripts of other users on the Hub are not run: download it, review it and give its path"
     )
 
 
 def _from_hub(name: str) -> Any:
-    """A metric of Hugging Face's own, of whichever kind; by its full name, for `evaluate` looks in the working folder
-    first. Offline only what was fetched before is found, and at once: left to itself it tries for seconds."""
+    """A metric that Hugging Face publishes, of any kind.
+
+    It is loaded by its full name, because `evaluate` looks in the working directory first. Offline, only cached metrics
+    are found; `evaluate` is told so, because it would otherwise retry for seconds.
+    """
     import evaluate
     import huggingface_hub
 
@@ -51,29 +54,32 @@ def _from_hub(name: str) -> Any:
     try:
         for path in (f"evaluate-{kind}/{name}" for kind in _KINDS):
             if Path(path).exists():
-                raise UserError(f"metric {name!r}: the folder {path} would be run in place of the Hub's: rename it")
-            with _in_a_line(name), suppress(FileNotFoundError):
+                raise UserError(
+                    f"metric {name!r}: the folder {path} would be loaded instead of the Hub's metric: rename it"
+                )
+            with _user_errors(name), suppress(FileNotFoundError):
                 return evaluate.load(path, keep_in_memory=True)
-        where = "in the cache, and HF_HUB_OFFLINE is set" if offline else "on the Hub, or the Hub cannot be reached"
-        near = did_you_mean(name, _own())
-        raise UserError(f"metric {name!r}: not {where}: give the path of its script{near}")
+        reason = "in the cache, and HF_HUB_OFFLINE is set" if offline else "on the Hub, or the Hub cannot be reached"
+        raise UserError(f"metric {name!r}: not {reason}: give the path of its script{did_you_mean(name, _built_in())}")
     finally:
         evaluate.config.HF_EVALUATE_OFFLINE = before
 
 
 @contextmanager
-def _in_a_line(name: str) -> Iterator[None]:
-    """Raises UserError for whatever a metric's script raises."""
+def _user_errors(name: str) -> Iterator[None]:
+    """Raise UserError with one line for any exception of a metric's script."""
     try:
         yield
-    except ImportError as problem:  # names the packages that the metric needs
+    except ImportError as problem:  # its message names the packages that the metric needs
         raise UserError(f"metric {name!r}: {_line(problem)}") from None
     except Exception as problem:  # a script may do anything
-        why = f"{type(problem).__name__}: {_line(problem)}"
-        raise UserError(f"metric {name!r}: its script does not load: {why}") from None
+        raise UserError(
+            f"metric {name!r}: its script does not load: {type(problem).__name__}: {_line(problem)}"
+        ) from None
 
 
-def _own() -> dict[str, Path]:
+def _built_in() -> dict[str, Path]:
+    """The scripts of this folder by metric name."""
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))}
 
 
@@ -84,20 +90,20 @@ def _line(problem: Exception) -> str:
 def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """`accuracy`, `macro_f1`, `matthews` and `calibration_error` of logits [rows, classes] against true labels [rows].
 
-    The likeliest class is what is predicted, the first of equals; a row with a NaN predicts none. Without rows all are
-    NaN.
+    The predicted class is the one with the largest logit, the first of equal ones; a row with a NaN predicts none.
+    Without rows all metrics are NaN.
     """
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     logits = np.asarray(logits, dtype=np.float64)
     predicted = np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
-    for name in _OF_LABELS:
-        found |= _kept(name).compute(predictions=predicted, references=labels)
+    for name in _LABEL_METRICS:
+        values |= _loaded(name).compute(predictions=predicted, references=labels)
     with np.errstate(invalid="ignore"):
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-    return found | _kept("calibration_error").compute(predictions=probabilities, references=labels)
+    return values | _loaded("calibration_error").compute(predictions=probabilities, references=labels)
 
 
 @cache
-def _kept(name: str) -> Any:
+def _loaded(name: str) -> Any:
     return load(name)

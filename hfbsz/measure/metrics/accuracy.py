@@ -1,4 +1,4 @@
-"""Share of rows whose predicted label is right."""
+"""Accuracy: the share of rows whose predicted label is correct."""
 
 import datasets
 import evaluate

@@ -1,4 +1,4 @@
-"""Bits per byte of a language model: comparable between tokenizers, because it is relative to the text's bytes."""
+"""Bits per byte of a language model: comparable between tokenizers, because it is per byte of text, not per token."""
 
 import math
 
@@ -7,7 +7,7 @@ import evaluate
 
 
 class BitsPerByte(evaluate.Metric):
-    """Takes sums of NLL (nats) as predictions and the bytes of text that they predict as references."""
+    """Takes sums of NLL (nats) as predictions, and the bytes of text that the targets stand for as references."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -1,4 +1,4 @@
-"""Expected calibration error: how far a classifier's confidence is from how often it is right."""
+"""Expected calibration error: the mean gap between a classifier's confidence and its accuracy."""
 
 import datasets
 import evaluate
@@ -8,8 +8,8 @@ import numpy as np
 class CalibrationError(evaluate.Metric):
     """Takes probabilities [rows, classes] and true labels; NaN without rows.
 
-    Rows fall into `bins` equal bins (a, b] of confidence, the largest probability; the error is the mean over the bins,
-    weighted by their rows, of |accuracy − mean confidence| (Guo et al. 2017, eq. 3, with their 15 bins).
+    Rows are grouped into `bins` equal bins (a, b] of confidence, their largest probability; the error is the mean over
+    the bins, weighted by their rows, of |accuracy − mean confidence| (Guo et al. 2017, eq. 3, with 15 bins as there).
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -28,6 +28,6 @@ class CalibrationError(evaluate.Metric):
         if not references:
             return {"calibration_error": float("nan")}
         probabilities = np.array(predictions)
-        confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == np.array(references)
+        confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == np.array(references)
         bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1), right=True)
-        return {"calibration_error": float(np.abs(np.bincount(bin_of, right - confidence)).sum() / len(references))}
+        return {"calibration_error": float(np.abs(np.bincount(bin_of, correct - confidence)).sum() / len(references))}

@@ -1,4 +1,4 @@
-"""Mean of the labels' F1: every label counts the same, however rare."""
+"""Macro F1: the mean of the labels' F1 scores, so that every label counts the same, however rare."""
 
 import datasets
 import evaluate
@@ -8,7 +8,7 @@ import numpy as np
 class MacroF1(evaluate.Metric):
     """Takes predicted and true labels; NaN without rows.
 
-    F1 of a label is 2·hits ÷ (times predicted + times true), so 0 for one that is never predicted, or only wrongly. The
+    The F1 of a label is 2·hits ÷ (times predicted + times true), so 0 for one that is never predicted correctly. The
     mean is over the labels that occur, predicted or true, as in scikit-learn's `f1_score(average="macro")`.
     """
 

@@ -1,4 +1,4 @@
-"""Matthews correlation of predicted and true labels: 1 where all are right, 0 where they tell nothing of each other."""
+"""Matthews correlation of predicted and true labels: 1 if all are correct, 0 if they are uncorrelated."""
 
 import datasets
 import evaluate
@@ -8,8 +8,8 @@ import numpy as np
 class Matthews(evaluate.Metric):
     """Takes predicted and true labels, two or more; NaN without rows.
 
-    R_K of Gorodkin 2004, eq. 8: the correlation of the two tables of indicators [rows, labels]. It is 0/0 where all
-    predictions, or all references, are of one label: that tells nothing, so 0, as in scikit-learn.
+    R_K of Gorodkin 2004, eq. 8: the correlation of the two one-hot matrices [rows, labels]. If all predictions, or all
+    references, have the same label, it is 0/0 and defined as 0, as in scikit-learn.
     """
 
     def _info(self) -> evaluate.MetricInfo:

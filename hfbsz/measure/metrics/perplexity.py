@@ -1,4 +1,4 @@
-"""Perplexity of a language model: exp of the mean negative log-likelihood of a target."""
+"""Perplexity of a language model: exp of the mean negative log-likelihood per target."""
 
 import math
 
@@ -7,7 +7,7 @@ import evaluate
 
 
 class Perplexity(evaluate.Metric):
-    """Takes sums of NLL (nats) as predictions and their counts of targets as references; a split does not matter."""
+    """Takes sums of NLL (nats) as predictions, and the numbers of targets as references; batching does not matter."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
