@@ -26,6 +26,7 @@ from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import check, resolve
 from hfbsz.recipe.fields import Data, fields, leaves
 from hfbsz.recipe.load import from_mapping, load
+from hfbsz.recipe.tasks import TASKS
 from hfbsz.train.inputs import prepare_inputs
 from hfbsz.train.model import build_model
 
@@ -180,7 +181,7 @@ def prepared(tokenizer, case) -> None:
             data = Data(
                 files=str(path), tokenizer=str(tokenizer), sequence_length=32, validation="30%", **columns, **pack
             )
-            found = prepare(data, {}, lambda *_: None, None, task)
+            found = prepare(data, {}, lambda *_: None, None, TASKS[task].rows)
             rows = [found.train[index] for index in range(len(found.train))]
             assert rows and len(found.validation)
             if name == "x.jsonl" and task == "language_modeling":  # nothing is left out without a word

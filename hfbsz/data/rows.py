@@ -26,6 +26,7 @@ from hfbsz.data.tokenizer.tokenizer import tokenizer_files
 from hfbsz.errors import RankError, UserError, number_of
 from hfbsz.plan.plan import Facts
 from hfbsz.recipe.fields import Data, EvalSet
+from hfbsz.recipe.tasks import RowKind
 
 _VERSION = 7  # of the cache's form
 _AT_ONCE = 2**30  # bytes of an Arrow file that is verified when it is opened: 0.3 s
@@ -122,7 +123,7 @@ def prepare(
     sets: Mapping[str, EvalSet],
     progress: Progress,
     needed: Needed | None = None,
-    task: str = "language_modeling",
+    kind: RowKind = RowKind.TEXT,
     own_labels: Sequence[str] | None = None,
 ) -> Prepared:
     """Rows of the recipe's data, from the cache or made now (by whichever process takes the lock first).
@@ -133,18 +134,18 @@ def prepare(
     if data.stream and needed is None:
         raise ValueError("a stream is read only as far as it is needed: say how far")
     source = open_source(data)
-    of_texts = task == "language_modeling"  # labels, groups and duplicates of a task's rows are of the whole source
+    of_texts = kind is RowKind.TEXT  # labels, groups and duplicates of a task's rows are of the whole source
     enough = enough_of(needed, source.size(), data.sequence_length, data.stream) if of_texts else None
     opened = {TRAIN: Opened(source if enough is None else shuffled(source), data)}
     if (validation := open_validation(data)) is not None:
         opened[VALIDATION] = Opened(validation, data)
     opened |= {name: open_set(name, wanted, data) for name, wanted in sets.items()}
     sources = [part.source for part in opened.values()]
-    entry = cache_folder() / _key(data, opened, enough, task, own_labels)
+    entry = cache_folder() / _key(data, opened, enough, kind, own_labels)
     builder: Any = (
         Builder(data, opened, enough, progress)
         if of_texts
-        else ExampleBuilder(task, data, opened, progress, own_labels)
+        else ExampleBuilder(kind, data, opened, progress, own_labels)
     )
 
     def make(folder: Path) -> None:
@@ -161,7 +162,7 @@ def prepare(
 
 
 def _key(
-    data: Data, opened: Mapping[str, Opened], enough: Needed | None, task: str, own_labels: Sequence[str] | None
+    data: Data, opened: Mapping[str, Opened], enough: Needed | None, kind: RowKind, own_labels: Sequence[str] | None
 ) -> str:
     """16 hex digits over all that decides the rows."""
     fields = data.model_dump(mode="json", exclude={"files", "validation_files", "sha256", "stream"})
@@ -170,7 +171,7 @@ def _key(
     made_by = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tokenizer_files(data.tokenizer)]
     read = None if enough is None else [enough.sequences, enough.tokens, bool(data.stream)]
     whole = json.dumps(
-        [_VERSION, task, fields, stamps, made_by, read, *([own] if own else []), own_labels], sort_keys=True
+        [_VERSION, kind, fields, stamps, made_by, read, *([own] if own else []), own_labels], sort_keys=True
     )
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hfbsz.errors import UserError
 from hfbsz.recipe.load import Loaded, load
+from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.folder import path_of
 from hfbsz.system.yaml import as_text
 
@@ -53,7 +54,7 @@ class Job:
     @property
     def script(self) -> str:
         """The hfbsz command that runs the task: pretrain or finetune."""
-        return "pretrain" if self.loaded.recipe.task == "language_modeling" else "finetune"
+        return "pretrain" if self.loaded.recipe.row_kind is RowKind.TEXT else "finetune"
 
     def with_words(self, *words: str) -> "Job":
         """The same run with words added or replaced; its choices stay. Raises UserError if the recipe is invalid."""

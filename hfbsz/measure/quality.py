@@ -1,20 +1,22 @@
-"""The metrics of an evaluation, by task: perplexity and bits per byte, or accuracy and other classification metrics."""
+"""The metrics of an evaluation: perplexity and bits per byte, or accuracy and other classification metrics."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from hfbsz.measure import metrics
+from hfbsz.recipe.tasks import RowKind
 from hfbsz.train.evaluate import Evaluation
 
 
 class Quality:
-    """The metrics of a task. `extra`: further metrics for classifiers, by name or path for `evaluate`; raises UserError
-    for one that cannot be loaded."""
+    """The metrics of a kind of rows. `extra`: further metrics for classifiers, by name or path for `evaluate`; raises
+    UserError for one that cannot be loaded."""
 
-    def __init__(self, task: str, extra: Sequence[str] = ()) -> None:
-        self._task, self._extra = task, [metrics.load(name) for name in extra]
-        self._perplexity, self._bits_per_byte = metrics.load("perplexity"), metrics.load("bits_per_byte")
+    def __init__(self, kind: RowKind, extra: Sequence[str] = ()) -> None:
+        self._kind, self._extra = kind, [metrics.load(name) for name in extra]
+        names = () if kind is RowKind.LABEL else ("perplexity", "bits_per_byte")
+        self._of_tokens = {name: metrics.load(name) for name in names}
 
     def measures(self, prefix: str, evaluation: Evaluation) -> dict[str, float]:
         """The metrics of one evaluation set by name, each prefixed with `prefix`; the same on every rank."""
@@ -24,7 +26,7 @@ class Quality:
             f"{prefix}targets": int(evaluation.targets.sum()),
             f"{prefix}seconds": round(evaluation.seconds, 3),
         }
-        if self._task == "classification":
+        if self._kind is RowKind.LABEL:
             logits, labels = evaluation.outputs[:, :-1], evaluation.outputs[:, -1].astype(int)
             measured = metrics.classification(logits, labels)
             for metric in self._extra:
@@ -35,8 +37,8 @@ class Quality:
             [int(evaluation.targets.sum())],
             [evaluation.text_bytes],
         )
-        measured = self._perplexity.compute(predictions=nll, references=targets)
-        measured |= self._bits_per_byte.compute(predictions=nll, references=text_bytes)
+        measured = self._of_tokens["perplexity"].compute(predictions=nll, references=targets)
+        measured |= self._of_tokens["bits_per_byte"].compute(predictions=nll, references=text_bytes)
         return values | {f"{prefix}{name}": value for name, value in measured.items()} | extractable(prefix, evaluation)
 
 

@@ -25,6 +25,7 @@ from pydantic import (
 from hfbsz.recipe.amounts import PATTERN, Amount
 from hfbsz.recipe.law_name import NAMES, Named
 from hfbsz.recipe.ramp import Ramp
+from hfbsz.recipe.tasks import TASKS, RowKind
 
 SMALL_CORPUS = 32_000_000  # bytes; a smaller corpus is always prepared completely (about half a minute)
 MUCH_MORE = 8  # a corpus with more than 8 times the text that the budget needs is prepared only in part
@@ -525,8 +526,9 @@ _MICRO_BATCH_FIELDS = ("batch.micro_max", "batch.micro_tokens")
 class Recipe(_Section):
     """A complete recipe: everything that decides a training run."""
 
-    task: Literal["language_modeling", "classification", "instruction"] = Field(
+    task: str = Field(
         "language_modeling",
+        json_schema_extra={"enum": list(TASKS)},
         description="language_modeling: next-token prediction on text; classification: one label per row; instruction: "
         "conversations, loss on the answers only",
     )
@@ -556,23 +558,36 @@ class Recipe(_Section):
     threads: int | None = Field(None, ge=1, description="CPU threads per process; null: cores ÷ local processes")
     output_dir: PathField | None = Field(None, description="folder of the run; null: runs/<recipe>-<8 hex digits>")
 
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        if task not in TASKS:
+            *names, last = map(repr, TASKS)
+            raise ValueError(f"Input should be {', '.join(names)} or {last}")
+        return task
+
+    @property
+    def row_kind(self) -> RowKind:
+        """What a row of the task is made from."""
+        return TASKS[self.task].rows
+
     @model_validator(mode="before")
     @classmethod
     def _no_packing_when_fine_tuning(cls, values: Any) -> Any:
         """`data.pack` is false by default for fine-tuning tasks: a row is one example."""
-        task = values.get("task", "language_modeling") if isinstance(values, dict) else "language_modeling"
-        if task != "language_modeling" and isinstance(data := values.get("data", {}), dict):
+        task = TASKS.get(str(values.get("task"))) if isinstance(values, dict) else None
+        if task is not None and task.rows is not RowKind.TEXT and isinstance(data := values.get("data", {}), dict):
             return {**values, "data": {"pack": False, **data}}
         return values
 
     @model_validator(mode="after")
     def _check_task(self) -> "Recipe":
-        data, fine_tuning = self.data, self.task != "language_modeling"
+        data, fine_tuning = self.data, self.row_kind is not RowKind.TEXT
         if fine_tuning and (data.pack or data.stream):
             raise ValueError(f"data.pack and data.stream are not supported for {self.task}: a row is one example")
         chat_columns = ("messages", "prompt", "response", "system", "tools")
-        unsupported = {"classification": chat_columns, "instruction": ("label", "labels")}.get(
-            self.task, ("label", "labels", *chat_columns, "group", "rows", "id", "skip")
+        unsupported = {RowKind.LABEL: chat_columns, RowKind.CONVERSATION: ("label", "labels")}.get(
+            self.row_kind, ("label", "labels", *chat_columns, "group", "rows", "id", "skip")
         )
         sections = {"data": data} | {f"eval.sets.{name}": eval_set for name, eval_set in self.eval.sets.items()}
         for section, origin in sections.items():

@@ -122,7 +122,9 @@ def describe(info: Any) -> tuple[str, str, str]:
     """(type, default, description) of a field, as text."""
     default = info.default.model_dump(mode="json") if isinstance(info.default, BaseModel) else info.default
     shown = "null" if default is None else json.dumps(default, ensure_ascii=False, default=str).strip('"')
-    return _type_name(info.annotation), shown, info.description or ""
+    choices = (info.json_schema_extra or {}).get("enum")
+    kind = " | ".join(choices) if choices else _type_name(info.annotation)
+    return kind, shown, info.description or ""
 
 
 def _type_name(annotation: Any) -> str:

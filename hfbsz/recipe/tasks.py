@@ -5,7 +5,7 @@ from enum import StrEnum, auto
 
 
 class RowKind(StrEnum):
-    """What a row is made from. It decides how data are prepared, which metrics are computed, and the model card."""
+    """What a row is made from. It decides the preparation, the class of the model, the metrics and the model card."""
 
     TEXT = auto()  # a document, or a part of one
     LABEL = auto()  # a text and its label
@@ -17,12 +17,11 @@ class TaskInfo:
     """What the rest of the package has to know of a task without importing torch."""
 
     rows: RowKind
-    module: str  # gives `build(recipe, model, tokenizer) -> Task`
-    auto_class: str = "AutoModelForCausalLM"  # class of transformers that the model is built and loaded by
+    module: str  # has `build(recipe, model, tokenizer) -> Task`
 
 
 TASKS = {
     "language_modeling": TaskInfo(RowKind.TEXT, "hfbsz.train.tasks.language_modeling"),
-    "classification": TaskInfo(RowKind.LABEL, "hfbsz.train.tasks.classification", "AutoModelForSequenceClassification"),
+    "classification": TaskInfo(RowKind.LABEL, "hfbsz.train.tasks.classification"),
     "instruction": TaskInfo(RowKind.CONVERSATION, "hfbsz.train.tasks.language_modeling"),
 }

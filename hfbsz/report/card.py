@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hfbsz.plan.explain import explain
 from hfbsz.plan.plan import Plan
+from hfbsz.recipe.tasks import RowKind
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,14 @@ class _Kind:
 
 
 _KINDS = {
-    "language_modeling": _Kind(
+    RowKind.TEXT: _Kind(
         "text-generation",
         "causal language model",
         "AutoModelForCausalLM",
         """inputs = tokenizer("def main(", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40, pad_token_id=tokenizer.pad_token_id)[0]))""",
     ),
-    "instruction": _Kind(
+    RowKind.CONVERSATION: _Kind(
         "text-generation",
         "causal language model that answers",
         "AutoModelForCausalLM",
@@ -33,7 +34,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40, pad_token_id=
 inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40, pad_token_id=tokenizer.pad_token_id)[0]))""",
     ),
-    "classification": _Kind(
+    RowKind.LABEL: _Kind(
         "text-classification",
         "classifier of texts",
         "AutoModelForSequenceClassification",
@@ -78,7 +79,7 @@ def model_card(
     name: str, model: str, data: str, folder: str, state: str, reached: Mapping[str, str], plan: Plan
 ) -> str:
     """The text of the run's README.md."""
-    table, kind = "\n".join(f"| {key} | {value} |" for key, value in reached.items()), _KINDS[plan.recipe.task]
+    table, kind = "\n".join(f"| {key} | {value} |" for key, value in reached.items()), _KINDS[plan.recipe.row_kind]
     return _TEMPLATE.format(
         name=name, model=model, data=data, folder=folder, state=state, table=table, plan=explain(plan), kind=kind
     )

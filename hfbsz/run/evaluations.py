@@ -10,6 +10,7 @@ from hfbsz.data.rows import Rows, sample
 from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.measure.quality import Quality, extractable
 from hfbsz.recipe.fields import FINAL_SHARE
+from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.record import Reading, Step
 from hfbsz.train.evaluate import Evaluation
 from hfbsz.train.setup import Setup
@@ -39,7 +40,7 @@ class Evaluator:
     def watched(self) -> bool:
         """Whether training rows are evaluated too: as wished, else where they are seen more than once."""
         recipe = self.setup.plan.recipe
-        again = recipe.task != "language_modeling" or self.setup.plan.total > len(self.setup.data.train)
+        again = recipe.row_kind is not RowKind.TEXT or self.setup.plan.total > len(self.setup.data.train)
         return again if recipe.eval.watch is None else recipe.eval.watch
 
     def evaluate(self, step: Step) -> Reading:
@@ -98,7 +99,7 @@ class Evaluator:
 
     def notes(self) -> list[str]:
         """What is to be known of the memory that evaluations take, before the first one."""
-        if self.setup.plan.recipe.task == "classification":
+        if self.setup.plan.recipe.row_kind is RowKind.LABEL:
             return []
         entries = self.setup.accelerator.unwrap_model(self.setup.model, keep_torch_compile=False).config.vocab_size
         sets = self.setup.data.evaluation_sets().values()

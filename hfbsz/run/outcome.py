@@ -10,6 +10,7 @@ from hfbsz.plan.plan import Plan
 from hfbsz.recipe.amounts import short
 from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.load import Loaded
+from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.evaluations import WORSE
 from hfbsz.records.folder import path_of, read_status
 from hfbsz.records.metrics import MEASURES
@@ -18,7 +19,7 @@ from hfbsz.report.console import Console
 from hfbsz.system.called import called
 
 _SIZES_SHOWN = 10
-_MODEL_CLASS = {"classification": "AutoModelForSequenceClassification"}
+_MODEL_CLASS = {RowKind.LABEL: "AutoModelForSequenceClassification"}
 
 
 def reached(
@@ -39,7 +40,7 @@ def reached(
     sizes = list(dict.fromkeys(str(phase.batch) for phase in plan.phases))
     batches = " → ".join(sizes if len(sizes) <= _SIZES_SHOWN else [*sizes[: _SIZES_SHOWN - 2], "…", sizes[-1]])
     told = _losses(watch, last, final, whole) | _not_better(watch, final, plan.recipe)
-    if plan.recipe.task == "classification":
+    if plan.recipe.row_kind is RowKind.LABEL:
         told |= {
             "accuracy": f"{shown['accuracy']} (the most frequent label alone: {counts.majority:.3f})",
             **{MEASURES[name].heading: shown[name] for name in ("macro_f1", "matthews", "calibration_error")},
@@ -130,7 +131,7 @@ def label(loaded: Loaded, part: str) -> str:
 def hints(path: Path, loaded: Loaded) -> list[str]:
     """What to do next; the arms of the README's comparison name one another."""
     name = loaded.name
-    loads = _MODEL_CLASS.get(loaded.recipe.task, "AutoModelForCausalLM")
+    loads = _MODEL_CLASS.get(loaded.recipe.row_kind, "AutoModelForCausalLM")
     look = f"look at it           {command('open', path / 'report.html')}"
     load = f"load the model       {loads}.from_pretrained({str(path)!r})"
     if name not in ("large_batch", "small_batch_pretrain"):

@@ -143,7 +143,7 @@ class Session:
         self.skipped = int(at.skipped)
         seen = saved["watch"] if saved is not None and self.checkpoints.evaluates_alike() else None
         self.watch = OverfittingMonitor(self.recipe.eval.patience, seen)
-        quality = on_all(accelerator, lambda: Quality(self.recipe.task, self.recipe.eval.metrics))
+        quality = on_all(accelerator, lambda: Quality(self.recipe.row_kind, self.recipe.eval.metrics))
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
         self.evaluator = Evaluator(self.setup, self.watch, quality, self._show)
         if console is not None:

@@ -24,9 +24,7 @@ from hfbsz.train.inputs import prepare_inputs
 from hfbsz.train.loop import train
 from hfbsz.train.model import build_model, count_parameters
 from hfbsz.train.optimizers import Optimizers, build_optimizer
-from hfbsz.train.tasks import Task
-from hfbsz.train.tasks.classification import Classification
-from hfbsz.train.tasks.language_modeling import LanguageModeling, check_attends_within
+from hfbsz.train.tasks import Task, build_task
 
 
 @dataclass(frozen=True)
@@ -105,22 +103,12 @@ def assemble(plan: Plan, data: Prepared, tokenizer: Any, accelerator: Accelerato
     classes = data.manifest.labels  # of a classifier
     model = build_model(recipe.model, tokenizer, recipe.seed, recipe.data.sequence_length, classes, notes)
     model = model.double() if recipe.precision == "fp64" else model
-    task = _task(recipe, model, tokenizer, classes is not None)
+    task = build_task(recipe, model, tokenizer)
     if sharding is not None and accelerator.num_processes > 1:
         model = shard(model, sharding, accelerator.device, precision_of(recipe))
     else:
         model = accelerator.prepare_model(model)
     return Setup(plan, data, tokenizer, model, build_optimizer(model, plan), task, accelerator, tuple(notes))
-
-
-def _task(recipe: Recipe, model: Any, tokenizer: Any, is_classifier: bool) -> Task:
-    within = recipe.data.pack and recipe.data.attend == "within"
-    if within:
-        check_attends_within(model)
-    if is_classifier:
-        return Classification.of(model)
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    return LanguageModeling(end if pad is None else pad, end if within else None)
 
 
 def sharding_of(recipe: Recipe) -> Sharding | None:

@@ -15,6 +15,7 @@ from hfbsz.data.sources.columns import columns_of
 from hfbsz.data.sources.records import Columns, Tally
 from hfbsz.data.sources.sources import Opened, open_source
 from hfbsz.recipe.fields import Data
+from hfbsz.recipe.tasks import TASKS
 
 pytestmark = pytest.mark.index
 
@@ -44,7 +45,7 @@ def read(data, *names, optional=()):
 
 
 def examples(task, data):
-    reader = Reader(task, Opened(open_source(data), data))
+    reader = Reader(TASKS[task].rows, Opened(open_source(data), data))
     return list(reader.examples(lambda *_: None)), reader
 
 

@@ -16,6 +16,7 @@ from hfbsz.data.sources.texts import as_text, is_missing
 from hfbsz.errors import UserError
 from hfbsz.recipe.amounts import counted
 from hfbsz.recipe.fields import Data
+from hfbsz.recipe.tasks import RowKind
 
 _TOOLS = "tools"  # the column of tools if the recipe names none
 
@@ -36,13 +37,13 @@ class Reader:
     """Reads the examples of one source, and notes what it leaves out. Raises UserError if the recipe does not name a
     column that the task needs."""
 
-    def __init__(self, task: str, opened: Opened) -> None:
-        self.task, self.source, self.data, self.part = task, opened.source, opened.data, opened.part
+    def __init__(self, kind: RowKind, opened: Opened) -> None:
+        self.kind, self.source, self.data, self.part = kind, opened.source, opened.data, opened.part
         self.notes: list[str] = []
         self.tally = Tally()
         self.template = template_of(opened)
-        self.tools = (self.data.tools or _TOOLS) if task == "instruction" else None
-        fields = _needed_fields(task, opened.data, opened.part)
+        self.tools = (self.data.tools or _TOOLS) if kind is RowKind.CONVERSATION else None
+        fields = _needed_fields(kind, opened.data, opened.part)
         optional = [self.tools] if self.tools is not None and self.data.tools is None else []
         self.columns = columns_of(opened, (*fields, "tools", "group", "id"), self.template, optional)
 
@@ -92,7 +93,7 @@ class Reader:
         group = self._group(columns.get(data.group)) if data.group is not None else None
         group = name if group is None else group
         try:
-            if self.task == "classification":
+            if self.kind is RowKind.LABEL:
                 text, label = self._text(columns, data.text), class_of(columns.get(str(data.label)))
                 if text is None:
                     raise SkippedRow("no text")
@@ -132,9 +133,9 @@ class Reader:
         return from_pair(prompt, columns.get(str(data.response)), system)
 
 
-def _needed_fields(task: str, data: Data, part: str) -> tuple[str, ...]:
+def _needed_fields(kind: RowKind, data: Data, part: str) -> tuple[str, ...]:
     """The fields that name the columns of a task's examples. Raises UserError if a needed one is not set."""
-    if task == "classification":
+    if kind is RowKind.LABEL:
         if data.label is None:
             raise UserError(f"{part}.label: name the column that holds the label")
         return ("label",) if data.template is not None else ("text", "label")

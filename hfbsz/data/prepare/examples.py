@@ -25,6 +25,7 @@ from hfbsz.display import command
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe.amounts import counted
 from hfbsz.recipe.fields import Data
+from hfbsz.recipe.tasks import RowKind
 
 _ROWS_AT_ONCE = 512
 _LABELS_SHOWN = 12
@@ -36,24 +37,24 @@ class ExampleBuilder:
 
     def __init__(
         self,
-        task: str,
+        kind: RowKind,
         data: Data,
         sources: Mapping[str, Opened],
         progress: Progress,
         own_labels: Sequence[str] | None = None,
     ) -> None:
-        self.task, self.data, self.sources, self.progress = task, data, sources, progress
+        self.kind, self.data, self.sources, self.progress = kind, data, sources, progress
         self.own_labels = own_labels
         self.share = 0.0 if VALIDATION in sources else share_of(data)
         self.notes: list[str] = []
-        self.readers = {name: Reader(task, opened) for name, opened in sources.items()}
+        self.readers = {name: Reader(kind, opened) for name, opened in sources.items()}
 
     def build(self, folder: Path) -> Manifest:
         """Write train.arrow, validation.arrow and eval-N.arrow into `folder`. Raises UserError."""
         if self.data.tokenizer is None:
             raise UserError("data.tokenizer: fine-tuning needs the model's own tokenizer: set it, or model.path")
-        self.tokenizer = load_tokenizer(self.data.tokenizer, needs_end=self.task != "classification")
-        if self.task == "instruction" and not self.tokenizer.chat_template:
+        self.tokenizer = load_tokenizer(self.data.tokenizer, needs_end=self.kind is not RowKind.LABEL)
+        if self.kind is RowKind.CONVERSATION and not self.tokenizer.chat_template:
             self.tokenizer.chat_template = TEMPLATE
         read = {name: list(reader.examples(self.progress)) for name, reader in self.readers.items()}
         self.notes += [note for reader in self.readers.values() for note in reader.notes]
@@ -93,7 +94,7 @@ class ExampleBuilder:
     def _labels(self, read: Mapping[str, Sequence[Example]]) -> list[str] | None:
         """The labels in the order of their class numbers, from all rows of the training source; None for other tasks.
         Raises UserError for values that cannot be classes, and for a label that only another set has."""
-        if self.task != "classification":
+        if self.kind is not RowKind.LABEL:
             return None
         rows = Counter(str(example.label) for example in read[TRAIN])
         column = str(self.data.label)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hfbsz.data import IGNORED
 from hfbsz.data.batches import Batch
 from hfbsz.errors import UserError
+from hfbsz.recipe.fields import Recipe
 from hfbsz.train.tasks import BatchEvaluation
 
 
@@ -59,6 +60,11 @@ class Classification:
         losses = F.cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="none")
         outputs = torch.cat([logits, batch.labels[:, None].double()], dim=1)
         return BatchEvaluation(losses, (batch.labels != IGNORED).long(), outputs)
+
+
+def build(recipe: Recipe, model: Any, tokenizer: Any) -> Classification:
+    """The task for a model; raises UserError for one that mixes padding into its answers."""
+    return Classification.of(model)
 
 
 @torch.no_grad()

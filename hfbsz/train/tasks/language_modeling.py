@@ -11,6 +11,7 @@ from hfbsz.data import IGNORED
 from hfbsz.data.batches import Batch
 from hfbsz.data.rows import Row
 from hfbsz.errors import UserError
+from hfbsz.recipe.fields import Recipe
 from hfbsz.train.tasks import BatchEvaluation
 
 _PROMPT, _SAID = 16, 16  # targets of a row that are given, and that have to be said, to count as extractable
@@ -62,6 +63,16 @@ class LanguageModeling:
         said = ((logits.argmax(dim=-1) == labels) | ~asked).all(dim=1)
         extractable = said.double().masked_fill(place[:, -1] < _PROMPT + _SAID, torch.nan)
         return BatchEvaluation(losses.view_as(labels).double().sum(dim=1), counted.sum(dim=1), extractable[:, None])
+
+
+def build(recipe: Recipe, model: Any, tokenizer: Any) -> LanguageModeling:
+    """The task for a model; raises UserError for one that lets packed documents attend to each other against
+    `data.attend=within`."""
+    within = recipe.data.pack and recipe.data.attend == "within"
+    if within:
+        check_attends_within(model)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return LanguageModeling(end if pad is None else pad, end if within else None)
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:

@@ -10,6 +10,7 @@ from hfbsz.data.rows import prepare
 from hfbsz.data.tokenizer.tokenizer import load_tokenizer
 from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Data
+from hfbsz.recipe.tasks import RowKind
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def test_case_02_the_order_of_a_tuned_head_is_kept(tmp_path, words):  # noqa: F8
     data = Data(files=str(path), pack=False, label="label", validation="20%", tokenizer=words)
 
     def prepared(own):
-        return prepare(data, {}, lambda *_: None, task="classification", own_labels=own)
+        return prepare(data, {}, lambda *_: None, kind=RowKind.LABEL, own_labels=own)
 
     assert prepared(None).manifest.labels == ("neg", "pos")
     assert prepared(["pos", "neg"]).manifest.labels == ("pos", "neg")

@@ -12,6 +12,7 @@ from hfbsz.data.rows import prepare
 from hfbsz.data.tokenizer.tokenizer import train_tokenizer
 from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Data, EvalSet
+from hfbsz.recipe.tasks import RowKind
 
 WORDS = ["bad", "good", "film", "fine", "dull", "loud", "plot", "actor", "scene", "ending"]
 
@@ -44,7 +45,7 @@ def classified(folder, words, records, sets=None, **fields):
     path.write_text("\n".join(json.dumps(row) for row in records))
     defaults = {"pack": False, "label": "label", "validation": "20%", "sequence_length": 8, "tokenizer": words}
     data = Data(**{**defaults, "files": str(path), **fields})
-    return prepare(data, sets or {}, lambda *_: None, task="classification")
+    return prepare(data, sets or {}, lambda *_: None, kind=RowKind.LABEL)
 
 
 def test_rows_hold_tokens_and_a_label_and_groups_stay_together(tmp_path, words):
@@ -179,7 +180,7 @@ def talked(tmp_path, rows, sets=None, **fields):
     path.write_text("\n".join(json.dumps(row) for row in rows))
     defaults = {"pack": False, "validation": "20%", "sequence_length": 64, "tokenizer": str(tmp_path / "bpe")}
     data = Data(**{**defaults, "files": str(path), **fields})
-    return prepare(data, sets or {}, lambda *_: None, task="instruction"), tokenizer
+    return prepare(data, sets or {}, lambda *_: None, kind=RowKind.CONVERSATION), tokenizer
 
 
 def test_only_answers_are_learnt(tmp_path):

@@ -10,6 +10,7 @@ from hfbsz.data.rows import prepare
 from hfbsz.data.tokenizer.tokenizer import ends_of, load_tokenizer, save_tokenizer, tokenizer_files, train_tokenizer
 from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Data
+from hfbsz.recipe.tasks import RowKind
 
 
 @pytest.fixture
@@ -146,9 +147,9 @@ def test_case_s09_a_text_that_cannot_be_encoded_is_reported_with_its_row(tmp_pat
     rows[23]["text"] = "a" * 40 + "b "
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fields = {"files": str(tmp_path / "x.jsonl"), "tokenizer": str(tmp_path / "tokenizer")}
-    for task, more in (("language_modeling", {}), ("classification", {"label": "label", "pack": False})):
+    for kind, more in ((RowKind.TEXT, {}), (RowKind.LABEL, {"label": "label", "pack": False})):
         with pytest.raises(UserError) as caught:
-            prepare(Data(**fields, **more), {}, lambda *_: None, task=task)
+            prepare(Data(**fields, **more), {}, lambda *_: None, kind=kind)
         (line,) = caught.value.lines
         assert "x.jsonl:24: data.tokenizer: it cannot tokenise this text: " in line and "retry-limit-in-match" in line
 
