@@ -97,8 +97,8 @@ def wrong_field_count(
     )
     if lines.number > lines.row_start:
         return message + (
-            f"its quotes join lines {lines.row_start} to {lines.number}: if they are ordinary characters, "
-            f"{part}.quoting=none"
+            f"its quotes join lines {lines.row_start} to {lines.number}: set {part}.quoting=none if they are ordinary "
+            "characters"
         )
     delimiter = dialect.delimiter
     if has_more and options.header is True and (all_names := _with_unnamed(path, names, options, dialect)) is not None:
