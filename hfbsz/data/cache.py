@@ -97,7 +97,7 @@ def _system_error(cache: Path, action: str, problem: OSError) -> str:
 
 
 def _write(entry: Path, make: Callable[[Path], None]) -> None:
-    """Have `make` fill a temporary folder beside the entry, sync it to the disk and rename it; a damaged entry is
+    """Have `make` fill a temporary folder next to the entry, sync it to the disk and rename it; a damaged entry is
     replaced. The files get the permissions that the umask leaves. Raises OSError."""
     partial = entry.with_name(f"{entry.name}.tmp")
     with scratch(partial), system_errors():

@@ -90,7 +90,7 @@ def mapped(path: Path) -> tuple[Any, int]:
 
 
 def write_blocks(path: Path) -> None:
-    """Write `NAME.blocks` beside an Arrow file: the hash of each block, and whether it holds only values of lists.
+    """Write `NAME.blocks` next to an Arrow file: the hash of each block, and whether it holds only values of lists.
     Raises OSError."""
     import pyarrow as pa
 

@@ -30,7 +30,7 @@ class Chat:
 
     A row holds at most `length` + 1 tokens, because n inputs have n targets. `ends` are the token ids at which
     generation with the model ends; empty: the tokenizer's end-of-sequence token. `day` is the date that the template
-    takes for today.
+    uses as today's.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class Dialect(NamedTuple):
     parts."""
 
     text_arguments: bool = False  # arguments of calls as JSON text
-    null_content: bool = False  # null instead of empty content beside calls
+    null_content: bool = False  # null instead of empty content in messages with calls
     parts: bool = False  # content as a list of parts
 
     def convert(self, message: Message) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class ChatTemplate:
         dialect: Dialect = DIALECTS[0],
         day: date | None = None,
     ) -> None:
-        """`day` is the date that the template takes for today; None: the current date."""
+        """`day` is the date that the template uses as today's; None: the current date."""
         self.tools, self.dialect = tools, dialect
         source = str(tokenizer.get_chat_template(None, tools))
         self.writes_date = bool(_TODAY.search(source))
@@ -104,13 +104,13 @@ class ChatTemplate:
         except TooLong:
             raise UserError(f"{_WHOSE} does not end: stopped after {SECONDS:g} s of CPU time") from None
         except MemoryError:
-            raise UserError(f"{_WHOSE} is too large: it takes more than {BYTES / 2**30:g} GiB of memory") from None
+            raise UserError(f"{_WHOSE} uses too much memory: more than {BYTES / 2**30:g} GiB") from None
         except Exception as problem:  # a template is code: it can raise anything
             words = " ".join(str(problem).split()) or type(problem).__name__
             raise ValueError(f"{_WHOSE} refuses this conversation: {words}") from None
         size = sum(len(str(part)) for part in (converted, self.tools))
         if len(texts[0]) > _MAX_RATIO * size + _MAX_EXTRA:
-            raise UserError(f"{_WHOSE} is too large: it renders {len(texts[0]):,} characters from {size:,}")
+            raise UserError(f"{_WHOSE} renders too much text: {len(texts[0]):,} characters from {size:,}")
         return texts[0], spans
 
 
