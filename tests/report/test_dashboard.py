@@ -16,15 +16,15 @@ from fake_wandb import KEY, Answer, fake_server
 from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import load
-from hfbsz.records.metrics import METRICS, Metric
-from hfbsz.report.wandb.dashboard import TOPICS, Panel, Place, Topic, specification
+from hfbsz.records.metrics import METRICS, NOISE, Metric
+from hfbsz.report.wandb.dashboard import TOPICS, Place, specification
 
 TOKENS = "train/num_input_tokens_seen"
 SCRIPT = str(ROOT / "scripts" / "dashboard.py")
 EXPECTED = {
     "Quality over tokens": {"eval/loss", "eval/bits_per_byte", "eval/perplexity", "train/loss"},
     "Quality at the end": {"full/loss", "full/bits_per_byte", "full/accuracy", "last/loss"},
-    "Batch and rate": {
+    "Batch and learning rate": {
         "batch/global",
         "batch/accumulation",
         "batch/ratio",
@@ -115,13 +115,12 @@ def test_runs_are_filtered_by_group_and_grouped_by_an_entry_of_their_config(spec
     assert all(runs["filters"]["filters"] == [] for runs in runsets(specification(Place("team", "hfbsz"))))
 
 
-def test_a_prefix_stands_for_the_metrics_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    topic = Topic("", "", ("noise/", "noise", "eval/loss", "eval/not_yet"))
-    assert list(topic.panels()) == [Panel(("eval/loss",))]
-    monkeypatch.setitem(METRICS, "noise/scale", Metric("noise scale", "sequences", "gradient noise scale"))
-    assert list(topic.panels()) == [Panel(("noise/scale",)), Panel(("eval/loss",))]
-    noise = sections(specification(Place("team", "hfbsz")))["Noise"]
-    assert noise[0]["yAxisTitle"] == "scale (sequences)"
+def test_a_metric_of_a_section_gets_a_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = Metric("noise scale", "sequences", "gradient noise scale", section=NOISE, logarithmic=True)
+    monkeypatch.setitem(METRICS, "noise/scale", scale)
+    panels = sections(specification(Place("team", "hfbsz")))[NOISE]
+    (panel,) = (panel for panel in panels if panel["metrics"] == ["noise/scale"])
+    assert panel["yAxisTitle"] == "noise scale (sequences)" and panel["yLogScale"] is True
 
 
 def test_the_pattern_draws_every_loss_and_nothing_else() -> None:

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfbsz.errors import UserError
-from hfbsz.records.metrics import METRICS, metric
+from hfbsz.records.metrics import AT_END, BATCH, METRICS, NOISE, OVERFITTING, QUALITY, THROUGHPUT, metric, section
 from hfbsz.report.wandb.reporter import AXIS, session
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-BATCH = "plan.largest_batch"  # the config entry by which runs are grouped
-LOGARITHMIC = ("eval/perplexity", "batch/global", "batch/accumulation", "batch/ratio")
+GROUP_BY = "plan.largest_batch"  # the config entry by which runs are grouped
 FINAL_PREFIXES = ("full/", "last/")  # measured once, at the end of a run
 TITLE_LENGTH = 128  # W&B's limit, characters
 COLUMNS, WIDTH, HEIGHT = 2, 12, 8  # panels per row and their size; a report's grid is 24 units wide
@@ -35,57 +34,27 @@ class Panel:
 
 @dataclass(frozen=True)
 class Topic:
-    """A section. `entries`: panels, names of metrics, and prefixes (`noise/`), which stand for all metrics below."""
+    """A section of the dashboard: one panel for every metric that the table puts there, after the panels `first`."""
 
-    title: str
+    title: str  # a section of records/metrics
     question: str
-    entries: tuple[str | Panel, ...]
+    first: tuple[Panel, ...] = ()
 
     def panels(self) -> Iterator[Panel]:
-        """The section's panels; names that are not in METRICS are skipped."""
-        for entry in self.entries:
-            if isinstance(entry, Panel):
-                yield entry
-            else:
-                is_prefix = entry.endswith("/")
-                yield from (
-                    Panel((name,)) for name in METRICS if name == entry or (is_prefix and name.startswith(entry))
-                )
+        yield from self.first
+        yield from (Panel((name,)) for name in section(self.title))
 
 
 TOPICS = (
+    Topic(QUALITY, "How does the loss depend on the batch at equal tokens?"),
+    Topic(AT_END, "Which batch gives the best saved model, on the full validation set?"),
+    Topic(BATCH, "How does the batch grow, and how are learning rate and weight decay scaled with it?"),
+    Topic(THROUGHPUT, "How do speed and memory depend on the batch?"),
+    Topic(NOISE, "How large is the batch relative to the gradient noise scale, and are steps skipped?"),
     Topic(
-        "Quality over tokens",
-        "How does the loss depend on the batch at equal tokens?",
-        ("eval/loss", "eval/bits_per_byte", "eval/perplexity", "train/loss"),
-    ),
-    Topic(
-        "Quality at the end",
-        "Which batch gives the best saved model, on the full validation set?",
-        ("full/loss", "full/bits_per_byte", "full/accuracy", "last/loss"),
-    ),
-    Topic(
-        "Batch and rate",
-        "How does the batch grow, and how are learning rate and weight decay scaled with it?",
-        ("batch/global", "batch/accumulation", "batch/ratio", "train/learning_rate", "train/weight_decay"),
-    ),
-    Topic("Throughput", "How do speed and memory depend on the batch?", ("perf/",)),
-    Topic(
-        "Noise",
-        "How large is the batch relative to the gradient noise scale, and are steps skipped?",
-        ("noise/", "train/grad_norm", "train/skipped"),
-    ),
-    Topic(
-        "Overfitting",
+        OVERFITTING,
         "Does validation loss diverge from training loss, and after how many epochs?",
-        (
-            Panel(("train/loss", "eval/loss"), r"^(train|eval)/(.+/)?loss$"),  # eval/<set>/loss too
-            "overfit/",
-            "sharpness/",
-            "eval/accuracy",
-            "eval/extractable",
-            "train/epoch",
-        ),
+        (Panel(("train/loss", "eval/loss"), r"^(train|eval)/(.+/)?loss$"),),  # eval/<set>/loss too
     ),
 )
 
@@ -151,7 +120,7 @@ def _view(place: Place) -> "ws.Workspace":
             for topic in TOPICS
         ],
         settings=ws.WorkspaceSettings(x_axis=AXIS),
-        runset_settings=ws.RunsetSettings(filters=place.filter, groupby=[ws.Config(BATCH)]),
+        runset_settings=ws.RunsetSettings(filters=place.filter, groupby=[ws.Config(GROUP_BY)]),
     )
 
 
@@ -177,13 +146,15 @@ def _report(place: Place, located: bool) -> "wr.Report":
             project=project,
             name="by largest batch",
             filters=place.filter,
-            groupby=[f"config.{BATCH}"],
+            groupby=[f"config.{GROUP_BY}"],
         )
         metrics = dict.fromkeys(name for panel in topic.panels() for name in panel.metrics)
         blocks += [
             wr.H2(topic.title),
             wr.P(topic.question),
-            wr.UnorderedList([f"{name}: {METRICS[name].definition} ({_unit(name)})" for name in metrics]),
+            wr.UnorderedList(
+                [f"{name}: {METRICS[name].definition} ({metric(name).unit or 'no unit'})" for name in metrics]
+            ),
             wr.PanelGrid(runsets=[runs], panels=panels),
         ]
     scope = f"group {place.group}" if place.group else f"project {place.project}"
@@ -202,12 +173,12 @@ def _plot(panel: Panel) -> "wr.LinePlot | wr.BarPlot":
     import wandb_workspaces.reports.v2 as wr
 
     first = panel.metrics[0]
-    label = first.rpartition("/")[2].replace("_", " ")
+    entry = metric(first)
     if first.startswith(FINAL_PREFIXES):
         return wr.BarPlot(
             title=first,
             metrics=[first],
-            title_x=f"{label} ({_unit(first)})",
+            title_x=entry.label,
             groupby_aggfunc="mean",
             groupby_rangefunc="minmax",
         )
@@ -216,16 +187,17 @@ def _plot(panel: Panel) -> "wr.LinePlot | wr.BarPlot":
         x=AXIS,
         y=list(panel.metrics),
         metric_regex=panel.pattern,
-        title_x=f"input tokens seen ({_unit(AXIS)})",
-        title_y=f"{label} ({_unit(first)})",
-        log_y=True if first in LOGARITHMIC else None,
+        title_x=metric(AXIS).label,
+        title_y=entry.label,
+        log_y=True if entry.logarithmic else None,
         groupby_aggfunc="mean",
         groupby_rangefunc="minmax",
     )
 
 
-def _unit(name: str) -> str:
-    return metric(name).unit or "no unit"
+def _definition(name: str) -> str:
+    entry = metric(name)
+    return f"{entry.definition} ({entry.unit or 'no unit'})"
 
 
 def _need_package() -> None:
