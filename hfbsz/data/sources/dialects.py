@@ -55,8 +55,11 @@ def _detect(
         if options.quoting == "auto" and _is_one_column(path, head, options, dialect):
             dialect = replace(_noted(dialect, "each line is one text: the header has only one column"), delimiter="")
     if options.header is True and _is_orange(head, options, dialect):
-        note = "lines 2 and 3, Orange's types and flags, are skipped"
-        dialect = replace(dialect, skip_after_header=2, notes=(note,))
+        first = dialect.skip_lines + 2  # the header is the line before
+        dialect = _noted(
+            replace(dialect, skip_after_header=2),
+            f"lines {first} and {first + 1}, Orange's types and flags, are skipped",
+        )
     if len(dialect.delimiter) != 1:
         return replace(dialect, quoting="none")
     if options.quoting == "auto":

@@ -155,7 +155,7 @@ def _read_text(path: Path, name: str, columns: Columns, options: ReadOptions, ta
             f"{', '.join(FORMATS)} have columns, and {options.part}.format=csv (or another) says what it holds"
         )
     tally.columns.setdefault(column)
-    yield from read_text_file(path, name, column, lambda: open_text(path, options), options.separator, tally)
+    yield from read_text_file(path, name, column, lambda: open_text(path, options), options, tally)
 
 
 def _read_as(path: Path, options: ReadOptions) -> str:

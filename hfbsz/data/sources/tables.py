@@ -12,6 +12,7 @@ from hfbsz.data.sources.lines import Dialect, Lines, rows
 from hfbsz.data.sources.open_file import ReadOptions, encoding_of, open_text
 from hfbsz.data.sources.records import Columns, Record, Tally, check_columns
 from hfbsz.errors import UserError
+from hfbsz.recipe.amounts import counted
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}  # format -> its usual delimiter
 
@@ -42,7 +43,8 @@ class TableCounts:
             (self.breaks, "inside quotes"),
         )
         listed = ", ".join(f"{count:,} {name}" for count, name in parts if count)
-        return f"{self.rows:,} rows of {self.lines:,} lines{f' ({listed})' if listed else ''}, {self.description}"
+        rows = f"{counted(self.rows, 'row')} of {counted(self.lines, 'line')}"
+        return f"{rows}{f' ({listed})' if listed else ''}, {self.description}"
 
 
 def read_table(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hfbsz.data.prepare.pieces import LONGEST, PIECE, pieces
+from hfbsz.data.sources.open_file import ReadOptions
 from hfbsz.data.sources.records import Tally
 from hfbsz.data.sources.text_files import read_text_file
 from hfbsz.errors import UserError
@@ -17,7 +18,8 @@ from hfbsz.errors import UserError
 def documents(text, separator=None, tally=None):
     """The text of every document, with the records of each document joined."""
     texts, more = {}, False
-    for record in read_text_file("p", "n", "text", lambda: io.StringIO(text), separator, tally or Tally()):
+    options = ReadOptions(separator=separator)
+    for record in read_text_file("p", "n", "text", lambda: io.StringIO(text), options, tally or Tally()):
         texts[record.name] = texts.get(record.name, "") + record.columns["text"]
         more = record.more
     assert not more
