@@ -1,0 +1,69 @@
+"""What all sections of a recipe share: their base class, and the types of their fields."""
+
+import os
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    PlainSerializer,
+    Tag,
+    WithJsonSchema,
+)
+
+from hfbsz.recipe.amounts import PATTERN, Amount
+from hfbsz.recipe.law_name import NAMES, Named
+from hfbsz.recipe.ramp import Ramp
+
+AmountField = Annotated[
+    Amount,
+    BeforeValidator(Amount.parse),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": f"^{PATTERN}$", "description": "a number and a unit"}),
+]
+LawField = Annotated[
+    Named,
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"enum": [f"law:{name}" for name in NAMES]}),
+    Tag("law"),
+]
+# selects one option of the union, so that an invalid number gives no second error about laws
+NumberOrLaw = Discriminator(lambda value: "law" if isinstance(value, Named) else "number")
+
+
+def validate_ramp(text: object) -> object:
+    if text is not None:
+        Ramp.parse(str(text))
+    return text
+
+
+def amount_or_law(text: object) -> object:
+    named = Named.parse(text)
+    return named if isinstance(named, Named) else Amount.parse(text)
+
+
+def off_from_false(value: object) -> object:
+    """`off` for false: YAML reads an unquoted `off` as false."""
+    return "off" if value is False else value
+
+
+def expand_home(text: object) -> object:
+    """Expand `~` and `~name` at the start of a path, or of each path in a list, as a shell does."""
+    if isinstance(text, list):
+        return [expand_home(path) for path in text]
+    return os.path.expanduser(text) if isinstance(text, str) and text.startswith("~") else text
+
+
+PathField = Annotated[str, BeforeValidator(expand_home)]
+PathsField = Annotated[str | list[str], BeforeValidator(expand_home)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+PINNED = r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$"  # a package and its version

@@ -1,0 +1,203 @@
+"""How a recipe trains: batch, optimizer, scaling, schedule; evaluation, logging, checkpoints."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, Tag
+
+from hfbsz.recipe.amounts import Amount
+from hfbsz.recipe.data_section import EvalSet
+from hfbsz.recipe.law_name import Named
+from hfbsz.recipe.section import (
+    AmountField,
+    LawField,
+    NumberOrLaw,
+    Section,
+    amount_or_law,
+    off_from_false,
+    validate_ramp,
+)
+
+FINAL_SHARE = 0.5  # rows of the final evaluation ÷ sequences of the run: about a sixth of the training time
+
+
+class Batch(Section):
+    """The global batch, its ramp, and how it is split into micro-batches."""
+
+    size: (
+        Annotated[Annotated[AmountField, Tag("number")] | LawField, NumberOrLaw, BeforeValidator(amount_or_law)] | None
+    ) = Field(
+        None,
+        description="global batch size, the largest of a ramp (sequences or tokens), or the estimate of a scaling law: "
+        "law:power_lines, law:step_law, law:deepseek",
+    )
+    start: AmountField | None = Field(None, description="ramp: the first global batch size (sequences or tokens)")
+    ramp: Annotated[str | None, BeforeValidator(validate_ramp)] = Field(
+        None,
+        description="how the global batch grows during the run: '0:16 200ktok:32' (threshold:batch …), doubling:75% or "
+        "linear:50% (over the first 75% or 50% of the run), linear:8,64,50% (from 8 to 64), or seesaw:2 (grows by this "
+        "factor where the schedule would divide the learning rate by it); null: constant",
+    )
+    lr: Literal["follow", "held"] = Field(
+        "follow", description="learning rate during a ramp: follow: rescaled with the batch; held: not rescaled"
+    )
+    micro_max: int = Field(8, ge=1, description="most sequences per forward pass on one device (micro-batch size)")
+    micro_tokens: int | None = Field(
+        None, ge=1, description="most tokens per forward pass on one device, padding included, instead of micro_max"
+    )
+    by_length: bool = Field(
+        False,
+        description="batches of rows of similar length: blocks of 16 batches are sorted by length and cut into batches "
+        "in random order",
+    )
+
+
+class Optim(Section):
+    """The optimizer and its hyperparameters at the reference batch size (`scaling.reference`)."""
+
+    name: Literal["adamw", "sgd", "lamb", "muon", "adafactor", "schedule_free"] = Field(
+        "adamw", description="optimizer; muon: Muon for hidden weight matrices, AdamW for all other parameters"
+    )
+    lr: Annotated[
+        Annotated[float, Field(gt=0), Tag("number")] | LawField, NumberOrLaw, BeforeValidator(Named.parse)
+    ] = Field(
+        3e-3,
+        description="peak learning rate at scaling.reference, or the estimate of a scaling law: law:step_law, "
+        "law:deepseek",
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="Adam's β1 and β2 at scaling.reference (adamw, lamb, schedule_free, AdamW within muon)"
+    )
+    eps: float = Field(1e-8, gt=0, description="Adam's ε at scaling.reference")
+    momentum: float = Field(0.95, ge=0, lt=1, description="momentum of sgd and muon (muon: Nesterov)")
+    weight_decay: float = Field(
+        0.1, ge=0, description="weight decay λ at scaling.reference; decoupled (sgd: added to the gradient)"
+    )
+    clip: float | None = Field(1.0, gt=0, description="maximum gradient norm for clipping; null: no clipping")
+    nonfinite_limit: int = Field(
+        5, ge=1, description="stop the run after this many consecutive steps with non-finite gradients"
+    )
+
+
+class Scaling(Section):
+    """How the optimizer's hyperparameters change from the reference batch size to the batch size of the run."""
+
+    reference: AmountField | None = Field(
+        None,
+        description="batch size at which the optim fields were tuned (tokens or sequences); null: the first batch of "
+        "this run",
+    )
+    rule: Literal["none", "linear", "sqrt", "power", "sde", "noise", "surge"] | None = Field(
+        None,
+        description="how the learning rate scales with the batch size; null: the optimizer's default (adamw: sqrt, "
+        "sgd: linear, …)",
+    )
+    exponent: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="exponent of the rules power (null: 0.31) and noise (null: 1 for sgd, 0.5 for the others)",
+    )
+    noise_scale: AmountField | None = Field(
+        None, description="gradient noise scale B_n for the rules noise and surge (sequences or tokens)"
+    )
+    beta2: Literal["keep", "half_life"] = Field(
+        "keep", description="keep: β2 is unchanged; half_life: β2 keeps its half-life in tokens"
+    )
+    weight_decay: Literal["keep", "timescale"] = Field(
+        "timescale", description="keep: λ is unchanged; timescale: λ is rescaled so that B/(ηλ) stays constant"
+    )
+    warmup: Literal["keep", "steps"] = Field(
+        "keep",
+        description="keep: schedule.warmup is unchanged; steps: as many warmup steps as at the reference batch, so its "
+        "share of the run grows with κ = batch ÷ reference",
+    )
+
+
+class Schedule(Section):
+    """The learning-rate schedule."""
+
+    warmup: AmountField = Field(Amount(2, "%"), description="length of the linear learning-rate warmup from 0")
+    shape: Literal["constant", "linear", "cosine", "quarter_cosine", "wsd"] = Field(
+        "cosine", description="learning-rate decay after the warmup; wsd: constant, then a decay at the end"
+    )
+    floor: float = Field(0.1, ge=0, le=1, description="final learning rate as a fraction of the peak")
+    decay: AmountField = Field(Amount(20, "%"), description="wsd: length of the final decay")
+
+
+def _globs(value: object) -> object:
+    return value if isinstance(value, Mapping | EvalSet) else {"files": value}
+
+
+EvalSetField = Annotated[EvalSet, BeforeValidator(_globs, json_schema_input_type=str | list[str] | EvalSet)]
+
+
+class Eval(Section):
+    """Evaluation: when, on which rows, with which metrics, and early stopping."""
+
+    every: AmountField = Field(
+        Amount(10, "%"), description="interval between evaluations on a fixed sample of the validation rows"
+    )
+    rows: int = Field(128, ge=1, description="number of rows in the fixed sample")
+    full: bool | None = Field(
+        None,
+        description="rows of the final evaluation: true: all; false: only the fixed sample; null: as many as "
+        f"{FINAL_SHARE:.0%} of the sequences of the run (about a sixth of its time), evenly spaced, or all if there "
+        "are fewer",
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="rows per evaluation pass on one device; null: batch.micro_max, or as many as fit into "
+        "batch.micro_tokens",
+    )
+    watch: bool | None = Field(
+        None,
+        description="also evaluate a fixed sample of the training rows, to detect overfitting; null: if training rows "
+        "are seen more than once",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="early stopping: stop after this many evaluations without improvement; null: never",
+    )
+    metrics: list[str] = Field(
+        [],
+        description="additional metrics of the `evaluate` library (classification), by Hub name or, on the command "
+        "line only, by the path of a script (./x.py, a/b); a metric is code that runs on this machine",
+    )
+    sets: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], EvalSetField] = Field(
+        {},
+        description="additional evaluation sets, as NAME: globs, or NAME: a mapping with the fields "
+        f"{', '.join(EvalSet.model_fields)}; columns that are not set are those of data, null unsets one",
+    )
+
+
+class Log(Section):
+    """Logging to records.jsonl and to Weights & Biases."""
+
+    every: AmountField = Field(Amount(5, "steps"), description="interval between training log records")
+    wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(off_from_false)] = Field(
+        "auto", description="Weights & Biases mode; auto: online if logged in, otherwise offline"
+    )
+    project: str = Field("hfbsz", description="W&B project")
+    entity: str | None = Field(None, description="W&B team")
+    group: str | None = Field(None, description="W&B group: the experiment to which the run belongs")
+
+
+class Checkpoint(Section):
+    """Checkpoints: how often they are saved, how many are retained, and which weights the final model has."""
+
+    every: AmountField = Field(
+        Amount(25, "%"), description="interval between checkpoints; one is always saved at the end"
+    )
+    keep: int = Field(2, ge=1, description="number of newest checkpoints to retain")
+    save: Literal["last", "best"] = Field(
+        "last", description="weights of the final model: those of the last step, or those of the best evaluation"
+    )
+    best: bool = Field(
+        True, description="save a checkpoint at each new best evaluation and retain it besides the newest ones"
+    )
+
+
+# fields that do not change the result of a run
