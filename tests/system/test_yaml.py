@@ -120,7 +120,7 @@ def test_case_s08_scripts_are_only_allowed_on_the_command_line(tmp_path):
         path.write_text(f"recipe: small_batch\neval.metrics: '[{script}]'\nseed: [0, 1]\n")
         with pytest.raises(UserError, match="the comparison's file"):
             ComparisonRunner(parse([str(path)]), Console())
-        assert ComparisonRunner(parse([str(path), word]), Console()).lines
+        assert ComparisonRunner(parse([str(path), word]), Console()).arms
     path.write_text("base: small_batch\neval: {metrics: [f1]}\n")
     assert load([f"recipe={path}"]).recipe.eval.metrics == ["f1"]
 
