@@ -32,8 +32,6 @@ def outcome_of(folder: Path, seed: int, state: str | None = None, why: str | Non
     status = run.status.get("state")
     state = state or (status if status in ("finished", "preempted", "failed", "diverged") else "waiting")
     status_why = run.status.get("why")
-    if state == "failed" and why is None and "not finite" in str(status_why):  # status of earlier versions
-        state = "diverged"
     overfitting = overfitting_of(run)
     best = best_evaluation(run)
     clock, planned = run.largest(CLOCK), run.plan.get("sequences")

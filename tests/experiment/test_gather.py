@@ -67,11 +67,6 @@ def test_case_d03_a_run_that_diverged_has_no_loss_of_an_earlier_step(tmp_path):
     assert "diverged" in lines[2] and f"diverged: {lost}: weights are not finite" in lines
 
 
-def test_a_failure_of_an_earlier_version_with_values_that_are_not_finite_is_a_divergence(tmp_path):
-    earlier = write(tmp_path / "run", state="failed", why="5 steps in a row had gradients that are not finite")
-    assert outcome_of(earlier, 0).state == "diverged"
-
-
 def test_a_trial_has_the_loss_of_the_saved_model(tmp_path):
     experiment = gather(EMPTY, [(arm_of_one(write(tmp_path / "run", final=0.52)), (), False)])
     (result,) = experiment.arms
