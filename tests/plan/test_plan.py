@@ -284,13 +284,13 @@ def test_sde_sets_betas_and_eps_once_from_the_mean_ratio():
 @pytest.mark.parametrize(
     ("optimizer", "rule", "source"),
     [("adamw", "sqrt", "Malladi"), ("sgd", "linear", "Goyal"), ("lamb", "sqrt", "You et al. 2020")]
-    + [(name, "sqrt", "assumed: no rule is settled") for name in ("muon", "adafactor", "schedule_free")],
+    + [(name, "sqrt", "assumed: no rule is established") for name in ("muon", "adafactor", "schedule_free")],
 )
 def test_every_optimizer_has_a_rule_of_its_own(optimizer, rule, source):
     made = plan(f"optim.name={optimizer}", "batch.size=32seq", "schedule.shape=constant")
     assert made.rule.name == rule and source in explain(made)
     named = explain(plan(f"optim.name={optimizer}", "scaling.rule=linear", "batch.size=32seq"))
-    assert ("assumed: no rule is settled" in named) == source.startswith("assumed") and "Goyal" in named
+    assert ("assumed: no rule is established" in named) == source.startswith("assumed") and "Goyal" in named
 
 
 def test_noise_and_surge_take_the_noise_scale_in_tokens_or_sequences():
