@@ -15,7 +15,7 @@ from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.statistics.evidence import Finding, findings
 from hfbsz.experiment.statistics.factorial import Effect, effects
 from hfbsz.experiment.statistics.trials import Arm, Comparison, Trial, compare
-from hfbsz.records.evaluations import LOSS, best_evaluation, kept_of, not_better, validation_curve
+from hfbsz.records.evaluations import LOSS, best_evaluation, final_result, not_better, validation_curve
 from hfbsz.records.overfitting import overfitting_of
 from hfbsz.records.run_data import CLOCK, SECONDS, STEPS, RunData, is_number, read_run
 
@@ -86,7 +86,7 @@ def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
     run = outcome.run
     if run is None or outcome.state not in ("finished", "diverged"):
         return None
-    final, best = kept_of(run), best_evaluation(run)
+    final, best = final_result(run), best_evaluation(run)
     if final is None:
         return None
     speeds = run.values("perf/tokens_per_second")[1:]
@@ -113,7 +113,7 @@ def _gap(run: RunData, final_loss: float) -> float | None:
     overfitting = overfitting_of(run)
     if overfitting is None:
         return None
-    return math.nan if overfitting.lost is not None or math.isnan(final_loss) else overfitting.last.gap
+    return math.nan if overfitting.diverged_at is not None or math.isnan(final_loss) else overfitting.last.gap
 
 
 def target_of(arms: Sequence[tuple[Arm, Sequence[Outcome]]]) -> float | None:
@@ -204,8 +204,8 @@ def _quality_notes(arms: Sequence[ArmResult]) -> list[str]:
             phrase = f"{worse[0].not_better} (seed {worse[0].seed})"
             notes.append(f"{result.words}: {len(worse)} of {len(runs)} runs {phrase}")
     ended = [outcome.run for result in arms for outcome in result.outcomes if outcome.trial and outcome.run]
-    evaluations = [final for final in map(kept_of, ended) if final is not None and not math.isnan(final.loss)]
-    partial = [final for final in evaluations if not final.is_all]
+    evaluations = [final for final in map(final_result, ended) if final is not None and not math.isnan(final.loss)]
+    partial = [final for final in evaluations if not final.covers_validation]
     if partial and len(partial) < len(evaluations):
         notes.append(
             f"losses of {len(partial)} of {len(evaluations)} runs are from part of the validation set, the others from "

@@ -12,7 +12,7 @@ from typing import Any
 from hfbsz.experiment.statistics.evidence import Finding
 from hfbsz.experiment.statistics.factorial import Effect
 from hfbsz.experiment.statistics.trials import Arm, Comparison, Trial
-from hfbsz.records.evaluations import kept_of
+from hfbsz.records.evaluations import final_result
 from hfbsz.records.run_data import SECONDS, RunData, is_number
 
 
@@ -44,7 +44,7 @@ class Outcome:
         """Validation loss of the saved model, nats/target; NaN if the run diverged, None if it has not ended."""
         if self.run is None or self.state not in ("finished", "diverged"):
             return None
-        evaluation = kept_of(self.run)
+        evaluation = final_result(self.run)
         return evaluation.loss if evaluation is not None else None
 
 
@@ -137,7 +137,7 @@ def _row(result: ArmResult) -> dict[str, Any]:
     trials = result.trials
     losses = [trial.final_loss for trial in trials if trial.final_loss is not None]
     runs = [outcome.run for outcome in result.outcomes if outcome.run is not None and outcome.trial is not None]
-    evaluations = [evaluation.values for evaluation in map(kept_of, runs) if evaluation is not None]
+    evaluations = [evaluation.values for evaluation in map(final_result, runs) if evaluation is not None]
     bits = [values["bits_per_byte"] for values in evaluations if is_number(values.get("bits_per_byte"))]
     finite = bool(losses) and all(map(math.isfinite, losses))
     seconds = [duration for duration in (run.largest(SECONDS) for run in runs) if duration is not None]

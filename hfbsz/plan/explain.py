@@ -1,4 +1,4 @@
-"""The plan as a person would explain it: every number with its unit, every rule with its source."""
+"""The plan as text: every number with its unit, every scaling rule with its source."""
 
 import math
 
@@ -11,7 +11,7 @@ _PHASES_SHOWN = 24
 
 
 def explain(plan: Plan) -> str:
-    """Budget, batch, ramp, the optimizer's numbers with their rules, schedule; what is open; what to look at twice."""
+    """The plan as lines of text: budget, batch, ramp, optimizer settings with their rules, schedule, and warnings."""
     lines = [*_batch(plan), *_optimizer(plan), *_schedule(plan)]
     if plan.facts.rows is None:
         lines.append("open      the number of rows (an epoch) is known once the data is prepared, or with train_rows=N")
@@ -20,7 +20,7 @@ def explain(plan: Plan) -> str:
 
 
 def _about(plan: Plan) -> str:
-    """Tokens of ragged rows are known by their mean alone."""
+    """`≈` if rows have different lengths, because then only their mean number of tokens is known."""
     return "" if plan.recipe.data.pack else "≈"
 
 
@@ -36,13 +36,13 @@ def _batch(plan: Plan) -> list[str]:
         *_like_lengths(plan),
     ]
     if len(plan.phases) > 1:
-        follows = "follows" if plan.recipe.batch.lr == "follow" else "is held"
-        lines += [f"ramp      {plan.recipe.batch.ramp}; rate {follows}", *_phase_table(plan)]
+        rate = "follows the batch" if plan.recipe.batch.lr == "follow" else "held at that of the first batch"
+        lines += [f"ramp      {plan.recipe.batch.ramp}; learning rate {rate}", *_phase_table(plan)]
     return lines
 
 
 def _split(plan: Plan) -> str:
-    """How the largest batch is split: an equation where every micro-batch has as many sequences."""
+    """The left side of the equation that splits the largest batch over micro-batches, accumulation and processes."""
     if plan.micro_batch is None:
         return f"{plan.largest_batch // plan.world_size:,} sequences × processes {plan.world_size} = "
     accumulation = plan.accumulation(plan.largest_batch)
@@ -50,34 +50,34 @@ def _split(plan: Plan) -> str:
 
 
 def _like_lengths(plan: Plan) -> list[str]:
-    """What is done so that ragged rows are padded little."""
+    """Lines about the options that reduce the padding of rows of different lengths."""
     batch, lines = plan.recipe.batch, []
     if batch.micro_tokens is not None:
         lines.append(
-            f"micro     ≤ {batch.micro_tokens:,} tokens, padding included: of a process's rows, sorted by length, as "
-            "many as fill them; a longer row alone"
+            f"micro     ≤ {batch.micro_tokens:,} tokens with padding: each process sorts its rows by length and fills "
+            "micro-batches with them; a longer row has a micro-batch of its own"
         )
     if batch.by_length:
         lines.append(
-            f"order     by length: blocks of {BLOCK} batches are sorted by length, cut into batches, and these shuffled"
+            f"order     blocks of {BLOCK} batches are sorted by length and split into batches, in random order"
         )
     return lines
 
 
 def _optimizer(plan: Plan) -> list[str]:
-    optim, wanted = plan.recipe.optim, plan.recipe.scaling
-    ends = dict.fromkeys((plan.phases[0], max(plan.phases, key=lambda phase: phase.batch)))
-    batches = dict.fromkeys(phase.batch for phase in ends)
+    optim, scaling = plan.recipe.optim, plan.recipe.scaling
+    phases = dict.fromkeys((plan.phases[0], max(plan.phases, key=lambda phase: phase.batch)))
+    batches = dict.fromkeys(phase.batch for phase in phases)
     rates = " → ".join(f"{plan.peak_rate(batch):.3g}" for batch in batches)
     ratios = " → ".join(f"{batch / plan.reference:.3g}" for batch in batches)
-    decays = " → ".join(f"{plan.step(phase.clock).weight_decay:.3g}" for phase in ends)
+    decays = " → ".join(f"{plan.step(phase.clock).weight_decay:.3g}" for phase in phases)
     reference = f"{plan.reference:g} sequences = {_about(plan)}{short(plan.reference * plan.tokens_per_row)} tokens"
     return [
         f"reference {reference}{_reference_source(plan)}; κ = {ratios}",
         f"rate      {plan.rate:.3g} → {rates}   {_rule(plan)}",
-        f"decay     λ {optim.weight_decay:g} → {decays}   {wanted.weight_decay}"
-        + (f": {WEIGHT_DECAY_SOURCE}" if wanted.weight_decay == "timescale" else "")
-        + (f"; assumed for {optim.name}" if wanted.weight_decay == "timescale" and optim.name != "adamw" else ""),
+        f"decay     λ {optim.weight_decay:g} → {decays}   {scaling.weight_decay}"
+        + (f": {WEIGHT_DECAY_SOURCE}" if scaling.weight_decay == "timescale" else "")
+        + (f"; assumed for {optim.name}" if scaling.weight_decay == "timescale" and optim.name != "adamw" else ""),
         f"{optim.name:<9} {_constants(plan)}",
     ]
 
@@ -89,20 +89,20 @@ def _reference_source(plan: Plan) -> str:
 
 
 def _rule(plan: Plan) -> str:
-    """`rule sqrt: η·√κ, source`, the optimizer's own where the recipe names none, and whether it is only assumed."""
+    """The learning-rate rule: `rule sqrt: η·√κ, source`, and whether it is only assumed for this optimizer."""
     name, optimizer = plan.rule.name, OPTIMIZERS[plan.recipe.optim.name]
-    rule, own = RULES[name], plan.recipe.scaling.rule is None
+    rule, is_default = RULES[name], plan.recipe.scaling.rule is None
     numbers = [f"p = {plan.rule.exponent:g}"] if name in ("power", "noise") else []
     if rule.needs_noise:
         numbers.append(f"B_n = {plan.rule.noise * plan.reference:g} sequences")
     text = f"rule {name}: {rule.formula}" + (f" with {', '.join(numbers)}" if numbers else "")
-    assumed = "" if optimizer.settled or own or name == "none" else f"; {optimizer.source}"
-    return f"{text}, {optimizer.source if own else rule.source}{assumed}"
+    assumed = "" if optimizer.settled or is_default or name == "none" else f"; {optimizer.source}"
+    return f"{text}, {optimizer.source if is_default else rule.source}{assumed}"
 
 
 def _constants(plan: Plan) -> str:
-    """Betas, ε and momentum, as far as the optimizer has them."""
-    optim, wanted = plan.recipe.optim, plan.recipe.scaling
+    """Momentum, betas and ε of the optimizer, without those that it does not have."""
+    optim, scaling = plan.recipe.optim, plan.recipe.scaling
     parts = [f"momentum {optim.momentum:g}"] if optim.name in ("sgd", "muon") else []
     if not OPTIMIZERS[optim.name].has_betas:
         return ", ".join(parts) or "factored second moment, no betas"
@@ -110,8 +110,8 @@ def _constants(plan: Plan) -> str:
     mean = f", set once from the mean κ {plan.mean_ratio:.3g}"
     if plan.rule.name == "sde":
         return f"{', '.join(parts)}   {SDE_SOURCE}{mean}"
-    return f"{', '.join(parts)}   β2 {wanted.beta2}" + (
-        f": {BETA2_SOURCE}{mean}" if wanted.beta2 == "half_life" else ""
+    return f"{', '.join(parts)}   β2 {scaling.beta2}" + (
+        f": {BETA2_SOURCE}{mean}" if scaling.beta2 == "half_life" else ""
     )
 
 
@@ -139,7 +139,7 @@ def _phase_table(plan: Plan) -> list[str]:
             f"{phase.clock:,}",
             f"{phase.clock / plan.total:.0%}",
             f"{phase.batch:,}",
-            "as filled" if (accumulation := plan.accumulation(phase.batch)) is None else f"{accumulation:,}",
+            "variable" if (accumulation := plan.accumulation(phase.batch)) is None else f"{accumulation:,}",
             f"{phase.steps:,}",
             f"{plan.peak_rate(phase.batch):.3g}",
         )
@@ -149,7 +149,7 @@ def _phase_table(plan: Plan) -> list[str]:
 
 
 def _span(plan: Plan, start: float, end: float) -> str:
-    """A stretch of the clock in tokens, sequences and steps."""
+    """The length of an interval of the clock (sequences) in tokens, sequences and steps."""
     steps = 0
     for phase in plan.phases:
         stop = phase.clock + phase.steps * phase.batch
@@ -159,7 +159,7 @@ def _span(plan: Plan, start: float, end: float) -> str:
 
 
 def _last_share(plan: Plan) -> float:
-    """Where the rate ends relative to its peak at the reference's scale: √floor under Seesaw, else the floor."""
+    """The final learning rate ÷ its peak: the floor of the schedule; with a Seesaw ramp its square root."""
     last = plan.phases[-1]
     factor = plan.shape.factor(plan.total)
     return factor * math.sqrt(last.batch / plan.phases[0].batch) if plan.shape.cut else factor

@@ -1,9 +1,9 @@
-"""What a recipe means in numbers: batch, accumulation, learning rate, weight decay and betas of every step.
+"""The numbers of a recipe: batch, accumulation, learning rate, weight decay and betas of every step.
 
-`hfbsz.plan.resolve` turns a recipe into a Plan for a number of processes; `Plan.step` says what one step does, as
-a pure function of the clock (sequences consumed so far); `Plan.walk` runs through all steps. A step takes its batch at
-the clock before it and its rate at the clock after it. There are no partial steps: the last one is full, and the run
-overshoots its budget by less than one batch.
+`hfbsz.plan.resolve` computes the Plan of a recipe for a number of processes. `Plan.step` returns the settings of one
+step, as a pure function of the clock (sequences consumed so far); `Plan.walk` iterates over all steps. The batch of a
+step is taken at the clock before the step, its learning rate at the clock after it. There are no partial steps: the
+last step is full, and the run exceeds its budget by less than one batch.
 """
 
 import math
@@ -22,7 +22,7 @@ Decisions = Sequence[tuple[int, int]]  # (clock, batch) of an adaptive ramp: fro
 
 @dataclass(frozen=True)
 class Facts:
-    """What only the data and the machine know; None: not known yet."""
+    """Facts about the data and the model that a recipe does not contain; None: not known yet."""
 
     rows: int | None = None  # training rows: an epoch
     tokens_per_row: float | None = None  # mean input tokens of a row; None: the recipe's sequence length
@@ -32,7 +32,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run at one global batch."""
+    """A part of the run with a constant global batch."""
 
     clock: int  # of its first step, sequences
     batch: int  # sequences
@@ -41,12 +41,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """Every number of one optimizer step."""
+    """All settings of one optimizer step."""
 
     clock: int  # before the step, sequences
     next_clock: int
     global_batch: int  # sequences, over all processes
-    micro_batch: int | None  # None, with batch.micro_tokens: each as many as fill so many tokens
+    micro_batch: int | None  # sequences; None with batch.micro_tokens: it varies
     accumulation: int | None
     ratio: float  # κ
     learning_rate: float
@@ -57,7 +57,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every number of a run. Made by `resolve`, never changed."""
+    """All numbers of a run. Built by `resolve`; immutable."""
 
     recipe: Recipe
     world_size: int
@@ -66,33 +66,34 @@ class Plan:
     total: int  # sequences
     shape: Shape
     phases: tuple[Phase, ...]
-    micro_batch: int | None  # None, with batch.micro_tokens: each as many as fill so many tokens
+    micro_batch: int | None  # sequences; None with batch.micro_tokens: it varies
     reference: float  # sequences
     rate: float  # peak learning rate at the reference
     rule: RateRule
     betas: tuple[float, float]
     eps: float
     mean_ratio: float  # κ, weighted by tokens
-    guesses: tuple[str, ...]  # what scaling laws gave, in words
+    guesses: tuple[str, ...]  # values predicted by scaling laws, as sentences
     warnings: tuple[str, ...]
 
     @property
     def steps(self) -> int:
+        """Optimizer steps of the run."""
         return sum(phase.steps for phase in self.phases)
 
     @property
     def largest_batch(self) -> int:
+        """The largest global batch, in sequences."""
         return max(phase.batch for phase in self.phases)
 
     def accumulation(self, batch: int) -> int | None:
-        """Forward passes of one device that make up a global batch; None with batch.micro_tokens: as many as it takes,
-        which rows and ranks decide."""
+        """Forward passes of one device per global batch; None with batch.micro_tokens: it varies by step and rank."""
         return self.micro_batch and batch // (self.micro_batch * self.world_size)
 
     def multiplier(self, batch: int) -> float:
-        """What a step of `batch` sequences multiplies the reference rate by; a held rate stays the first batch's."""
-        measured = batch if self.recipe.batch.lr == "follow" else self.phases[0].batch
-        return self.rule.multiplier(measured / self.reference)
+        """The factor of the reference rate at `batch` sequences; with batch.lr=held, that of the first batch."""
+        deciding = batch if self.recipe.batch.lr == "follow" else self.phases[0].batch
+        return self.rule.multiplier(deciding / self.reference)
 
     def peak_rate(self, batch: int) -> float:
         """The learning rate at `batch` before warmup and decay."""
@@ -106,10 +107,10 @@ class Plan:
         return next(phase.batch for phase in reversed(self.phases) if phase.clock <= clock)
 
     def step(self, clock: int, decisions: Decisions = ()) -> PlannedStep:
-        """What the step that starts at `clock` does."""
+        """The settings of the step that starts at `clock`."""
         batch = self.batch_at(clock, decisions)
         ratio, multiplier = batch / self.reference, self.multiplier(batch)
-        decay, keep = self.recipe.optim.weight_decay, self.recipe.scaling.weight_decay == "keep"
+        decay, is_constant = self.recipe.optim.weight_decay, self.recipe.scaling.weight_decay == "keep"
         return PlannedStep(
             clock=clock,
             next_clock=clock + batch,
@@ -118,7 +119,7 @@ class Plan:
             accumulation=self.accumulation(batch),
             ratio=ratio,
             learning_rate=self.rate * multiplier * self.shape.factor(clock + batch),
-            weight_decay=decay if keep else weight_decay_at(decay, ratio, multiplier),
+            weight_decay=decay if is_constant else weight_decay_at(decay, ratio, multiplier),
             betas=self.betas,
             eps=self.eps,
         )
@@ -132,17 +133,17 @@ class Plan:
 
     @property
     def decay_start(self) -> int | None:
-        """The clock at which WSD's decay starts: what was trained before it, a longer run would have trained too."""
+        """The clock at which the WSD decay starts; None for other schedules. Longer runs share the steps before it."""
         return math.floor(self.total - self.shape.decay) if self.shape.name == "wsd" else None
 
     def last_before_decay(self, clock: int) -> bool:
-        """Whether the step that starts at `clock` is the last one that WSD's decay does not touch."""
+        """Whether the step that starts at `clock` is the last one before the WSD decay."""
         start = self.decay_start
         end = clock + self.batch_at(clock)
         return start is not None and end <= start < end + self.batch_at(end)
 
     def same_until(self, other: "Plan") -> int:
-        """The clock up to which two plans take the same steps, in whatever split."""
+        """The clock up to which two plans have the same steps, ignoring micro-batch and accumulation."""
         clock = 0
         for ours, theirs in zip(self.walk(), other.walk(), strict=False):
             if replace(theirs, micro_batch=ours.micro_batch, accumulation=ours.accumulation) != ours:
@@ -162,7 +163,7 @@ class Plan:
         return next_clock // length > clock // length
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: the derived numbers first, then the recipe they follow from."""
+        """The plan as plain data: the derived numbers, then the recipe."""
         first, largest = self.step(0), max(self.phases, key=lambda phase: phase.batch)
         peak = self.step(largest.clock)
         return {

@@ -1,7 +1,7 @@
-"""How the optimizer's numbers follow κ, the batch relative to the one they were tuned at.
+"""Scaling of the optimizer's settings with κ, the batch relative to the batch at which they were tuned.
 
-κ = global batch ÷ reference batch. The direction (a larger batch takes a larger rate) is sure below the critical
-batch; the exponent is not, and past the critical batch the best rate is flat or falls.
+κ = global batch ÷ reference batch. Below the critical batch it is well established that a larger batch needs a larger
+rate, but not by which exponent; above the critical batch the best rate stays level or falls.
 """
 
 import math
@@ -29,7 +29,7 @@ def _noise(ratio: float, exponent: float, noise: float) -> float:
 
 
 def _surge(ratio: float, exponent: float, noise: float) -> float:
-    def rate(batch: float) -> float:  # relative to its peak, which lies where the batch is the noise scale
+    def rate(batch: float) -> float:  # relative to its peak, which is at batch = noise scale
         return 2 / (math.sqrt(noise / batch) + math.sqrt(batch / noise))
 
     return rate(ratio) / rate(1)
@@ -55,11 +55,11 @@ WARMUP_SOURCE = "as many steps as at the reference (You et al. 2019)"
 
 @dataclass(frozen=True)
 class OptimizerRule:
-    """What an optimizer's rate does with the batch where the recipe names no rule."""
+    """The learning-rate rule of an optimizer if the recipe names none."""
 
     rule: str
     source: str
-    settled: bool = True  # False: no rule is settled for this optimizer, ours is assumed
+    settled: bool = True  # False: no rule is established for this optimizer, `rule` is an assumption
     has_betas: bool = True
 
 
@@ -67,9 +67,9 @@ OPTIMIZERS = {
     "adamw": OptimizerRule("sqrt", "Malladi et al. 2022"),
     "lamb": OptimizerRule("sqrt", "You et al. 2020"),
     "sgd": OptimizerRule("linear", "Goyal et al. 2017", has_betas=False),
-    "muon": OptimizerRule("sqrt", "assumed: no rule is settled for Muon", settled=False),
-    "adafactor": OptimizerRule("sqrt", "assumed: no rule is settled for Adafactor", settled=False, has_betas=False),
-    "schedule_free": OptimizerRule("sqrt", "assumed: no rule is settled for schedule-free AdamW", settled=False),
+    "muon": OptimizerRule("sqrt", "assumed: no rule is established for Muon", settled=False),
+    "adafactor": OptimizerRule("sqrt", "assumed: no rule is established for Adafactor", settled=False, has_betas=False),
+    "schedule_free": OptimizerRule("sqrt", "assumed: no rule is established for schedule-free AdamW", settled=False),
 }
 
 
@@ -87,15 +87,15 @@ class RateRule:
 
 
 def weight_decay_at(weight_decay: float, ratio: float, multiplier: float) -> float:
-    """λ' = λ·κ/m(κ): the AdamW timescale τ = B/(ηλ) in sequences stays (Wang & Aitchison 2024).
+    """λ' = λ·κ/m(κ): keeps the AdamW timescale τ = B/(ηλ) in sequences constant (Wang & Aitchison 2024).
 
-    The schedule does not enter: torch's optimizers multiply λ by the scheduled rate themselves.
+    The schedule is not included, because torch's optimizers multiply λ by the scheduled learning rate.
     """
     return weight_decay * ratio / multiplier
 
 
 def beta2_half_life(beta2: float, ratio: float, beta1: float) -> tuple[float, bool]:
-    """β2' = β2^κ, so that the half-life B·T·ln ½/ln β2 in tokens stays (Marek et al. 2025), and whether it was clamped.
+    """β2' = β2^κ, and whether it was clamped. Keeps the half-life B·T·ln ½/ln β2 in tokens (Marek et al. 2025).
 
     Never below max(0.9, 1.05·β1²): Adam needs β1² < β2.
     """
@@ -104,9 +104,9 @@ def beta2_half_life(beta2: float, ratio: float, beta1: float) -> tuple[float, bo
 
 
 def sde(betas: tuple[float, float], eps: float, ratio: float) -> tuple[tuple[float, float], float]:
-    """β_i' = 1−κ(1−β_i) and ε' = ε/√κ: with η·√κ the same stochastic differential equation (Malladi et al. 2022).
+    """β_i' = 1−κ(1−β_i) and ε' = ε/√κ: with η·√κ they keep the stochastic differential equation (Malladi et al. 2022).
 
-    Scaling by κ and then by 1/κ gives back the start. Raises ValueError where κ(1−β) reaches 1.
+    Scaling by κ and then by 1/κ returns the original values. Raises ValueError where κ(1−β) reaches 1.
     """
     for beta in betas:
         if ratio * (1 - beta) > 1 - 1e-9:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# p in [0, 1] is the share of the decay that is behind; each shape runs from 1 at p = 0 to 0 at p = 1.
+# p in [0, 1] is the completed fraction of the decay; each decaying shape falls from 1 at p = 0 to 0 at p = 1.
 _SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda p: 1.0,
     "linear": lambda p: 1 - p,
@@ -21,12 +21,12 @@ class Shape:
     name: str
     total: int
     warmup: float = 0  # sequences of linear warmup from 0
-    floor: float = 0.0  # what the decay ends at
+    floor: float = 0.0  # value at the end of the decay
     decay: float = 0  # wsd: sequences of decay at the end
     cut: float = 0  # > 1: the decay falls in steps of 1/cut (Seesaw)
 
     def factor(self, clock: float) -> float:
-        """The multiplier of the peak rate after `clock` sequences, clamped to the run."""
+        """The factor of the peak learning rate after `clock` sequences; after the end of the run, that of its end."""
         clock = min(clock, self.total)
         if clock < self.warmup:
             return clock / self.warmup
@@ -44,7 +44,7 @@ class Shape:
         return level if self.name == "constant" else self.floor + (1 - self.floor) * level
 
     def clock_at(self, level: float) -> float:
-        """The first clock at which the smooth decay has fallen to `level` (bisection; the decay is monotone)."""
+        """The first clock (sequences) at which the smooth decay is at most `level`; bisection, as it is monotone."""
         low, high = float(self.warmup), float(self.total)
         for _ in range(100):
             middle = (low + high) / 2
@@ -52,7 +52,7 @@ class Shape:
         return high
 
 
-# Each ramp gives (threshold in sequences, batch before rounding), thresholds rising from 0.
+# Each ramp returns (threshold in sequences, batch before rounding), with thresholds ascending from 0.
 Phases = list[tuple[float, float]]
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: claimed by one process at a time, never shared by two recipes, with a status that scripts read."""
+"""The folder of a run: locked by one process at a time, used by one recipe only, with a status for scripts."""
 
 import json
 import os
@@ -51,20 +51,21 @@ def cpu_cores() -> int:
 
 
 def path_of(loaded: Loaded) -> Path:
-    """Where a recipe's run lies."""
+    """The folder of the run of a recipe."""
     return Path(loaded.recipe.output_dir or f"runs/{loaded.name}-{loaded.recipe.digest()}")
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What `status.json` says, without values of other types; empty where there is none that can be read."""
-    said = read_object(folder / "status.json") or {}
-    return {name: value for name, value in said.items() if isinstance(value, _TYPES.get(name, object))}
+    """The contents of `status.json`, without values of wrong types; empty if it is missing or cannot be read."""
+    status = read_object(folder / "status.json") or {}
+    return {name: value for name, value in status.items() if isinstance(value, _TYPES.get(name, object))}
 
 
 def claim(folder: Path, if_busy: str, if_unwritable: str) -> FileLock:
-    """Make a run's folder, where it is missing, and hold it until the lock is released.
+    """Create the folder of a run if it is missing, and lock it; returns the lock.
 
-    Raises UserError where a run is at work in it, and where it cannot be written; both say what to do then.
+    Raises UserError if another run is using the folder (ending with `if_busy`), and if it is not writable (ending with
+    `if_unwritable`).
     """
     lock = FileLock(folder / ".lock")
     try:
@@ -80,7 +81,7 @@ def claim(folder: Path, if_busy: str, if_unwritable: str) -> FileLock:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a run is at work in a folder."""
+    """Whether a run is using a folder."""
     if not (folder / ".lock").is_file():
         return False
     lock = FileLock(folder / ".lock")
@@ -95,24 +96,24 @@ def is_held(folder: Path) -> bool:
 
 
 def has_finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether a folder holds this very run, at its end; one of another duration goes on, or starts over."""
+    """Whether a folder contains a finished run of this recipe and duration."""
     return _ended_as("finished", folder, recipe)
 
 
 def has_diverged(folder: Path, recipe: Recipe) -> bool:
-    """Whether a folder holds this very run, and it diverged."""
+    """Whether a folder contains a run of this recipe and duration that diverged."""
     return _ended_as("diverged", folder, recipe)
 
 
 def _ended_as(state: str, folder: Path, recipe: Recipe) -> bool:
     if read_status(folder).get("state") != state:
         return False
-    there = _recipe_of(folder)
-    return there is not None and there.digest() == recipe.digest() and there.duration == recipe.duration
+    earlier = _recipe_of(folder)
+    return earlier is not None and earlier.digest() == recipe.digest() and earlier.duration == recipe.duration
 
 
 def _recipe_of(folder: Path) -> Recipe | None:
-    """The recipe of the run in a folder; None where there is none that can be read."""
+    """The recipe of the run in a folder; None if it is missing or cannot be read."""
     try:
         return from_mapping(data) if (data := read_yaml(folder / "recipe.yaml")) else None
     except UserError:
@@ -120,14 +121,14 @@ def _recipe_of(folder: Path) -> Recipe | None:
 
 
 class RunFolder:
-    """The folder of a run while rank 0 holds it: `finished`, or to be begun."""
+    """The folder of a run, locked by rank 0. `finished`: it contains this run, complete, with its saved model."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.path = path_of(loaded)
         self._lock = claim(self.path, "wait, or choose output_dir=…", "choose output_dir=…")
         self._started = time.time()
         self.notes: list[str] = []
-        self._before = read_status(self.path)  # what an earlier start had come to
+        self._before = read_status(self.path)  # the status of an earlier start
         try:
             self.finished = self._inspect(loaded)
         except UserError:
@@ -135,10 +136,10 @@ class RunFolder:
             raise
 
     def _inspect(self, loaded: Loaded) -> bool:
-        """Whether the folder holds this very run, finished, with its model whole; raises UserError where it holds
+        """Whether the folder contains this run, finished, with an undamaged model. Raises UserError if it contains
         something else."""
         clear_leftovers(self.path)
-        if not self._there():
+        if not self._contents():
             return False
         earlier = _recipe_of(self.path)
         if earlier is None and not (self._trained() or self._checkpoints() or (self.path / "recipe.yaml").exists()):
@@ -149,9 +150,10 @@ class RunFolder:
         return has_finished(self.path, loaded.recipe) and self._holds_its_model(loaded.recipe)
 
     def _holds_its_model(self, recipe: Recipe) -> bool:
-        """Whether the files that a finished run has saved are as they were saved; else a checkpoint gives them again.
-        Raises UserError where there is none."""
-        lost = next((name for name, known in self._before.get("saved", {}).items() if not self._is(name, known)), None)
+        """Whether the saved files of a finished run are unchanged; if not, they are restored from a checkpoint. Raises
+        UserError if there is no checkpoint."""
+        saved = self._before.get("saved", {})
+        lost = next((name for name, checksum in saved.items() if not self._is_unchanged(name, checksum)), None)
         if lost is None:
             return True
         if not self._checkpoints() and recipe.resume != "never":
@@ -163,42 +165,44 @@ class RunFolder:
         self._before = {}
         return False
 
-    def _is(self, name: str, known: object) -> bool:
-        """Whether a saved file is as it was; `known` is its SHA-256."""
+    def _is_unchanged(self, name: str, checksum: object) -> bool:
+        """Whether a saved file still has its SHA-256 `checksum`."""
         try:
-            return sha256(self.path / name) == known
+            return sha256(self.path / name) == checksum
         except OSError:
             return False
 
-    def _there(self) -> list[Path]:
+    def _contents(self) -> list[Path]:
         return [path for path in self.path.iterdir() if path.name != ".lock" and not path.name.startswith("attempt-")]
 
     def _checkpoints(self) -> list[Path]:
         return list(self.path.glob("checkpoint-*"))
 
     def _trained(self) -> bool:
-        return (self.path / "records.jsonl").is_file()  # a start that failed before that holds nothing to lose
+        return (
+            self.path / "records.jsonl"
+        ).is_file()  # a start that failed before it wrote records has nothing to lose
 
     def begin(self, loaded: Loaded, anew: bool) -> None:
-        """Write the recipe; where the run begins `anew`, what an earlier attempt trained moves to `attempt-N/`."""
+        """Write the recipe. If the run starts over (`anew`), move the files of an earlier attempt to `attempt-N/`."""
         if anew and self._trained():
             taken = [path.name.removeprefix("attempt-") for path in self.path.glob("attempt-*")]
             numbers = [int(number) for number in taken if number.isdecimal()]
             attempt = self.path / f"attempt-{max(numbers, default=0) + 1}"
             attempt.mkdir()
-            for path in self._there():
+            for path in self._contents():
                 if path != attempt:
                     path.rename(attempt / path.name)
             self._before = {}
         write_yaml(loaded.recipe.to_dict(), self.path / "recipe.yaml")
 
     def status(self, state: str, cause: Cause | None = None, why: str | None = None, **values: Any) -> None:
-        """Write `status.json`: what `body` gives."""
+        """Write `status.json` with the contents of `body`."""
         self.write(self.body(state, cause, why, **values))
 
     def body(self, state: str, cause: Cause | None = None, why: str | None = None, **values: Any) -> dict[str, Any]:
-        """The contents of `status.json`. `cause`: None while the run trains; `why`: a sentence about a run that did not
-        train to its end."""
+        """The contents of `status.json`. `cause`: None while the run trains; `why`: a sentence if the run ended before
+        its budget."""
         if state not in STATES:
             raise ValueError(state)
         return {
@@ -213,6 +217,7 @@ class RunFolder:
         }
 
     def write(self, body: Mapping[str, Any]) -> None:
+        """Write `body` to `status.json`."""
         write_text(self.path / "status.json", json.dumps(body, indent=1))
 
     def saved(self, names: Iterable[str]) -> dict[str, str]:
@@ -220,16 +225,17 @@ class RunFolder:
         return {name: sha256(self.path / name) for name in sorted(names)}
 
     def fail(self, cause: Cause, why: str, trained: bool, state: str = "failed") -> None:
-        """Write how the run failed; a start that was refused before it trained leaves what there was."""
+        """Write that the run failed; a start that failed before it trained keeps the status of a completed one."""
         if not trained and self._before.get("state") in ("finished", "preempted"):
             self.write(self._before)
         else:
             self.status(state, cause, why)
 
     def interrupt(self, why: str) -> None:
-        """Write that a signal ended the run before it trained; how far an earlier start had come stays."""
-        kept = {name: self._before[name] for name in ("step", "clock", "of", "reached") if name in self._before}
-        self.status("preempted", Cause.SIGNAL, why, **kept)
+        """Write that a signal ended the run before it trained; the progress of an earlier start is retained."""
+        progress = {name: self._before[name] for name in ("step", "clock", "of", "reached") if name in self._before}
+        self.status("preempted", Cause.SIGNAL, why, **progress)
 
     def release(self) -> None:
+        """Unlock the folder."""
         self._lock.release()

@@ -1,4 +1,4 @@
-"""Whether a run overfitted, since when and by how much, in numbers and words."""
+"""Whether a run overfitted, since when and by how much, as numbers and as a sentence."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,22 +13,23 @@ TRAIN, ONSET = "overfit/train_loss", "overfit/onset_step"
 
 @dataclass(frozen=True)
 class Moment:
-    """One evaluation of both fixed parts, in evaluation mode; losses in nats per target."""
+    """One evaluation of validation and training rows (fixed parts), in evaluation mode; losses in nats/target."""
 
     step: int
     tokens: float
-    epoch: float | None  # None: the rows of an epoch are not known
-    train: float
-    validation: float
-    accuracy: float | None
+    epoch: float | None  # None: the number of training rows is not known
+    train: float  # loss on training rows
+    validation: float  # loss on validation rows
+    accuracy: float | None  # on validation rows; None: not a classification task
 
     @property
     def gap(self) -> float:
+        """Generalization gap: validation loss − loss on training rows, nats/target."""
         return self.validation - self.train
 
     @property
     def shown_gap(self) -> float:
-        """The difference of both losses as they are shown, to four digits."""
+        """The gap between the two losses as they are displayed, rounded to four decimals."""
         return round(self.validation, 4) - round(self.train, 4)
 
     def __str__(self) -> str:
@@ -37,73 +38,82 @@ class Moment:
 
 @dataclass(frozen=True)
 class Overfitting:
-    """The evaluations of a run in order, and the moments that matter."""
+    """The evaluations of a run in order, with the best one and the onset of overfitting."""
 
     moments: tuple[Moment, ...]
-    best: Moment  # the lowest validation loss; of step 0: nothing is better than before training
-    onset: Moment | None  # where overfitting began
-    sure: Moment | None  # the evaluation that made it sure
-    rise: float  # validation loss of the last evaluation − that of the best, nats/target
-    lost: int | None = None  # step of the last evaluation, where its loss was not finite: it is none of `moments`
+    best: Moment  # lowest validation loss; step 0: no evaluation is better than before training
+    onset: Moment | None  # the evaluation after which the run overfitted; None: not detected
+    confirmed: Moment | None  # the first evaluation significantly worse than `onset`
+    rise: float  # validation loss of the last evaluation − that of the best one, nats/target
+    diverged_at: int | None = None  # step of the last evaluation if its loss is not finite; it is not in `moments`
 
     @property
     def last(self) -> Moment:
+        """The last evaluation with finite losses."""
         return self.moments[-1]
 
     @property
     def better(self) -> bool:
-        """Whether any evaluation is better than before training."""
+        """Whether any evaluation is better than the one before training."""
         return self.best.step > 0
 
     @property
     def lowest_after(self) -> Moment:
-        """The lowest validation loss after the first step."""
+        """The evaluation with the lowest validation loss, without the one before training."""
         return min((moment for moment in self.moments if moment.step), key=lambda moment: moment.validation)
 
     @property
     def verdict(self) -> str:
-        """What came of it, in a sentence or two."""
-        if self.lost is not None:
-            return f"The last evaluation, at step {self.lost:,}, is not finite: the run diverged."
+        """Whether the run overfitted, in one or two sentences."""
+        if self.diverged_at is not None:
+            return f"The run diverged: the loss of the last evaluation, at step {self.diverged_at:,}, is not finite."
         if not self.better:
             return (
                 f"Not better than before training: the validation loss was {self.best.validation:.4f} nats/target at "
-                f"step 0, and {self.lowest_after.validation:.4f} at its lowest since, at {self.lowest_after}."
+                f"step 0; the lowest since is {self.lowest_after.validation:.4f}, at {self.lowest_after}."
             )
-        change = "has fallen" if self.last.train < self.best.train else "has risen"
+        change = "fell" if self.last.train < self.best.train else "rose"
         if self.onset is not None and self.onset == self.best and self.rise > 0:
             return (
-                f"It overfits. Since {self.best} the validation loss has risen by {self.rise:.3f} nats/target, while "
-                f"that of the training rows {change} by {abs(self.last.train - self.best.train):.3f}."
+                f"The run overfits: since {self.best} the validation loss rose by {self.rise:.3f} nats/target, while "
+                f"the loss on training rows {change} by {abs(self.last.train - self.best.train):.3f} nats/target."
             )
         if self.onset is not None:
-            since = f"; since then the loss has risen by {self.rise:.3f} nats/target" if self.rise > 0 else ""
-            return f"Overfitting began at {self.onset}, but was made up for: the best is at {self.best}{since}."
+            since = f"; since then it rose by {self.rise:.3f} nats/target" if self.rise > 0 else ""
+            return (
+                f"Overfitting began at {self.onset}, but the validation loss recovered: its lowest value is at "
+                f"{self.best}{since}."
+            )
         if self.rise > 0:
             return (
-                f"No overfitting is sure. The last evaluation is {self.rise:.3f} nats/target above the best, at "
-                f"{self.best}: no more than chance among its rows may make, or training rows that fit no better."
+                f"No significant overfitting: the last validation loss is {self.rise:.3f} nats/target above the best, "
+                f"at {self.best}. The difference is within sampling noise, or the loss on training rows did not fall."
             )
-        return "No overfitting seen: the last evaluation is the best."
+        return "No overfitting: the last evaluation is the best."
 
 
 def overfitting_of(run: RunData) -> Overfitting | None:
-    """None where the run did not watch its training rows, or has not evaluated twice yet."""
-    found = {int(record[STEPS]): record for record in run.records if _usable(record)}
-    if len(found) < 2:
+    """The evaluations of a run for its overfitting report.
+
+    None if the run did not evaluate training rows (`eval.watch`), or has fewer than two finite evaluations.
+    """
+    by_step = {int(record[STEPS]): record for record in run.records if _is_complete(record)}
+    if len(by_step) < 2:
         return None
-    records = [found[step] for step in sorted(found)]
+    records = [by_step[step] for step in sorted(by_step)]
     moments = tuple(_moment(record, run.rows) for record in records)
     best = min(moments, key=lambda moment: moment.validation)
-    dated = [(record[ONSET], moment) for record, moment in zip(records, moments, strict=True) if _finite(record, ONSET)]
-    onset = _at(moments, dated[-1][0]) if dated and best.step else None
-    sure = next((moment for step, moment in dated if step == dated[-1][0]), None)
+    onsets = [
+        (record[ONSET], moment) for record, moment in zip(records, moments, strict=True) if _finite(record, ONSET)
+    ]
+    onset = _moment_of_step(moments, onsets[-1][0]) if onsets and best.step else None
+    confirmed = next((moment for step, moment in onsets if step == onsets[-1][0]), None)
     newest = [record for record in run.records if is_evaluation(record)][-1]
-    lost = None if _usable(newest) else int(newest[STEPS])
-    return Overfitting(moments, best, onset, sure, moments[-1].validation - best.validation, lost)
+    diverged_at = None if _is_complete(newest) else int(newest[STEPS])
+    return Overfitting(moments, best, onset, confirmed, moments[-1].validation - best.validation, diverged_at)
 
 
-def _usable(record: Mapping[str, Any]) -> bool:
+def _is_complete(record: Mapping[str, Any]) -> bool:
     return is_evaluation(record) and all(_finite(record, name) for name in (TOKENS, TRAIN, LOSS))
 
 
@@ -118,7 +128,7 @@ def _moment(record: Mapping[str, Any], rows: float | None) -> Moment:
     )
 
 
-def _at(moments: Sequence[Moment], step: object) -> Moment | None:
+def _moment_of_step(moments: Sequence[Moment], step: object) -> Moment | None:
     return next((moment for moment in moments if moment.step == step), None)
 
 

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: the plan, a progress bar, evaluations, and a last page."""
+"""Output of a run on the terminal: plan, progress bar, evaluations, and a summary at the end."""
 
 import math
 import time
@@ -20,9 +20,12 @@ from hfbsz.records.record import Reading, Step
 
 
 class Console:
-    """Reports of one run, with control characters written out. Off a terminal a line now and then stands for a bar."""
+    """Prints the output of one run; control characters are escaped.
 
-    QUIET_SECONDS = 10.0  # between lines of progress off a terminal
+    If the output is not a terminal, a line every QUIET_SECONDS replaces the progress bar.
+    """
+
+    QUIET_SECONDS = 10.0  # between progress lines if the output is not a terminal
 
     def __init__(self, file: TextIO | None = None) -> None:
         self.out = RichConsole(file=file, highlight=False, emoji=False)
@@ -31,42 +34,49 @@ class Console:
         self._progress = Progress(*columns, TimeRemainingColumn(), console=self.out, transient=True)
         self._task: TaskID | None = None
         self._label = ""
-        self._began = self._last_line = time.monotonic()  # of the work, and of the last line
+        self._began = self._last_line = time.monotonic()  # start of the current work, and time of the last line
 
     def line(self, text: str, style: str = "") -> None:
+        """Print a line; `style` is a rich style such as `yellow`."""
         self.out.print(visible(text), style=style, markup=False, soft_wrap=True)
 
     def title(self, text: str) -> None:
+        """Print a horizontal rule with a title."""
         self.out.print(Rule(Text(one_line(text)), align="left", style="dim"))
 
     def warn(self, text: str) -> None:
+        """Print a warning on one line."""
         self.line(f"warning: {one_line(text)}", "yellow")
 
     def plan(self, name: str, plan: Plan, notes: Sequence[str]) -> None:
+        """Print the explanation of a plan, then its notes."""
         self.title(f"plan of {name}")
         self.line(explain(plan))
         self.notes(notes)
 
     def notes(self, notes: Iterable[str]) -> None:
+        """Print notes, one per line."""
         for note in notes:
             self.line(f"note      {one_line(note)}")
 
     def preview(self, lines: Sequence[str]) -> None:
-        """A few rows as the model gets them; what stands between ⟦ and ⟧ is learnt."""
+        """Print a few rows as the model sees them; the loss is computed on the text between ⟦ and ⟧."""
         for line in lines:
             text = Text(visible(line).replace("\n", "\\n"))
             text.highlight_regex("⟦[^⟧]*⟧", "bold green")
             self.out.print(text, soft_wrap=True)
 
     def work(self, label: str, done: float, total: float, state: str = "") -> None:
-        """Show progress of some long work, `total` 0: of unknown length; a new label starts a new bar. Off a terminal:
-        how far it is, and about how long it will take, in a line every QUIET_SECONDS."""
+        """Show the progress of long work; `total` 0: length unknown. A new label starts a new bar.
+
+        If the output is not a terminal, print progress and remaining time in a line every QUIET_SECONDS.
+        """
         self._bar(label, done, total, state)
         if not self.out.is_terminal and time.monotonic() - self._last_line > self.QUIET_SECONDS:
             share = min(1.0, done / total) if total else math.nan
             left = (time.monotonic() - self._began) * (1 - share) / share if share else math.nan
-            far = f"{share:4.0%}" if total else "…"
-            self._quiet_line(f"{self._label} {far}  {state}{f'about {left:.0f} s left' if left > 0 else ''}")
+            progress = f"{share:4.0%}" if total else "…"
+            self._quiet_line(f"{self._label} {progress}  {state}{f'about {left:.0f} s left' if left > 0 else ''}")
 
     def _quiet_line(self, text: str) -> None:
         self._last_line = time.monotonic()
@@ -86,13 +96,15 @@ class Console:
             self._progress.update(self._task, completed=done, total=total or None, state=state)
 
     def end_work(self) -> None:
+        """Remove the progress bar, if there is one."""
         if self._task is not None:
-            if self.out.is_terminal:  # else it never started, and would print an empty line
+            if self.out.is_terminal:  # otherwise it was not started, and stopping it would print an empty line
                 self._progress.stop()
             self._progress.remove_task(self._task)
         self._task, self._label = None, ""
 
     def step(self, step: Step, plan: Plan) -> None:
+        """Update the progress bar with a logged optimizer step."""
         loss = "" if step.loss is None else f"loss {step.loss:.3f}"
         speed = "" if step.tokens_per_second is None else f"{short(step.tokens_per_second)} tokens/s"
         state = f"{min(1, step.at.sequences / plan.total):4.0%}  {loss}  batch {step.global_batch} seq  {speed}"
@@ -102,6 +114,7 @@ class Console:
                 self._quiet_line(f"step {step.at.step:>6,} {state}")
 
     def evaluation(self, reading: Reading) -> None:
+        """Print one evaluation: step, tokens, losses, gap, and whether it is the best so far."""
         parts = [f"step {reading.at.step:>6,}  {short(reading.at.tokens):>5} tokens"]
         values = reading.values
         for name, value in values.items():
@@ -114,7 +127,7 @@ class Console:
             elif last == "accuracy":
                 parts.append(f"accuracy {metric(name).show(float(value))}")
         loss, train = values.get("eval/loss"), values.get("overfit/train_loss")
-        if isinstance(loss, float) and isinstance(train, float):  # the gap is that of the numbers beside it
+        if isinstance(loss, float) and isinstance(train, float):  # the gap between the two rounded numbers on this line
             parts.append(f"training rows {train:.4f} (gap {round(loss, 4) - round(train, 4):+.4f})")
         if reading.at.step and values.get("overfit/best_step") == reading.at.step:
             parts.append("the best so far")
@@ -127,13 +140,14 @@ class Console:
         self._last_line = time.monotonic()
         self.line("  ".join(parts))
 
-    def last_page(self, title: str, reached: Mapping[str, str], where: Path, hints: Sequence[str]) -> None:
+    def last_page(self, title: str, reached: Mapping[str, str], folder: Path, hints: Sequence[str]) -> None:
+        """Print the summary of a run: its results, its folder, and what to do next."""
         self.end_work()
         self.title(title)
         width = max(map(len, [*reached, "saved to"]))
         for name, value in reached.items():
             self.line(f"{name:<{width}}  {value}")
-        self.line(f"{'saved to':<{width}}  {where}")
+        self.line(f"{'saved to':<{width}}  {folder}")
         self.title("next")
         for hint in hints:
             self.line(hint)

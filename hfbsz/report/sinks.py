@@ -1,4 +1,4 @@
-"""Where a run's readings go: records.jsonl, W&B, the console, and its page."""
+"""Writes the readings of a run to records.jsonl, W&B and the console, and its page at the end."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from hfbsz.system.files import read_object, write_text
 
 
 class Reports:
-    """Where rank 0's readings go: records.jsonl first, then W&B and the console.
+    """Writes the readings of rank 0 to records.jsonl, then to W&B and the console.
 
-    `name` is the run's in W&B; `wandb_id` and `sent` (event and step of rows) are what an interrupted start has left.
+    `name`: of the run in W&B; `wandb_id` and `sent` (event and step of records): from an interrupted start, to resume.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Reports:
         write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
         write_text(path / "machine.json", json.dumps(self._since(machine, path, step), indent=1))
         self.records = JsonLines(path / "records.jsonl")
-        own_id = wandb_id or id_of(path.name, os.urandom(3).hex())
+        run_id = wandb_id or id_of(path.name, os.urandom(3).hex())
         log = recipe.log
         entity = log.entity or os.environ.get("WANDB_ENTITY")  # it may be sent from another shell
-        identity = as_launched(Identity(own_id, log.project, entity, log.group, job, name))
+        identity = as_launched(Identity(run_id, log.project, entity, log.group, job, name))
         self.wandb_id = identity.id
         identity.write(path)  # whatever the mode: a run can be sent later
         self.wandb = WandbReporter(
@@ -52,24 +52,25 @@ class Reports:
         )
 
     def _since(self, machine: Mapping[str, Any], path: Path, step: int) -> dict[str, Any]:
-        """What this start runs on, from which step, and what earlier starts ran on, each with its step."""
-        before = read_object(path / "machine.json") if step else None  # step 0: nothing of an earlier start stays
+        """The contents of machine.json: the machine and first step of this start, and those of earlier starts."""
+        before = read_object(path / "machine.json") if step else None  # step 0: earlier starts are discarded
         earlier = before.pop("earlier", []) if before else []
         if before:
             earlier = [*earlier, before] if isinstance(earlier, list) else [before]
             changed = [name for name in machine if name in before and before[name] != machine[name]]
             if changed:
-                told = ", ".join(f"{name} {before[name]} → {machine[name]}" for name in changed)
-                self.console.line(f"note      resumed on another machine or version: {told}")
+                changes = ", ".join(f"{name} {before[name]} → {machine[name]}" for name in changed)
+                self.console.line(f"note      resumed on another machine or version: {changes}")
         return {**machine, "step": step, "earlier": earlier}
 
     def emit(self, reading: Reading) -> None:
+        """Write a reading to records.jsonl and W&B; print it if it is an evaluation."""
         self.wandb.log(self.records.write(reading))
         if reading.event == "eval":
             self.console.evaluation(reading)
 
     def close(self, state: str, status: Mapping[str, Any] | None = None) -> None:
-        """End the records and the W&B run, and write the page; `status` is what status.json is about to say."""
+        """End the records and the W&B run, and write the page; `status`: what will be written to status.json."""
         self.records.close()
         self.wandb.finish(0 if state == "finished" else 1)
         from hfbsz.report.page import page
@@ -78,6 +79,6 @@ class Reports:
             run = read_run(self.path)
             run = run if status is None else replace(run, status=status)
             write_text(self.path / "report.html", page.render([run]))
-        except Exception as problem:  # the model and the records are safe: a picture must not fail their run
-            again = f"{called('report')} {command(self.path)}"
-            self.console.warn(f"no page was drawn ({problem}): {again} tries again")
+        except Exception as problem:  # the model and the records are saved: a failed page must not fail the run
+            retry = f"{called('report')} {command(self.path)}"
+            self.console.warn(f"report.html could not be written ({problem}): to retry, run {retry}")

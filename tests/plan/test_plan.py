@@ -225,12 +225,12 @@ def test_micro_batches_of_tokens_are_said_in_words_and_only_divide_over_processe
     made = plan(*words, "batch.micro_max=7", world=4)
     assert made.step(0).micro_batch is made.step(0).accumulation is None and not made.warnings[1:]
     text = explain(made)
-    assert "16 sequences × processes 4 = 64 sequences" in text and "micro     ≤ 2,048 tokens, padding included" in text
+    assert "16 sequences × processes 4 = 64 sequences" in text and "micro     ≤ 2,048 tokens with padding" in text
     assert "blocks of 16 batches are sorted by length" in text and "accumulation" not in text
     assert from_dict(made.to_dict()) == made and made.steps == plan(*RAGGED, world=4).steps
     assert "60 or 65" in refused(*words, world=5)[0]
     ramp = plan("data.pack=false", "batch.micro_tokens=512", "batch.ramp=linear:8,64,50%", world=2)
-    assert all(phase.batch % 2 == 0 for phase in ramp.phases) and "as filled" in explain(ramp)
+    assert all(phase.batch % 2 == 0 for phase in ramp.phases) and "variable" in explain(ramp)
 
 
 def test_micro_batches_of_tokens_do_not_make_another_run():
@@ -284,13 +284,13 @@ def test_sde_sets_betas_and_eps_once_from_the_mean_ratio():
 @pytest.mark.parametrize(
     ("optimizer", "rule", "source"),
     [("adamw", "sqrt", "Malladi"), ("sgd", "linear", "Goyal"), ("lamb", "sqrt", "You et al. 2020")]
-    + [(name, "sqrt", "assumed: no rule is settled") for name in ("muon", "adafactor", "schedule_free")],
+    + [(name, "sqrt", "assumed: no rule is established") for name in ("muon", "adafactor", "schedule_free")],
 )
 def test_every_optimizer_has_a_rule_of_its_own(optimizer, rule, source):
     made = plan(f"optim.name={optimizer}", "batch.size=32seq", "schedule.shape=constant")
     assert made.rule.name == rule and source in explain(made)
     named = explain(plan(f"optim.name={optimizer}", "scaling.rule=linear", "batch.size=32seq"))
-    assert ("assumed: no rule is settled" in named) == source.startswith("assumed") and "Goyal" in named
+    assert ("assumed: no rule is established" in named) == source.startswith("assumed") and "Goyal" in named
 
 
 def test_noise_and_surge_take_the_noise_scale_in_tokens_or_sequences():

@@ -114,7 +114,10 @@ def test_page_shows_what_the_records_say(run: Path) -> None:
     last = records_of(plan_of())[-3]
     seconds = round(last["train/seconds"])
     assert "4.1142 nats/target, all 2,000 rows of validation, step 459" in text
-    assert "On the fixed part 4.1161 nats/target, 128 rows, the same at every evaluation: the best is 4.0500 at" in text
+    assert (
+        "Validation loss, fixed part 4.1161 nats/target, 128 rows, the same at every evaluation: the best is 4.0500 at"
+        in text
+    )
     assert f"{4.1142 / 1.8389:.4f} bits/byte" in text
     assert f"Perplexity {math.exp(4.1142):.4g}" in text
     assert "Tokens seen 1M tokens" in text
@@ -124,7 +127,7 @@ def test_page_shows_what_the_records_say(run: Path) -> None:
     assert "Peak memory 1.50 GiB" in text
     assert "Global batch 8 → 64 sequences" in text
     rates = [record["train/learning_rate"] for record in records_of(plan_of()) if "train/learning_rate" in record]
-    assert f"Highest learning rate {max(rates):.3g}" in text
+    assert f"Peak learning rate {max(rates):.3g}" in text
     assert "Batch split 8 × (1 → 8) × 1" in text
 
 
@@ -133,7 +136,7 @@ def test_page_says_what_fills_a_micro_batch(tmp_path: Path) -> None:
     records = [
         record | {"batch/accumulation": 3} if "batch/accumulation" in record else record for record in records_of(plan)
     ]
-    assert "Batch split ≤ 2,048 tokens × as many × 1" in text_of(page_of(make_run(tmp_path / "run", plan, records)))
+    assert "Batch split ≤ 2,048 tokens × variable × 1" in text_of(page_of(make_run(tmp_path / "run", plan, records)))
 
 
 def test_page_explains_plan_and_recipe(run: Path) -> None:
@@ -145,7 +148,7 @@ def test_page_explains_plan_and_recipe(run: Path) -> None:
 def test_every_figure_has_labelled_axes_and_a_caption(run: Path) -> None:
     figures = page_of(run).split("<figure ")[1:]
     assert len(figures) == len(FIGURES)
-    units = ("nats/target", "sequences", "per step", "tokens/s", "no unit")
+    units = ("nats/target", "sequences", "passes", "tokens/s", "no unit")
     for figure, word in zip(figures, FIGURES, strict=True):
         drawn, caption = figure.split("</svg>")[0], figure.split("<figcaption>")[1]
         assert word in drawn
@@ -157,13 +160,13 @@ def test_every_figure_has_labelled_axes_and_a_caption(run: Path) -> None:
 def test_axis_is_cut_above_the_first_fall_and_says_so(run: Path) -> None:
     top = figures.loss_range([runs.read_run(run)])[2]
     assert top is not None and 4.5 < top < 6.5
-    assert f"The axis is cut at {top:.2f} nats/target" in page_of(run)
+    assert f"The loss axis ends at {top:.2f} nats/target" in page_of(run)
 
 
 def test_flat_losses_are_not_cut(tmp_path: Path) -> None:
     plan = plan_of()
     page = page_of(make_run(tmp_path / "flat", plan, records_of(plan, **{"train/loss": 4.0})))
-    assert "The axis is cut" not in page
+    assert "The loss axis ends" not in page
 
 
 def test_rising_validation_loss_stays_in_sight(tmp_path: Path) -> None:
@@ -209,7 +212,7 @@ def test_losses_of_part_and_whole_do_not_compete(run: Path, tmp_path: Path) -> N
     page = page_of(make_run(tmp_path / "part", plan, part), run)
     rows = page.split("<tbody>")[1].split("<tr")[1:]
     assert "ramp" in rows[0] and "best" in rows[0]
-    assert "the two do not compare" in page
+    assert "the two are not comparable" in page
 
 
 def test_runs_of_unequal_length_are_cautioned(run: Path, tmp_path: Path) -> None:

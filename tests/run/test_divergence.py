@@ -10,7 +10,7 @@ from test_loop import Bench, _here  # noqa: F401  (the fixture puts the cache in
 
 from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.recipe.load import load
-from hfbsz.records.evaluations import kept_of, not_better
+from hfbsz.records.evaluations import final_result, not_better
 from hfbsz.records.folder import read_status
 from hfbsz.records.jsonl import JsonLines
 from hfbsz.records.record import Clock, Reading
@@ -40,7 +40,7 @@ def test_case_d03_weights_that_are_not_finite_end_the_run(hfbsz, ragged, tmp_pat
     assert status["why"] in ended.err and ("Traceback" in ended.err) == (processes == 2)  # the launcher's own
     assert not steps(run) and not list(run.glob("*.safetensors")) and (run / "report.html").is_file()
     assert records(run, "lifecycle")[-1]["state"] == "diverged"
-    assert math.isnan(kept_of(read_run(run)).loss)
+    assert math.isnan(final_result(read_run(run)).loss)
 
 
 def test_case_d11_a_checkpoint_that_is_not_finite_is_skipped(tmp_path):

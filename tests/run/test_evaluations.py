@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY, records
 
 from hfbsz.records import run_data as runs
-from hfbsz.records.evaluations import best_evaluation, kept_of, not_better, validation_curve
+from hfbsz.records.evaluations import best_evaluation, final_result, not_better, validation_curve
 from hfbsz.records.folder import read_status
 from hfbsz.records.overfitting import overfitting_of
 from hfbsz.report.page import page as html
@@ -79,7 +79,8 @@ def test_case_12_the_gap_is_that_of_the_two_numbers_beside_it(overfitted):
     for validation, train, gap in lines:
         assert float(gap) == pytest.approx(float(validation) - float(train), abs=1e-9)
     beside = re.findall(
-        r"Gap (?:there|at the last) (\S+) nats/target validation (\S+) − training rows ([\d.]+)", page_of(folder)
+        r"Gap at the (?:best|last) evaluation (\S+) nats/target validation (\S+) − training rows ([\d.]+)",
+        page_of(folder),
     )
     assert len(beside) == 2
     for gap, validation, train in beside:
@@ -96,16 +97,14 @@ def test_case_12_the_best_has_the_lowest_loss_of_the_curve_everywhere(overfitted
     assert len(said) == len(set(lowest)) and f"{losses[best]:.4f}" in said[-1]
     (final,) = records(folder, "final")
     run = runs.read_run(folder)
-    found, kept, seen = best_evaluation(run), kept_of(run), overfitting_of(run)
-    assert found is not None and kept is not None and seen is not None
-    assert final["model/step"] == found[STEP] == kept.step == seen.best.step == best
+    found, result, seen = best_evaluation(run), final_result(run), overfitting_of(run)
+    assert found is not None and result is not None and seen is not None
+    assert final["model/step"] == found[STEP] == result.step == seen.best.step == best
     assert best in steps(folder)
     fixed = read_status(folder)["reached"]["fixed part"]
     assert fixed.startswith(f"{losses[best]:.4f} nats/target (the fixed 16 rows") and "the best there" in fixed
-    assert (
-        f"On the fixed part {losses[best]:.4f} nats/target, 16 rows, the same at every evaluation: this is the best"
-        in page_of(folder)
-    )
+    shown = f"Validation loss, fixed part {losses[best]:.4f} nats/target, 16 rows"
+    assert shown in page_of(folder) and "this is the best" in page_of(folder)
 
 
 def test_case_12_without_whole_sets_the_loss_is_said_to_be_of_the_fixed_part(hfbsz, ragged, tmp_path):
@@ -143,8 +142,8 @@ def test_case_22_nothing_is_the_best_that_is_not_better_than_before_training(wor
     card = (folder / "README.md").read_text()
     for text in (ended.out, card, page_of(folder), json.dumps(read_status(folder), ensure_ascii=False)):
         assert "not better than before training" in text.lower()
-        assert "the best so far" not in text and "overfitting since" not in text and "It overfits" not in text
-    assert "Best evaluation none" in page_of(folder) and "Onset of overfitting not seen" in page_of(folder)
+        assert "the best so far" not in text and "overfitting since" not in text and "The run overfits" not in text
+    assert "Best evaluation none" in page_of(folder) and "Onset of overfitting not detected" in page_of(folder)
 
 
 def test_case_22_the_last_weights_are_kept_with_a_note(worse):
@@ -153,7 +152,7 @@ def test_case_22_the_last_weights_are_kept_with_a_note(worse):
     assert records(folder, "final")[0]["model/step"] == last == status["step"] == max(steps(folder))
     note = "checkpoint.save=best finds none to keep, the last weights are saved"
     assert note in status["reached"]["before training"] and note in (folder / "README.md").read_text()
-    assert f"Saved model holds last weights of step {last}: checkpoint.save=best finds none to keep" in page_of(folder)
+    assert f"Saved model last weights of step {last}: no evaluation was better than before training" in page_of(folder)
     assert status["cause"] == "patience" and " in 4" in status["why"]
 
 
@@ -181,15 +180,15 @@ def test_records_of_earlier_versions_are_read_as_now(tmp_path):
     best = {**at(20), "eval/loss": 0.55, "overfit/best_step": 10.0, "eval/full": 1, "eval/best": 1}
     run = write(tmp_path / "best", start, first, whole, best)
     assert [record["eval/loss"] for record in validation_curve(run)] == [0.5, pytest.approx(0.621)]
-    kept = kept_of(run)
-    assert kept is not None and (kept.step, kept.whole, kept.loss) == (10, True, 0.55)
-    assert kept.fixed["loss"] == 0.5 and kept.last["loss"] == 0.93
-    alone = kept_of(write(tmp_path / "last", start, first, whole))
-    assert alone is not None and (alone.step, alone.loss, dict(alone.last)) == (20, 0.93, {})
+    result = final_result(run)
+    assert result is not None and (result.step, result.measured_at_end, result.loss) == (10, True, 0.55)
+    assert result.fixed_part["loss"] == 0.5 and result.last_weights["loss"] == 0.93
+    alone = final_result(write(tmp_path / "last", start, first, whole))
+    assert alone is not None and (alone.step, alone.loss, dict(alone.last_weights)) == (20, 0.93, {})
     unwatched = write(
         tmp_path / "unwatched", {**at(0), "eval/loss": 3.0, "eval/full": 0}, {**at(5), "eval/loss": 2.0, "eval/full": 1}
     )
-    assert validation_curve(unwatched) == [] and kept_of(unwatched).loss == 2.0
+    assert validation_curve(unwatched) == [] and final_result(unwatched).loss == 2.0
     assert "Validation loss 2.0000 nats/target, all rows of validation" in text_of(html.render([unwatched]))
 
 
@@ -205,8 +204,8 @@ def test_a_loss_that_was_not_finite_is_no_gap_in_the_story(tmp_path):
     """It is left out of its record, and is neither the best nor that of the step before."""
     lost = {**at(20), "eval/rows": 16}
     run = write(tmp_path / "run", {**at(0), "eval/loss": 0.7}, {**at(10), "eval/loss": 0.6}, lost)
-    kept, best = kept_of(run), best_evaluation(run)
-    assert kept is not None and kept.step == 20 and math.isnan(kept.loss)
+    result, best = final_result(run), best_evaluation(run)
+    assert result is not None and result.step == 20 and math.isnan(result.loss)
     assert best is not None and best[STEP] == 10
     assert "the validation loss of step 20 is not finite" in str(not_better(run))
     assert "Validation loss not finite" in text_of(html.render([run]))
@@ -229,8 +228,12 @@ def test_the_page_marks_what_is_learnt(tmp_path, several):
     page = html.render([runs.read_run(run.folder), *others])
     assert "&lt;|user|&gt; a &lt; b &amp; c\n\n  indented<mark>no&lt;script&gt;</mark></div>" in page
     text = text_of(page)
-    assert "1 of 5,485 training rows" in text and "1,234 tokens, 3 learnt" in text and text.count("What is learnt") == 1
-    assert "Columns read prompt, response Columns not used id, &lt;b&gt; The end &lt;|end|&gt; ends an answer" in text
+    assert (
+        "1 of 5,485 training rows" in text
+        and "1,234 tokens, 3 in the loss" in text
+        and text.count("Training examples") == 1
+    )
+    assert "Columns used prompt, response Columns not used id, &lt;b&gt; End token &lt;|end|&gt; ends an answer" in text
 
 
 def test_the_page_tags_a_label_and_leaves_out_what_it_cannot_read(tmp_path):
@@ -240,7 +243,7 @@ def test_the_page_tags_a_label_and_leaves_out_what_it_cannot_read(tmp_path):
         json.dumps({"rows": rows, "of": 9, "read": ["text"], "unused": [], "end": ""})
     )
     page = html.render([runs.read_run(run.folder)])
-    assert 'fine <mark class="label">a&lt;b</mark></div>' in page and "Columns" not in page and "The end" not in page
+    assert 'fine <mark class="label">a&lt;b</mark></div>' in page and "Columns" not in page and "End token" not in page
     for bad in ("{", "[]", '{"rows": []}', '{"rows": [3], "of": 1}', '{"rows": [{"number": 1}], "of": 1}'):
         (run.folder / "rows.json").write_text(bad)
-        assert "What is learnt" not in html.render([runs.read_run(run.folder)])
+        assert "Training examples" not in html.render([runs.read_run(run.folder)])

@@ -1,4 +1,4 @@
-"""The pictures of the page: inline SVG whose text stays text, in the page's own colours."""
+"""The curves of the page as inline SVG: text stays text, and ink and background take the colors of the page."""
 
 import io
 import math
@@ -18,9 +18,14 @@ from hfbsz.records.metrics import metric as entry_of
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, Array, RunData, is_number
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008, without the palest
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.2, 1.5), (7, 2, 1.2, 2))  # for runs beyond the palette
-DENSE = 150  # points of a curve; of more, means over stretches are drawn
-INK, CARD = "#0a0b0c", "#fefdfc"  # stand for the page's own colours, which are light or dark
+DASHES: tuple[tuple[float, ...], ...] = (
+    (),
+    (5, 2),
+    (1.2, 1.5),
+    (7, 2, 1.2, 2),
+)  # for more runs than the palette has colors
+DENSE = 150  # most points of a curve; longer ones are averaged
+INK, CARD = "#0a0b0c", "#fefdfc"  # placeholders that `svg` replaces by the page's colors, light or dark
 LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -43,18 +48,18 @@ _CURVES = {
 
 
 def pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
-    """Inline SVG by name; what no run has measured is left out."""
+    """Inline SVG by name, such as `tokens` or `eval/<set>`; figures without data are left out."""
     loss = entry_of("eval/loss").label
-    wanted = {
+    specs = {
         "tokens": (TOKENS, _LOSSES, loss),
         "steps": (STEPS, _LOSSES, loss),
         "time": (SECONDS, _LOSSES, loss),
         **{picture: (TOKENS, (metric,), entry_of(metric).label) for picture, metric in _CURVES.items()},
     }
     sets = {metric for run in runs for record in run.records for metric in record if re.match("eval/.+/loss$", metric)}
-    wanted |= {metric.removesuffix("/loss"): (TOKENS, (metric,), loss) for metric in sorted(sets)}
+    specs |= {metric.removesuffix("/loss"): (TOKENS, (metric,), loss) for metric in sorted(sets)}
     pictures = {}
-    for name, (axis, metrics, label) in wanted.items():
+    for name, (axis, metrics, label) in specs.items():
         if any(run.values(metric) for run in runs for metric in metrics):
             with matplotlib.rc_context({**LOOK, "svg.hashsalt": name}):
                 pictures[name] = _picture(runs, axis, metrics, label)
@@ -65,9 +70,9 @@ def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: 
     figure = Figure(figsize=(4.8, 3.1), layout="constrained")
     axes = figure.add_subplot()
     xlabel, scale = _axis(runs, axis)
-    for place, run in enumerate(runs):
+    for index, run in enumerate(runs):
         for metric in metrics:
-            _draw(axes, run, place, axis, scale, metric)
+            _draw(axes, run, index, axis, scale, metric)
     axes.set(xlabel=xlabel, ylabel=label)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=axis == STEPS))
@@ -88,7 +93,7 @@ def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: 
 
 
 def _axis(runs: Sequence[RunData], axis: str) -> tuple[str, float]:
-    """The label of a horizontal axis and what its values are divided by."""
+    """The label of a horizontal axis, and the divisor that converts its values to the unit of the label."""
     if axis != SECONDS:
         return ("tokens seen", 1) if axis == TOKENS else ("optimizer steps", 1)
     longest = max((run.largest(SECONDS) or 0 for run in runs), default=0)
@@ -96,22 +101,22 @@ def _axis(runs: Sequence[RunData], axis: str) -> tuple[str, float]:
     return f"training time ({name})", scale
 
 
-def _draw(axes: Axes, run: RunData, place: int, axis: str, scale: float, metric: str) -> None:
-    """One run's curve: evaluations as marks, what is set for a step as steps, what fluctuates as means."""
-    colour, dashes = style(place)
+def _draw(axes: Axes, run: RunData, index: int, axis: str, scale: float, metric: str) -> None:
+    """Draw one metric of one run: evaluations with markers, settings of a step as stairs, noisy metrics averaged."""
+    colour, dashes = style(index)
     line: dict[str, Any] = {"color": colour, "linestyle": (0, dashes) if dashes else "-"}
     if metric.startswith("eval/"):
         x, y = run.series(metric, axis)
         axes.plot(x / scale, y, marker="o", markersize=4, zorder=3, **line)
-        x, y = whole_sets(run, metric, axis)
+        x, y = saved_model_points(run, metric, axis)
         axes.plot(x / scale, y, "D", markersize=6, color=colour, markerfacecolor=CARD, zorder=4)
         return
     x, y = run.series(metric, axis)
     if not len(x):
         return
     if metric.startswith("batch/") or metric == "train/learning_rate":
-        kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), 4 * DENSE)).astype(int))
-        x, y = np.r_[0, x[kept]], np.r_[y[kept[:1]], y[kept]]  # from the start: a step's number holds until its end
+        drawn = np.unique(np.linspace(0, len(x) - 1, min(len(x), 4 * DENSE)).astype(int))
+        x, y = np.r_[0, x[drawn]], np.r_[y[drawn[:1]], y[drawn]]  # the first value holds from the start of the run
         axes.plot(x / scale, y, drawstyle="steps-pre", **line)
         return
     x, y = _means(x, y)
@@ -119,48 +124,48 @@ def _draw(axes: Axes, run: RunData, place: int, axis: str, scale: float, metric:
     axes.plot(x / scale, y, marker=mark, alpha=0.45 if metric == "train/loss" else 1, **line)
 
 
-def whole_sets(run: RunData, metric: str, axis: str) -> tuple[Array, Array]:
-    """What `full/…` says of an `eval/…`, over the moment at which its weights were trained."""
-    moments = {record.get(STEPS): record.get(axis) for record in run.records if record.get("event") == "eval"}
+def saved_model_points(run: RunData, metric: str, axis: str) -> tuple[Array, Array]:
+    """(x, y) of the `full/…` counterpart of an `eval/…` metric; x: where on the axis the saved weights were trained."""
+    positions = {record.get(STEPS): record.get(axis) for record in run.records if record.get("event") == "eval"}
     name = metric.replace("eval/", "full/", 1)
-    found = [
+    points = [
         (x, record[name])
         for record in run.records
-        if is_number(x := moments.get(record.get("model/step"), record.get(axis))) and is_number(record.get(name))
+        if is_number(x := positions.get(record.get("model/step"), record.get(axis))) and is_number(record.get(name))
     ]
-    x, y = np.array(found, dtype=float).reshape(-1, 2).T
+    x, y = np.array(points, dtype=float).reshape(-1, 2).T
     return x, np.where(np.isfinite(y), y, np.nan)
 
 
 def _means(x: Array, y: Array) -> tuple[Array, Array]:
-    """A dense curve as its means over equal numbers of points."""
+    """A curve of at most DENSE points: means over consecutive points if it has more."""
     parts = np.array_split(np.arange(len(x)), min(len(x), DENSE)) if len(x) else []
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
 
 
 def loss_range(runs: Sequence[RunData]) -> tuple[float | None, float | None, float | None]:
-    """(bottom, top) of the loss axes, and top where curves pass it.
+    """(bottom, top) of the loss axes in nats/target, and the top again if curves exceed it, else None.
 
-    The fall of the first steps would flatten all that follows: the axis ends at the 95 % quantile of the training loss
-    after the first 5 % of a run, or at the highest validation loss there.
+    The high losses of the first steps would flatten the rest: the axis ends at the 95 % quantile of the training loss
+    after the first 5 % of a run, or at the highest validation loss after it.
     """
-    every, tops = [], []
+    losses, tops = [], []
     for run in runs:
         curves = [(metric, _means(*run.series(metric, TOKENS))) for metric in _LOSSES]
-        for metric, (x, y) in [*curves, ("full/loss", whole_sets(run, "eval/loss", TOKENS))]:
+        for metric, (x, y) in [*curves, ("full/loss", saved_model_points(run, "eval/loss", TOKENS))]:
             x, y = x[np.isfinite(y)], y[np.isfinite(y)]
             late = y[x > 0.05 * (run.largest(TOKENS) or 0)] if metric in _LOSSES else y
-            every += y.tolist()
+            losses += y.tolist()
             tops += [np.quantile(late, 0.95 if metric == "train/loss" else 1)] if late.size else []
     if not tops:
         return None, None, None
-    bottom, top = min(every), float(max(tops))
+    bottom, top = min(losses), float(max(tops))
     margin = 0.05 * (top - bottom) or 0.1
-    return bottom - margin, top + margin, top + margin if max(every) > top + margin else None
+    return bottom - margin, top + margin, top + margin if max(losses) > top + margin else None
 
 
 def svg(figure: Figure, label: str) -> Markup:
-    """The figure as an SVG element that takes its width, and ink and ground, from the page."""
+    """The figure as an SVG element with the width and colors of the page; `label` describes it to screen readers."""
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -168,16 +173,18 @@ def svg(figure: Figure, label: str) -> Markup:
     text = buffer.getvalue()
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text[text.index("<svg") :], count=2)
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # the same in every figure, and nothing refers to them
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # ids repeat across figures, and nothing refers to them
     text = text.replace(INK, "currentColor").replace(CARD, "var(--card)")
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
-def style(place: int) -> tuple[str, tuple[float, ...]]:
-    return PALETTE[place % len(PALETTE)], DASHES[place // len(PALETTE) % len(DASHES)]
+def style(index: int) -> tuple[str, tuple[float, ...]]:
+    """Color and dashes of the run with this index on the page."""
+    return PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
 
 
 def tick(value: float, _: object = None) -> str:
+    """A tick label: `250`, `2.5k`, `1M`."""
     if 1000 <= abs(value) < 10_000:
         return f"{value / 1000:g}k"
     return f"{value:g}" if abs(value) < 1000 else short(value)

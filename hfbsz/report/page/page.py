@@ -1,7 +1,7 @@
-"""One self-contained HTML page about a run, or about several laid over each other; it needs no network to be read.
+"""The HTML page of one run, or of several compared: one self-contained file that needs no network.
 
-`render` makes the page, `write` reads the folders, makes it and saves it. The words stand in `page.html.jinja`, the
-pictures are made by `figures`.
+`render` returns the page, `write` reads the run folders and saves it. The text is in `page.html.jinja`, the figures are
+drawn by `figures` and `overfitting`.
 """
 
 import math
@@ -17,12 +17,12 @@ from hfbsz.plan.resolve import from_dict
 from hfbsz.recipe.amounts import short
 from hfbsz.records.evaluations import (
     LOSS,
-    Kept,
+    FinalResult,
     best_evaluation,
-    held_weights,
+    final_result,
     is_evaluation,
-    kept_of,
     not_better,
+    saved_weights,
     stopped_early,
 )
 from hfbsz.records.metrics import MEASURES, Metric, metric
@@ -36,7 +36,10 @@ _NOT_QUALITY = ("loss", "rows", "set_rows", "targets", "seconds")  # shown elsew
 
 
 def environment(*folders: Path) -> jinja2.Environment:
-    """Templates of these folders and of this one, with the filters number, count, duration and memory; None: `–`."""
+    """A jinja2 environment with the templates of these folders and of this one.
+
+    Its filters `number`, `count`, `duration` and `memory` show None as `–`.
+    """
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
@@ -50,31 +53,34 @@ def environment(*folders: Path) -> jinja2.Environment:
 
 def render(runs: Sequence[RunData]) -> str:
     """The page of one run or several, as HTML."""
-    views = [_view(run, name, place) for place, (run, name) in enumerate(zip(runs, names(runs), strict=True))]
-    watched = [(place, view["overfitting"]) for place, view in enumerate(views) if view["overfitting"]]
+    views = [_view(run, name, index) for index, (run, name) in enumerate(zip(runs, names(runs), strict=True))]
+    monitored = [(index, view["overfitting"]) for index, view in enumerate(views) if view["overfitting"]]
     return (
         environment()
         .get_template("page.html.jinja")
         .render(
             runs=views,
-            # whole sets first: a fixed part is easier or harder by chance
-            ranking=sorted(views, key=lambda view: (math.isnan(view["loss"]), not view["full"], view["loss"])),
+            # losses measured at the end first: the fixed part is smaller, so easier or harder by chance
+            ranking=sorted(
+                views, key=lambda view: (math.isnan(view["loss"]), not view["measured_at_end"], view["loss"])
+            ),
             data_hashes={(run.plan.get("facts") or {}).get("data_hash") for run in runs} - {None},
             tasks={(run.plan.get("recipe") or {}).get("task") for run in runs} - {None},
             pictures=pictures(runs),
             cut=loss_range(runs)[2],
             measures=_measures([view["evaluation"] for view in views]),
-            panel=panel(watched) if watched else None,
-            panel_cut=bool(watched) and loss_limits([found for _, found in watched])[2],
+            panel=panel(monitored) if monitored else None,
+            panel_cut=bool(monitored) and loss_limits([overfitting for _, overfitting in monitored])[2],
         )
     )
 
 
 def write(folders: Sequence[Path], out: Path | None, tell: Callable[[str], None] = lambda note: None) -> Path:
-    """Write the page of one or more run folders and give its path; raises UserError with all that cannot be read.
+    """Write the page of one or more run folders and return its path.
 
-    `out` None: `report.html` in the run's folder, or, for several, in the working directory; another's file is not
-    replaced there. `tell` hears of files of a folder that it is drawn without.
+    `out` None: `report.html`, in the run's folder for one run, in the working directory for several. `tell` is called
+    with a note for each file that could not be read. Raises UserError for folders that are not runs, and if the page
+    would replace a file that is not a page of hfbsz.
     """
     runs: dict[Path, RunData] = {}
     errors: list[str] = []
@@ -98,31 +104,30 @@ def write(folders: Sequence[Path], out: Path | None, tell: Callable[[str], None]
     return target
 
 
-def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
-    """What the page says of a run in words and numbers; None: not known."""
+def _view(run: RunData, name: str, index: int) -> dict[str, Any]:
+    """The values of a run that the template shows; None: not known. `index` decides its color and dashes."""
     plan = run.plan
-    kept = kept_of(run)
-    curve = [record for record in run.records if is_evaluation(record)]
-    last = curve[-1] if curve else {}
+    result = final_result(run)
+    evaluations = [record for record in run.records if is_evaluation(record)]
     tokens, steps, seconds = (run.largest(axis) for axis in (TOKENS, STEPS, SECONDS))
     return {
         "name": name,
-        "colour": style(place)[0],
-        "dashes": " ".join(map(str, style(place)[1])),
+        "colour": style(index)[0],
+        "dashes": " ".join(map(str, style(index)[1])),
         "state": run.status.get("state", "unknown"),
         "why": run.status.get("why"),
-        "loss": kept.loss if kept else math.nan,
-        "full": kept is not None and kept.whole,
-        "evaluation": kept.values if kept else {},
-        "kept": kept,
-        "fixed_part": _fixed_part(kept, best_evaluation(run)) if kept else "",
+        "loss": result.loss if result else math.nan,
+        "measured_at_end": result is not None and result.measured_at_end,
+        "evaluation": result.values if result else {},
+        "result": result,
+        "fixed_part": _fixed_part(result, best_evaluation(run)) if result else "",
         "not_better": not_better(run),
         "notes": run.notes,
-        "of_best": held_weights(run) == "best",
-        "last_evaluation": last,
+        "has_best_weights": saved_weights(run) == "best",
+        "last_evaluation": evaluations[-1] if evaluations else {},
         "overfitting": overfitting_of(run),
-        "held": held_weights(run),
-        "early": stopped_early(run),
+        "saved_weights": saved_weights(run),
+        "stopped_early": stopped_early(run),
         "save_best": ((plan.get("recipe") or {}).get("checkpoint") or {}).get("save") == "best",
         "patience": ((plan.get("recipe") or {}).get("eval") or {}).get("patience"),
         "tokens": tokens,
@@ -140,37 +145,37 @@ def _view(run: RunData, name: str, place: int) -> dict[str, Any]:
     }
 
 
-def _preview(told: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What rows.json says, in the form that the page needs; None where there is none, or one of another version."""
+def _preview(preview: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The training examples of rows.json for the template; None if it is missing or in an unknown format."""
     try:
         rows = [
             {
                 "number": int(row["number"]),
-                "parts": [(str(text), bool(learnt)) for text, learnt in row["parts"]],
+                "parts": [(str(text), bool(in_loss)) for text, in_loss in row["parts"]],
                 "tokens": int(row["tokens"]),
                 "learnt": int(row["learnt"]),
                 "label": row.get("label"),
             }
-            for row in told["rows"]
+            for row in preview["rows"]
         ]
-        columns = {name: [str(column) for column in told.get(name, ())] for name in ("read", "unused")}
-        return {"rows": rows, "of": int(told["of"]), **columns, "end": str(told.get("end", ""))} if rows else None
+        columns = {name: [str(column) for column in preview.get(name, ())] for name in ("read", "unused")}
+        return {"rows": rows, "of": int(preview["of"]), **columns, "end": str(preview.get("end", ""))} if rows else None
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
-def _fixed_part(kept: Kept, best: Mapping[str, Any] | None) -> str:
-    """What is to be known of a loss on the fixed part beside one on all rows."""
-    rows = f"{kept.fixed['rows']:,} rows, the same" if "rows" in kept.fixed else "the same rows"
+def _fixed_part(result: FinalResult, best: Mapping[str, Any] | None) -> str:
+    """A note on the loss on the fixed part: its rows, and the best evaluation on them."""
+    rows = f"{result.fixed_part['rows']:,} rows, the same" if "rows" in result.fixed_part else "the same rows"
     if best is None:
         return f"{rows} at every evaluation"
-    if best[STEPS] == kept.step:
+    if best[STEPS] == result.step:
         return f"{rows} at every evaluation: this is the best"
     return f"{rows} at every evaluation: the best is {best[LOSS]:.4f} at step {best[STEPS]:,}"
 
 
 def _measures(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
-    """What the runs measured beside the loss: the table's measures, then further metrics that a recipe named."""
+    """The metrics of the evaluations besides the loss: those of MEASURES first, then those of `eval.metrics`."""
     measured = {name for evaluation in evaluations for name in evaluation if is_number(evaluation[name])}
     further = sorted(name for name in measured - MEASURES.keys() if "/" not in name)
     quality = [name for name in MEASURES if name in measured and name not in _NOT_QUALITY]
@@ -178,10 +183,10 @@ def _measures(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
 
 
 def _split(plan: Mapping[str, Any]) -> str:
-    """`8 × (1 → 8) × 2`, or what fills a micro-batch where that is tokens."""
+    """Micro-batch × accumulation × processes: `8 × (1 → 8) × 2`, or `≤ 2,048 tokens × variable × 2`."""
     tokens = plan.get("recipe", {}).get("batch", {}).get("micro_tokens")
     if tokens is not None:
-        return f"≤ {tokens:,} tokens × as many × {plan.get('world_size')}"
+        return f"≤ {tokens:,} tokens × variable × {plan.get('world_size')}"
     accumulation = _range(plan.get("accumulation", ()))
     accumulation = f"({accumulation})" if "→" in accumulation else accumulation
     split = (plan.get("micro_batch"), accumulation, plan.get("world_size"))
@@ -193,18 +198,18 @@ def _explanation(plan: Mapping[str, Any]) -> str:
         return ""
     try:
         return explain(from_dict(plan))
-    except Exception as problem:  # a folder of another version of hfbsz, or of somebody else
-        return f"plan.json does not fit this version of hfbsz: {problem}"
+    except Exception as problem:  # written by another version of hfbsz, or by another program
+        return f"plan.json cannot be read by this version of hfbsz: {problem}"
 
 
 def _range(values: Sequence[float]) -> str:
-    """`8 → 64`: the first of some values and the largest."""
+    """The first and the largest value: `8 → 64`."""
     ends = dict.fromkeys((values[0], max(values))) if values else {}
     return " → ".join(f"{value:,.0f}" for value in ends) or "–"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None or math.isnan(value) else format(value, form)
+def _number(value: float | None, format_spec: str) -> str:
+    return "–" if value is None or math.isnan(value) else format(value, format_spec)
 
 
 def _count(value: float | None) -> str:
@@ -214,11 +219,11 @@ def _count(value: float | None) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
-    whole = round(seconds)
-    if whole < 60:
+    rounded = round(seconds)
+    if rounded < 60:
         return f"{seconds:.1f} s"
-    minutes, hours = whole // 60, whole // 3600
-    return f"{minutes} min {whole % 60:02d} s" if whole < 3600 else f"{hours} h {minutes % 60:02d} min"
+    minutes, hours = rounded // 60, rounded // 3600
+    return f"{minutes} min {rounded % 60:02d} s" if rounded < 3600 else f"{hours} h {minutes % 60:02d} min"
 
 
 def _memory(value: float | None) -> str:
