@@ -24,7 +24,7 @@ def test_a_run_computes_what_it_did(hfbsz, inputs, environment, tmp_path, name):
     script = "finetune.py" if "task=classification" in words else "pretrain.py"
     ended = hfbsz(script, *words, f"output_dir={run}", processes=processes)
     assert ended.code == 0, ended.err
-    assert ("going on from" in ended.out) == (name == "resumed")
+    assert ("resumes from" in ended.out) == (name == "resumed")
     there, found = json.loads(GOLDEN.read_text())[name], numbers_of(run)
     for number in NUMBERS:
         assert found[number] == pytest.approx(there[number], rel=1e-9), number

@@ -1,7 +1,7 @@
-"""Rows: token sequences, memory-mapped Arrow files, made once by one process and kept in a cache.
+"""Rows: token sequences in memory-mapped Arrow files, built once by one process and cached.
 
-A packed row holds T+1 tokens at stride T, so that every token is predicted once; a ragged row holds one document, or a
-piece of a long one.
+A packed row holds T+1 tokens at stride T, so that every token is predicted once; a ragged row holds one document or
+part of a long one.
 """
 
 import hashlib
@@ -28,15 +28,17 @@ from hfbsz.plan.plan import Facts
 from hfbsz.recipe.fields import Data, EvalSet
 from hfbsz.recipe.tasks import RowKind
 
-_VERSION = 7  # of the cache's form
-_AT_ONCE = 2**30  # bytes of an Arrow file that is verified when it is opened: 0.3 s
+_VERSION = 7  # of the cache's format
+_AT_ONCE = 2**30  # bytes: Arrow files up to this size are verified when they are opened, in 0.3 s
 
 
 class Rows:
-    """Token rows, memory-mapped. `rows[i]` is an int32 array of one row's tokens, inputs and the last target; of a
-    fine-tuning task a Row of tokens and labels. With `blocks`, what a row is read from is verified first. Raises
-    RankError for a row that is damaged, and for one that holds a token which is not of the vocabulary: on a GPU it
-    would end the process without a word."""
+    """Memory-mapped token rows. `rows[i]` is an int32 array of one row's tokens, inputs and the last target; for a
+    fine-tuning task, a Row of tokens and labels. With `blocks`, the blocks that a row is read from are verified first.
+
+    Indexing raises RankError for a damaged row, and for one that holds a token outside the vocabulary: it would crash
+    the process on a GPU without a message.
+    """
 
     def __init__(self, path: Path, vocabulary: int, blocks: Blocks | None = None) -> None:
         self.path, self.vocabulary, self._blocks = path, vocabulary, blocks
@@ -59,8 +61,8 @@ class Rows:
         row = self._verified(index, self._tokens[index])
         if not (len(row) and row.min() >= 0 and row.max() < self.vocabulary):
             raise RankError(
-                f"{self.path}: row {index} must hold tokens from 0 to {self.vocabulary - 1}, and the tokenizer gave "
-                "others: take another data.tokenizer"
+                f"{self.path}: row {index} has tokens outside 0 to {self.vocabulary - 1}, which the tokenizer produced"
+                ": use another data.tokenizer"
             )
         return row if self._labels is None else Row(row, self._verified(index, self._labels[index]))
 
@@ -71,16 +73,16 @@ class Rows:
         try:
             self._blocks.verify(start, start + values.nbytes)
         except Damaged as problem:
-            first = "" if mark(self.path, problem) else f"delete {self.path.parent}, or set HFBSZ_CACHE: "
+            remedy = "" if mark(self.path, problem) else f"delete {self.path.parent}, or set HFBSZ_CACHE: "
             raise RankError(
-                f"{self.path}: damaged: block {problem.block} of 64 KiB, read for row {index}: {first}the same command "
-                "rebuilds the file and goes on"
+                f"{self.path}: damaged: block {problem.block} of 64 KiB, read for row {index}: {remedy}the same "
+                "command rebuilds the file and resumes"
             ) from None
         return values
 
 
 class Row(NamedTuple):
-    """A row of a fine-tuning task, in int32: labels are a class, or one for each token (−100: not counted)."""
+    """A row of a fine-tuning task, in int32: `labels` is one class, or one label per token (−100: not a target)."""
 
     tokens: np.ndarray
     labels: np.ndarray
@@ -103,7 +105,7 @@ class _Lists:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data of a run: its rows, and what is known of them."""
+    """The data of a run: its rows and their metadata."""
 
     train: Rows
     validation: Rows
@@ -114,7 +116,7 @@ class Prepared:
     manifest: Manifest
 
     def evaluation_sets(self) -> dict[str | None, Rows]:
-        """All evaluation sets by name, validation first; its name is None."""
+        """All evaluation sets by name; validation is first, under the name None."""
         return {None: self.validation} | dict[str | None, Rows](self.sets)
 
 
@@ -126,65 +128,64 @@ def prepare(
     kind: RowKind = RowKind.TEXT,
     own_labels: Sequence[str] | None = None,
 ) -> Prepared:
-    """Rows of the recipe's data, from the cache or made now (by whichever process takes the lock first).
+    """Rows of the recipe's data: from the cache, or built now by the first process that takes the lock.
 
-    `needed` says how much of the data the run takes; `own_labels` are those of the model's classifier. Raises UserError
-    for sources that are missing, empty or no text, and for a full disk; the cache then stays as it was.
+    `needed` is how much of the data the run uses; `own_labels` are the labels of the model's classifier. Raises
+    UserError for sources that are missing, empty or not text, and for a full disk; the cache is then unchanged.
     """
     if data.stream and needed is None:
-        raise ValueError("a stream is read only as far as it is needed: say how far")
+        raise ValueError("data.stream=True requires `needed`: a stream is read only as far as the run needs it")
     source = open_source(data)
-    of_texts = kind is RowKind.TEXT  # labels, groups and duplicates of a task's rows are of the whole source
-    enough = enough_of(needed, source.size(), data.sequence_length, data.stream) if of_texts else None
+    is_text = kind is RowKind.TEXT  # a task's labels, groups and duplicates depend on the complete source
+    enough = enough_of(needed, source.size(), data.sequence_length, data.stream) if is_text else None
     opened = {TRAIN: Opened(source if enough is None else shuffled(source), data)}
     if (validation := open_validation(data)) is not None:
         opened[VALIDATION] = Opened(validation, data)
-    opened |= {name: open_set(name, wanted, data) for name, wanted in sets.items()}
+    opened |= {name: open_set(name, eval_set, data) for name, eval_set in sets.items()}
     sources = [part.source for part in opened.values()]
     entry = cache_folder() / _key(data, opened, enough, kind, own_labels)
     builder: Any = (
-        Builder(data, opened, enough, progress)
-        if of_texts
-        else ExampleBuilder(kind, data, opened, progress, own_labels)
+        Builder(data, opened, enough, progress) if is_text else ExampleBuilder(kind, data, opened, progress, own_labels)
     )
 
-    def make(folder: Path) -> None:
+    def build(folder: Path) -> None:
         _check_space(entry.parent, 0 if enough else sum(source.size() for source in sources))
         (folder / "meta.json").write_text(json.dumps(builder.build(folder).to_dict(), indent=1))
         for path in folder.glob("*.arrow"):
             write_blocks(path)
 
-    prepared, damaged = obtain(entry, lambda: _open(entry, data), make)
+    prepared, damaged = obtain(entry, lambda: _open(entry, data), build)
     rebuilt = [] if damaged is None else [f"the token cache was damaged ({damaged}): rebuilt"]
-    too_many = [] if of_texts else surplus(needed, len(prepared.train))
-    notes = (*rebuilt, *too_many, *(note for source in sources for note in source.notes), *prepared.notes)
+    excess = [] if is_text else surplus(needed, len(prepared.train))
+    notes = (*rebuilt, *excess, *(note for source in sources for note in source.notes), *prepared.notes)
     return replace(prepared, notes=notes)
 
 
 def _key(
     data: Data, opened: Mapping[str, Opened], enough: Needed | None, kind: RowKind, own_labels: Sequence[str] | None
 ) -> str:
-    """16 hex digits over all that decides the rows."""
+    """16 hex digits: a hash of everything that determines the rows."""
     fields = data.model_dump(mode="json", exclude={"files", "validation_files", "sha256", "stream"})
     stamps = {name: part.source.stamp() for name, part in opened.items()}
-    own = {name: other for name, part in opened.items() if (other := _other_columns(part.data, data))}
-    made_by = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tokenizer_files(data.tokenizer)]
-    read = None if enough is None else [enough.sequences, enough.tokens, bool(data.stream)]
-    whole = json.dumps(
-        [_VERSION, kind, fields, stamps, made_by, read, *([own] if own else []), own_labels], sort_keys=True
+    columns = {name: changed for name, part in opened.items() if (changed := _other_columns(part.data, data))}
+    tokenizer = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tokenizer_files(data.tokenizer)]
+    extent = None if enough is None else [enough.sequences, enough.tokens, bool(data.stream)]
+    text = json.dumps(
+        [_VERSION, kind, fields, stamps, tokenizer, extent, *([columns] if columns else []), own_labels], sort_keys=True
     )
-    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _other_columns(data: Data, usual: Data) -> dict[str, Any]:
-    return {name: value for name in Data.COLUMNS if (value := getattr(data, name)) != getattr(usual, name)}
+def _other_columns(data: Data, default: Data) -> dict[str, Any]:
+    return {name: value for name in Data.COLUMNS if (value := getattr(data, name)) != getattr(default, name)}
 
 
 def _open(entry: Path, data: Data) -> Prepared:
-    """An entry whose files are as they were written. Raises Absent or Damaged.
+    """Open a cache entry, and verify its files. Raises Absent or Damaged.
 
-    The first process of a machine verifies its Arrow files at once; it comes before the others, which verify what they
-    read, as all do of large files."""
+    The first process of a machine, which runs before the others, verifies Arrow files of up to `_AT_ONCE` bytes
+    completely. The others, and all processes for larger files, verify the blocks that they read.
+    """
     by_block = verify(entry, _AT_ONCE if number_of("LOCAL_RANK", 0) == 0 else 0)
     manifest = Manifest.from_dict(json.loads((entry / "meta.json").read_text()))
 
@@ -200,12 +201,12 @@ def _open(entry: Path, data: Data) -> Prepared:
 
 
 def _check_space(folder: Path, text_bytes: int) -> None:
-    """Tokens take 4 bytes and stand for 2 to 4 bytes of text: twice the text is enough."""
+    """Raise UserError unless twice the text's size is free: a token takes 4 bytes, and encodes 2 to 4 bytes of text."""
     free = shutil.disk_usage(folder).free
     if free < 2 * text_bytes:
         raise UserError(f"{no_space(folder)} (about {2 * text_bytes / 1e6:.0f} MB, {free / 1e6:.0f} MB are free)")
 
 
 def sample(rows: int, count: int) -> Sequence[int]:
-    """`count` row numbers spread evenly over a set: the fixed part of an evaluation."""
+    """`count` row numbers (at most `rows`), evenly spread over a set: the fixed part of an evaluation."""
     return [int(index) for index in np.linspace(0, rows, min(count, rows), endpoint=False)]

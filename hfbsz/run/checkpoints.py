@@ -1,4 +1,4 @@
-"""The checkpoints of one run: which one it goes on from, and which it keeps."""
+"""The checkpoints of one run: which one it resumes from, and which ones it retains."""
 
 import time
 from collections.abc import Mapping
@@ -24,9 +24,10 @@ from hfbsz.train.progress import Progress
 
 
 class Checkpoints:
-    """Rank 0 holds the folder and the checkpoint that was found; the others take part where tensors are gathered.
+    """Finds, restores and writes the checkpoints of a run. Rank 0 holds the folder and the checkpoint; the other ranks
+    take part in collective calls.
 
-    Made before data and model, so that a checkpoint that cannot be used is told of at once; raises UserError then.
+    Created before the data and the model, so that an unusable checkpoint is reported at once: raises UserError.
     """
 
     def __init__(
@@ -34,138 +35,139 @@ class Checkpoints:
     ) -> None:
         self.loaded, self.recipe, self.accelerator = loaded, loaded.recipe, accelerator
         self.folder, self.console = folder, console
-        self.found: Checkpoint | None = on_main(accelerator, self._find)
-        self.saved: Mapping[str, Any] | None = None  # what its state.json says, on every rank
-        self.own = False  # whether the run goes on where it was, rather than from a checkpoint of elsewhere
-        self.kept: dict[str, int] = {}  # what for: the step of a checkpoint that is kept beside the newest ones
-        self.count, self.seconds = 0, 0.0  # of the checkpoints that this start has written
+        self.checkpoint: Checkpoint | None = on_main(accelerator, self._find)  # to resume from
+        self.state: Mapping[str, Any] | None = None  # the checkpoint's state.json, on every rank
+        self.is_own = False  # whether the checkpoint is in this run's folder, not in another one
+        self.pinned: dict[str, int] = {}  # reason: step of a checkpoint that is retained in addition to the newest ones
+        self.count, self.seconds = 0, 0.0  # checkpoints written by this process, and the time that took
         self._last_seconds, self._last_bytes = 0.0, 0
 
     def _find(self) -> Checkpoint | None:
-        """The checkpoint to go on from; None where the run begins: what its folder held before is moved aside."""
+        """The checkpoint to resume from. None: the run starts over, and earlier files in its folder are moved aside."""
         if self.folder is None or self.console is None:
             return None
-        wish, path = self.recipe.resume, self.folder.path
-        found = None
-        if wish == "auto":
-            found = self._with_its_best(newest(path, self.console.warn))
-        elif wish != "never":
-            found = read(Path(wish))
-        if found is not None:
-            check_complete(found.state, found.path)
-        if found is not None and found.state["digest"] != self.recipe.digest():
-            before = from_dict(found.state["plan"]).recipe
+        resume, path = self.recipe.resume, self.folder.path
+        checkpoint = None
+        if resume == "auto":
+            checkpoint = self._with_readable_best(newest(path, self.console.warn))
+        elif resume != "never":
+            checkpoint = read(Path(resume))
+        if checkpoint is not None:
+            check_complete(checkpoint.state, checkpoint.path)
+        if checkpoint is not None and checkpoint.state["digest"] != self.recipe.digest():
+            before = from_dict(checkpoint.state["plan"]).recipe
             changed = "; ".join(differences(before, self.recipe)[:4])
             raise UserError(
-                f"resume: {found.path} is a checkpoint of another recipe ({changed}): resume=never starts over"
+                f"resume: {checkpoint.path} is a checkpoint of another recipe ({changed}): resume=never starts over"
             )
-        self.folder.begin(self.loaded, anew=found is None or not self._is_own(found))
-        return found
+        self.folder.begin(self.loaded, anew=checkpoint is None or not self._in_folder(checkpoint))
+        return checkpoint
 
-    def _with_its_best(self, found: Checkpoint | None) -> Checkpoint | None:
-        """A checkpoint whose best one is whole too, where the best weights are to be saved: else one from before that,
-        from which training comes to the best again."""
+    def _with_readable_best(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
+        """With `checkpoint.save=best`, a checkpoint whose best checkpoint can be read: if it cannot, the newest earlier
+        one, so that training reaches the best weights again."""
         if self.recipe.checkpoint.save != "best" or self.folder is None or self.console is None:
-            return found
-        while found is not None and (best := found.state["kept"].get("best")) is not None:
+            return checkpoint
+        while checkpoint is not None and (best := checkpoint.state["kept"].get("best")) is not None:
             try:
                 read(self.folder.path / f"checkpoint-{best}")
-                return found
+                return checkpoint
             except UserError as problem:
-                earlier = newest(self.folder.path, lambda told: None, below=best)
+                earlier = newest(self.folder.path, lambda message: None, below=best)
                 if earlier is None:
-                    self.console.warn(f"{problem.lines[0]}: it was the best, and none is left from before it")
-                    return found
-                self.console.warn(f"{problem.lines[0]}: it was the best: skipped, with those after it")
-                found = earlier
-        return found
+                    self.console.warn(f"{problem.lines[0]}: it was the best one, and there is no earlier one")
+                    return checkpoint
+                self.console.warn(f"{problem.lines[0]}: it was the best one: skipped, and all later ones too")
+                checkpoint = earlier
+        return checkpoint
 
     def fit(self, plan: Plan, data_hash: str | None) -> None:
-        """Settle on the newest checkpoint that the plan would have come to as well; all ranks call it.
+        """Select the newest checkpoint whose steps are those of the plan as well; all ranks call it.
 
-        Raises UserError where there is none, and where the data have changed.
+        Raises UserError if there is none, and if the data have changed.
         """
-        self.found = on_main(self.accelerator, lambda: self._fitting(plan, data_hash))
-        if self.found is not None and self.console is not None:
-            self.console.line(f"going on from {self.found.path}, step {self.found.state['progress']['step']:,}")
-        self.saved = shared(self.accelerator, self.found and dict(self.found.state))
-        self.own = shared(self.accelerator, self.found is not None and self._is_own(self.found))
-        if self.saved is not None and self.own:
-            self.kept = dict(self.saved["kept"])
+        self.checkpoint = checkpoint = on_main(self.accelerator, lambda: self._compatible(plan, data_hash))
+        if checkpoint is not None and self.console is not None:
+            self.console.line(f"resumes from {checkpoint.path}, step {checkpoint.state['progress']['step']:,}")
+        self.state = shared(self.accelerator, checkpoint and dict(checkpoint.state))
+        self.is_own = shared(self.accelerator, checkpoint is not None and self._in_folder(checkpoint))
+        if self.state is not None and self.is_own:
+            self.pinned = dict(self.state["kept"])
 
-    def evaluates_alike(self) -> bool:
-        """Whether the run goes on where it was, and evaluates the rows that it evaluated before: else no evaluation is
-        the best so far."""
-        if self.saved is None or not self.own:
+    def same_evaluation_rows(self) -> bool:
+        """Whether the checkpoint is this run's own and was evaluated on the rows that are evaluated now. If not, the
+        best evaluation so far cannot be compared with the next ones."""
+        if self.state is None or not self.is_own:
             return False
-        before = self.saved["plan"]["recipe"]["eval"]
+        before = self.state["plan"]["recipe"]["eval"]
         if before.get("rows") == self.recipe.eval.rows:
             return True
         if self.console is not None:
-            told = f"eval.rows: {before.get('rows')} before, {self.recipe.eval.rows} now"
-            self.console.warn(f"{told}: losses are of other rows, and the best so far is forgotten")
+            change = f"eval.rows: {before.get('rows')} before, {self.recipe.eval.rows} now"
+            self.console.warn(f"{change}: losses are of other rows, and the best evaluation so far is discarded")
         return False
 
-    def _fitting(self, plan: Plan, data_hash: str | None) -> Checkpoint | None:
-        found = self.found
-        if found is None or self.folder is None:
+    def _compatible(self, plan: Plan, data_hash: str | None) -> Checkpoint | None:
+        checkpoint = self.checkpoint
+        if checkpoint is None or self.folder is None:
             return None
-        if found.state["data_hash"] != data_hash:
+        if checkpoint.state["data_hash"] != data_hash:
             raise UserError(
-                "resume: the data have changed since the checkpoint: bring them back, or start over with resume=never"
+                "resume: the data have changed since the checkpoint: restore them, or start over with resume=never"
             )
-        before = from_dict(found.state["plan"])
+        before = from_dict(checkpoint.state["plan"])
         if before.recipe.duration == plan.recipe.duration:
-            return found
-        trained = found.state["progress"]["clock"]
+            return checkpoint
+        trained = checkpoint.state["progress"]["clock"]
         if trained > plan.total:
             raise UserError(
-                f"duration: {plan.recipe.duration} is {plan.total:,} sequences, {found.path} has trained on "
-                f"{trained:,} already: a longer duration goes on from there, resume=never starts over"
+                f"duration: {plan.recipe.duration} is {plan.total:,} sequences, {checkpoint.path} has already "
+                f"trained on {trained:,}: a longer duration resumes from it, resume=never starts over"
             )
         until = plan.same_until(before)
         if trained <= until:
-            return found
-        earlier = newest(self.folder.path, lambda told: None, until) if self.recipe.resume == "auto" else None
+            return checkpoint
+        earlier = newest(self.folder.path, lambda message: None, until) if self.recipe.resume == "auto" else None
         if earlier is None:
             raise UserError(
-                f"duration: {found.path} was trained on for {before.recipe.duration}, whose steps are those of "
-                f"{plan.recipe.duration} only up to {until:,} sequences, and no checkpoint lies before that: "
+                f"duration: {checkpoint.path} was trained for {before.recipe.duration}, whose steps equal those of "
+                f"{plan.recipe.duration} only up to {until:,} sequences, and there is no checkpoint before that: "
                 "resume=never starts over"
             )
         return earlier
 
-    def _is_own(self, checkpoint: Checkpoint) -> bool:
+    def _in_folder(self, checkpoint: Checkpoint) -> bool:
         return self.folder is not None and checkpoint.is_in(self.folder.path)
 
     def restore(self, model: Any, optimizer: Optimizers) -> None:
-        if self.saved is not None:
-            restore(self.found, model, optimizer)
+        """Load the checkpoint to resume from, if any, into the model and its optimizer; all ranks call it."""
+        if self.state is not None:
+            restore(self.checkpoint, model, optimizer)
 
     def forget_after(self, step: int) -> None:
-        """Rank 0: delete the checkpoints of steps that are trained again."""
+        """Rank 0: delete the checkpoints after `step`, because those steps are trained again."""
         if self.folder is not None:
             forget_after(self.folder.path, step)
 
     def load_step(self, step: int, model: Any, optimizer: Optimizers) -> Reading | None:
-        """Put the weights and moments of an earlier step of this run back; all ranks call it. Rank 0 gets their
-        evaluation. Raises UserError where the checkpoint is gone."""
+        """Restore the weights and moments of an earlier step of this run; all ranks call it. Returns their evaluation
+        on rank 0, None on the others. Raises UserError if the checkpoint cannot be read."""
         folder = self.folder
-        found = on_main(self.accelerator, lambda: folder and read(folder.path / f"checkpoint-{step}"))
-        restore(found, model, optimizer)
-        return final_of(found.state) if found else None
+        checkpoint = on_main(self.accelerator, lambda: folder and read(folder.path / f"checkpoint-{step}"))
+        restore(checkpoint, model, optimizer)
+        return final_of(checkpoint.state) if checkpoint else None
 
     def save(self, model: Any, optimizer: Optimizers, progress: Progress, plan: Plan, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint of this moment; all ranks call it. Raises TrainingError where the disk does not take it;
-        the one before then stays."""
+        """Write a checkpoint of the current step; all ranks call it. Raises TrainingError if it cannot be written; the
+        previous one is then retained."""
         started = time.perf_counter()
-        collected = collect(model, optimizer)  # rank 0 alone has something in the end
+        collected = collect(model, optimizer)  # not None on rank 0 only
         losses = gathered(self.accelerator, float(progress.loss))
-        whole = {
+        full_state = {
             "digest": self.recipe.digest(),
             "plan": plan.to_dict(),
             "progress": progress.to_dict(losses),
-            "kept": self.kept,
+            "kept": self.pinned,
             **state,
         }
 
@@ -173,7 +175,7 @@ class Checkpoints:
             assert self.folder is not None and collected is not None
             folder = self.folder.path
             try:
-                path = save(folder, progress.at.step, collected, whole)
+                path = save(folder, progress.at.step, collected, full_state)
             except OSError as problem:
                 room = ": make room" if problem.errno in FULL else ""
                 raise UserError(
@@ -191,20 +193,21 @@ class Checkpoints:
         self.count, self.seconds = self.count + 1, self.seconds + self._last_seconds
 
     def prune(self) -> None:
-        """Rank 0: delete the checkpoints that are not to be kept."""
+        """Rank 0: delete the checkpoints that are neither among the newest nor pinned."""
         if self.folder is not None:
-            prune(self.folder.path, self.recipe.checkpoint.keep, self.kept.values())
+            prune(self.folder.path, self.recipe.checkpoint.keep, self.pinned.values())
 
     def reading(self, last: Step) -> Reading:
-        """What the last checkpoint cost."""
+        """Seconds and bytes of the last checkpoint."""
         values = {"perf/checkpoint_seconds": round(self._last_seconds, 4), "perf/checkpoint_bytes": self._last_bytes}
         return Reading("measure", last.at, values)
 
 
-def final_of(saved: Mapping[str, Any] | None) -> Reading | None:
-    """The newest evaluation that a checkpoint tells of."""
-    return Reading.from_dict(saved["final"]) if saved is not None else None
+def final_of(state: Mapping[str, Any] | None) -> Reading | None:
+    """The newest evaluation in the state of a checkpoint; None without a state."""
+    return Reading.from_dict(state["final"]) if state is not None else None
 
 
 def state_of(data_hash: str | None, final: Reading, wandb_id: str | None) -> dict[str, Any]:
+    """The session's part of a checkpoint's state, as plain data."""
     return {"data_hash": data_hash, "final": final.to_dict(), "wandb_id": wandb_id}

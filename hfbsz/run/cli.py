@@ -40,7 +40,7 @@ def _die_with_the_launcher() -> None:
 
 
 def entry(job: str) -> None:
-    """Run the script `job` with this process's arguments, and exit."""
+    """Run the script `job` with the arguments of this process, and exit with its exit code."""
     make_lasting()
     code = _run_job(job, sys.argv[1:])
     if rank() > 0:  # rank 0 has reported the result; gloo's threads sometimes abort a process at a regular exit
@@ -77,8 +77,8 @@ def asks_for_help(words: Sequence[str]) -> bool:
 
 
 def read_words(command: str, words: Sequence[str]) -> Loaded | None:
-    """Load the recipe that the arguments describe; if they ask for help, or name no recipe, print the usage instead and
-    return None."""
+    """Load the recipe that the arguments describe. If they ask for help or name no recipe, print the usage and return
+    None. Raises UserError for invalid arguments."""
     help_requested = asks_for_help(words)
     loaded = load([word for word in words if word not in ("--help", "-h")])
     if not help_requested and any(word.lstrip("-").startswith("recipe=") for word in words):

@@ -1,4 +1,4 @@
-"""How a run that did not finish is recorded: its state, the cause for programs, and a line for people."""
+"""Records a run that did not finish: its state, the cause for programs, and a line for people."""
 
 import errno
 import os
@@ -17,29 +17,32 @@ _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Outage(NamedTuple):
-    """A fault of the machine, and what it means for the run."""
+    """A fault of the machine: its cause for programs, and a line for people."""
 
     cause: Cause
     line: str
 
 
 def outage_of(problem: BaseException, folder: RunFolder | None) -> Outage | None:
-    """The fault of the machine that an exception stands for; None for any other exception."""
-    again = "the same command resumes from the newest checkpoint"
+    """The fault of the machine that caused an exception; None for other exceptions."""
+    resume = "the same command resumes from the newest checkpoint"
     if isinstance(problem, OSError) and problem.strerror and folder is not None:
         path = os.fsdecode(problem.filename) if problem.filename else str(folder.path)
         if problem.errno in FULL:
-            return Outage(Cause.DISK_FULL, f"{path}: {problem.strerror}; make room; {again}")
+            return Outage(Cause.DISK_FULL, f"{path}: {problem.strerror}; make room; {resume}")
         remedy = "check its permissions; " if problem.errno in _DENIED else ""
-        return Outage(Cause.SYSTEM, f"{path}: {problem.strerror}; {remedy}{again}")
+        return Outage(Cause.SYSTEM, f"{path}: {problem.strerror}; {remedy}{resume}")
     if isinstance(problem, dist.DistError) or any(word in str(problem) for word in ("gloo", "NCCL", "Connection")):
-        first = str(problem).splitlines()[0][:120]
-        return Outage(Cause.RANK, f"another rank has ended: it, or its launcher, says why; {again} ({first})")
+        detail = str(problem).splitlines()[0][:120]
+        return Outage(
+            Cause.RANK,
+            f"another rank has ended: see its output, or its launcher's, for the reason; {resume} ({detail})",
+        )
     return None
 
 
 def cause_of(problem: BaseException) -> Cause:
-    """The cause that an exception stands for."""
+    """The cause of a failed run, by the class of the exception."""
     causes: list[tuple[type[BaseException], Cause]] = [
         (Diverged, Cause.DIVERGED),
         (TrainingError, Cause.TRAINING),
@@ -56,8 +59,8 @@ def record_failure(
     problem: BaseException,
     outage: Outage | None = None,
 ) -> None:
-    """Mark a run as failed or diverged, unless it had ended before; on a full disk as far as that is possible. `close`
-    ends records and reports of a run that had been assembled."""
+    """Mark a run as failed or diverged, unless it had ended before; on a full disk, as far as that is possible. `close`
+    ends the records and reports; None: they had not been opened."""
     if folder is None or read_status(folder.path).get("state") in ("finished", "preempted"):
         return
     cause, why = outage or (cause_of(problem), described(problem))

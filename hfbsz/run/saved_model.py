@@ -1,4 +1,4 @@
-"""The model that a run saves, in Hugging Face form: weights, configuration, tokenizer."""
+"""Saves the model of a run in Hugging Face format: weights, configuration, tokenizer."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from hfbsz.train.setup import Setup
 
 
 def save_model(setup: Setup, weights: dict[str, torch.Tensor] | None, folder: Path) -> list[str]:
-    """Save the model and its tokenizer to a folder, complete or not at all; gives the names of the files, relative to
-    it. Rank 0 calls it. `weights`: gathered from all ranks, where they share them. Raises OSError."""
+    """Save the model and its tokenizer to a folder, completely or not at all; returns the paths of the files, relative
+    to it. Called on rank 0. `weights` are those gathered from all ranks if they are sharded. Raises OSError."""
     model = setup.accelerator.unwrap_model(setup.model, keep_torch_compile=False)
     with setup.optimizer.averaged(), writing_into(folder) as partial:
         saved = merged(model)

@@ -1,4 +1,4 @@
-"""One run, put together: recipe, plan, data, model, loop, evaluation, records, reports, and the saved model."""
+"""One run from start to end: recipe, plan, data, model, loop, evaluation, records, reports and the saved model."""
 
 import json
 import resource
@@ -47,7 +47,7 @@ from hfbsz.train.setup import assemble, plan_and_data, sharding_of, tokenizer_of
 
 
 def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
-    """Train what a recipe asks for; returns the exit code. Raises UserError for what does not fit."""
+    """Run a recipe; returns the exit code. Raises UserError for an invalid recipe, plan, data set or folder."""
     transformers.utils.logging.disable_progress_bar()
     set_threads(loaded.recipe)
     sharding = sharding_of(loaded.recipe)
@@ -67,7 +67,7 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
                 console.warn(note)
         session = Session(loaded, job, accelerator, sharding, console, folder)
         return session.train(stop)
-    except TrainingError as problem:  # raised on every rank alike: the others wait until rank 0 has told and saved all
+    except TrainingError as problem:  # raised on all ranks: the others wait until rank 0 has reported and recorded it
         if console is not None:
             complain(problem.lines)
         record_failure(folder, _closing(session), problem)
@@ -101,7 +101,7 @@ def _closing(session: "Session | None") -> Callable[[str], None] | None:
 
 
 class Session:
-    """A run on one rank. Rank 0 has a console and the folder; the others have neither."""
+    """A run on one rank. Only rank 0 has a console and a folder."""
 
     def __init__(
         self,
@@ -133,16 +133,15 @@ class Session:
             console.notes(self.setup.notes)
         self.model, self.optimizer = self.setup.model, self.setup.optimizer
         self.checkpoints.restore(self.model, self.optimizer)
-        saved = self.checkpoints.saved
-        so_far = saved["progress"] if saved is not None else None
-        self.progress = Progress(accelerator.device, so_far, accelerator.process_index)
-        self.final = final_of(saved)  # the newest evaluation; in the end, that of the weights that are saved
-        self.whole: dict[str, float] = {}  # measured on whole sets, in the end
-        at = self.progress
-        self.last = Step(at.at, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
-        self.skipped = int(at.skipped)
-        seen = saved["watch"] if saved is not None and self.checkpoints.evaluates_alike() else None
-        self.watch = OverfittingMonitor(self.recipe.eval.patience, seen)
+        state = self.checkpoints.state
+        saved_progress = state["progress"] if state is not None else None
+        self.progress = Progress(accelerator.device, saved_progress, accelerator.process_index)
+        self.final = final_of(state)  # the newest evaluation; finally, that of the saved weights
+        self.final_measures: dict[str, float] = {}  # of the evaluation of complete sets at the end
+        self.last = Step(self.progress.at, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
+        self.skipped = int(self.progress.skipped)
+        watch_state = state["watch"] if state is not None and self.checkpoints.same_evaluation_rows() else None
+        self.watch = OverfittingMonitor(self.recipe.eval.patience, watch_state)
         quality = on_all(accelerator, lambda: Quality(self.recipe.row_kind, self.recipe.eval.metrics))
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
         self.evaluator = Evaluator(self.setup, self.watch, quality, self._show)
@@ -150,11 +149,11 @@ class Session:
             console.notes(self.evaluator.notes())
 
     def _open_reports(self, path: Path, console: Console) -> Reports:
-        """The reports; what was recorded after the checkpoint is cut off, for it is trained again."""
+        """Open the reports. Records after the checkpoint are removed, because those steps are trained again."""
         records = path / "records.jsonl"
         sent = trim(records, self.last.at.step) if records.is_file() else frozenset()
-        saved = self.checkpoints.saved if self.checkpoints.own else None
-        if saved is not None:
+        state = self.checkpoints.state if self.checkpoints.is_own else None
+        if state is not None:
             self.checkpoints.forget_after(self.last.at.step)
         names = (label(self.loaded, "model"), label(self.loaded, "data"))
         name = f"{names[0]}-{names[1]}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
@@ -166,17 +165,17 @@ class Session:
             job=self.job,
             name=f"{name}-s{self.recipe.seed}",
             step=self.last.at.step,
-            wandb_id=saved["wandb_id"] if saved is not None else None,
+            wandb_id=state["wandb_id"] if state is not None else None,
             sent=sent,
         )
 
-    def _show(self, label: str, done: float, of: float) -> None:
-        """Progress of some long work."""
+    def _show(self, label: str, done: float, total: float) -> None:
+        """Show the progress of a long operation."""
         if self.console is not None:
-            self.console.work(label, done, of)
+            self.console.work(label, done, total)
 
     def train(self, stop: Interrupt) -> int:
-        """Train, evaluate and report to the end of the plan, or until `stop`; save; returns the exit code."""
+        """Train, evaluate and report to the end of the plan or until `stop` is true; save; returns the exit code."""
         self.lifecycle("resumed" if self.last.at.step else "running")
         if self.final is None:
             self.final = self.evaluate(self.last)
@@ -191,7 +190,7 @@ class Session:
             if self.evaluate_if_due(before, step):
                 self.save_checkpoint()
         if self.ended:
-            self.choose()
+            self.select_weights()
         else:
             self.save_checkpoint()
         cause, why = self.why_ended(stop)
@@ -199,7 +198,7 @@ class Session:
         return 0 if self.ended else INTERRUPTED
 
     def why_ended(self, stop: Interrupt) -> tuple[Cause, str | None]:
-        """Why training ended, for programs and for people."""
+        """Why training ended: the cause for programs, and a text for people (None: the budget was reached)."""
         if self.watch.stopped:
             return Cause.PATIENCE, why_stopped(self.watch)
         if self.ended:
@@ -208,47 +207,47 @@ class Session:
 
     @property
     def ended(self) -> bool:
+        """Whether the budget is reached or patience has stopped the run."""
         return self.last.at.sequences >= self.plan.total or self.watch.stopped
 
     def steps(self, stop: Interrupt) -> Iterator[Step]:
-        """The steps from here to the end of the budget, or until validation no longer gets better."""
+        """The remaining steps, up to the end of the budget or until patience stops the run."""
         steps = self.setup.steps(progress=self.progress, stop=stop)
         while not self.watch.stopped and (step := next(steps, None)) is not None:
             yield step
 
     def evaluate_if_due(self, before: Step, step: Step) -> bool:
-        """Evaluate where that is due; returns whether a checkpoint of this step is wished for."""
-        checkpoint, kept = self.recipe.checkpoint, self.checkpoints.kept
-        keep = self.plan.due(checkpoint.every, step.at.step, before.at.sequences, step.at.sequences)
+        """Evaluate if an evaluation is due; returns whether a checkpoint of this step is due."""
+        checkpoint, pinned = self.recipe.checkpoint, self.checkpoints.pinned
+        save = self.plan.due(checkpoint.every, step.at.step, before.at.sequences, step.at.sequences)
         if self.plan.due(self.recipe.eval.every, step.at.step, before.at.sequences, step.at.sequences):
             self.final = self.evaluate(step)
             if self.watch.best_step == step.at.step and (checkpoint.best or checkpoint.save == "best"):
-                kept["best"], keep = step.at.step, True
+                pinned["best"], save = step.at.step, True
         if self.plan.last_before_decay(before.at.sequences):
-            kept["before the decay"], keep = step.at.step, True
-        return keep or self.watch.stopped
+            pinned["before the decay"], save = step.at.step, True
+        return save or self.watch.stopped
 
-    def choose(self) -> None:
-        """Put the weights in place that the saved model is to hold, and evaluate them on whole sets."""
+    def select_weights(self) -> None:
+        """Load the weights to save as the model (the last or the best ones), and evaluate them on complete sets."""
         self.check_finite()
-        evaluator, last, whole = self.evaluator, self.last, self.recipe.eval.full is not False
+        evaluator, last, complete = self.evaluator, self.last, self.recipe.eval.full is not False
         best = self.watch.best_step if self.recipe.checkpoint.save == "best" else None
-        kept = last.at.step if best is None else best
-        if kept != last.at.step:
-            if whole:
-                self.whole |= evaluator.whole("last", [None])
-            kept = self.load_step(kept)
-        if whole:
-            self.whole |= evaluator.whole("full", self.data.evaluation_sets())
+        step = last.at.step if best is None else best
+        if step != last.at.step:
+            if complete:
+                self.final_measures |= evaluator.evaluate_complete("last", [None])
+            step = self.load_step(step)
+        if complete:
+            self.final_measures |= evaluator.evaluate_complete("full", self.data.evaluation_sets())
         if self.console is not None:
             self.console.end_work()
-        values = {"model/step": kept, **self.whole}
-        self.emit(Reading("final", last.at, values))
+        self.emit(Reading("final", last.at, {"model/step": step, **self.final_measures}))
         self.check_finite()
 
     def load_step(self, step: int) -> int:
-        """Put the weights of an earlier step in place; returns the step whose weights are there then: the last one's,
-        where the checkpoint cannot be read any more."""
+        """Load the weights of an earlier step; returns the step of the loaded weights. If the checkpoint cannot be
+        read, that is the last step, with a warning."""
         try:
             self.final = self.checkpoints.load_step(step, self.model, self.optimizer) or self.final
         except UserError as problem:
@@ -259,72 +258,76 @@ class Session:
         return step
 
     def check_finite(self) -> None:
-        """Raise Diverged, on all ranks alike, where the weights are not finite, or the newest evaluation of the run's
-        end is not."""
+        """Raise Diverged, on all ranks, if the weights or, once training has ended, the newest validation loss are not
+        finite."""
         name = weight_not_finite(self.model)
-        if name is None and not (self.ended and self.evaluator.lost):
+        if name is None and not (self.ended and self.evaluator.not_finite):
             return
         what = f"weights are not finite ({name})" if name else "the validation loss is not finite"
         raise Diverged(f"step {self.last.at.step:,}: {what}: the run has diverged; {self._after_divergence()}")
 
     def _after_divergence(self) -> str:
-        """What is left of a diverged run, and what to change."""
-        finite = on_main(self.accelerator, lambda: self.folder and newest(self.folder.path, lambda told: None))
-        kept = f"{finite.path} is its newest checkpoint, and finite" if finite else "it has no checkpoint"
-        return f"{kept}; lower optim.lr, or lengthen schedule.warmup"
+        """The newest checkpoint of a diverged run, and what to change."""
+        finite = on_main(self.accelerator, lambda: self.folder and newest(self.folder.path, lambda message: None))
+        remaining = f"{finite.path} is its newest finite checkpoint" if finite else "it has no checkpoint"
+        return f"{remaining}; lower optim.lr, or lengthen schedule.warmup"
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of this moment, and tell what it cost."""
+        """Write a checkpoint of the last step, and record its time and size; all ranks call it."""
         assert self.final is not None
         self.check_finite()
         if self.reports is not None:
-            self.reports.records.sync()  # before the checkpoint: it does not count without its records
+            self.reports.records.sync()  # first: a checkpoint without its records could not be resumed from
         wandb_id = self.reports.wandb_id if self.reports is not None else None
         state = state_of(self.data.facts.data_hash, self.final, wandb_id) | {"watch": self.watch.to_dict()}
         self.checkpoints.save(self.model, self.optimizer, self.progress, self.plan, state)
         self.emit(self.checkpoints.reading(self.last))
 
     def emit(self, reading: Reading) -> None:
+        """Send a reading to all reports; no-op on ranks other than 0."""
         if self.reports is not None:
             self.reports.emit(reading)
 
     def lifecycle(self, state: str) -> None:
-        last = self.last
-        self.emit(Reading("lifecycle", last.at, {"state": state}))
+        """Record a change of the run's state."""
+        self.emit(Reading("lifecycle", self.last.at, {"state": state}))
 
     def close(self, state: str, status: Mapping[str, Any] | None = None) -> None:
-        """The last record, the end of the W&B run, and the page: also of a run that failed. `status`: what status.json
-        is about to say."""
+        """Write the last record, end the W&B run and render the page, for failed runs too. `status` is the body that
+        status.json will have."""
         self.lifecycle(state)
         if self.reports is not None:
             self.reports.close(state, status)
 
     def evaluate(self, step: Step) -> Reading:
+        """Evaluate the fixed part of every set and record it. Raises Diverged if the weights are not finite."""
         reading = self.evaluator.evaluate(step)
         self.emit(reading)
-        if self.evaluator.lost:
+        if self.evaluator.not_finite:
             self.check_finite()
         return reading
 
     def peak_memory_bytes(self) -> int:
+        """Peak memory in bytes: of the GPU's allocator, or of the process on a CPU."""
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def save(self, last: Step, final: Reading, state: str, cause: Cause, why: str | None) -> None:
-        """The model in Hugging Face form, its card, the page; then the status, so that it never promises too much."""
-        weights = full_weights(self.model)  # on every rank: they gather them together
+        """Save the model in Hugging Face format, its card and the page; the status last, so that it is always true."""
+        weights = full_weights(self.model)  # a collective call: on every rank
         if self.folder is not None and self.console is not None:
             folder, path = self.folder, self.folder.path
             files = save_model(self.setup, weights, path)
-            told = reached(self.plan, self.data.manifest.validation, self.watch, last, final, self.whole, self.skipped)
+            counts, measures = self.data.manifest.validation, self.final_measures
+            results = reached(self.plan, counts, self.watch, last, final, measures, self.skipped)
             names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
             ended = f"Stopped before the end of its budget: {why}." if why else "Trained to the end of its budget."
-            write_text(path / "README.md", model_card(*names, str(path), ended, told, self.plan))
+            write_text(path / "README.md", model_card(*names, str(path), ended, results, self.plan))
             self.checkpoints.prune()
-            at = {"step": last.at.step, "clock": last.at.sequences, "of": self.plan.total}
-            body = folder.body(state, cause, why, **at, reached=told, saved=folder.saved(files))
+            position = {"step": last.at.step, "clock": last.at.sequences, "of": self.plan.total}
+            body = folder.body(state, cause, why, **position, reached=results, saved=folder.saved(files))
             self.close(state, body)
-            folder.write(body)  # last: until then the same command repeats what is missing
-            self.console.last_page(f"{self.loaded.name} {state}", told, path, hints(path, self.loaded))
-        self.accelerator.wait_for_everyone()  # a launcher ends all ranks once one has left
+            folder.write(body)  # last: until then, the same command repeats what is missing
+            self.console.last_page(f"{self.loaded.name} {state}", results, path, hints(path, self.loaded))
+        self.accelerator.wait_for_everyone()  # a launcher ends all ranks once one has exited

@@ -1,4 +1,4 @@
-"""Batches on their way to the device."""
+"""Copies batches to the device."""
 
 import torch
 
@@ -6,7 +6,7 @@ from hfbsz.data.batches import Batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device, copied without waiting where that is a GPU."""
+    """The batch on the device; copied asynchronously to a GPU, unchanged on a CPU."""
     if device.type == "cpu":
         return batch
     inputs = {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.inputs.items()}

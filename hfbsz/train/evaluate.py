@@ -1,4 +1,4 @@
-"""The loss of rows, one by one: the same on every rank, for every micro-batch and world size up to rounding."""
+"""Evaluates the loss of each row; up to rounding, it does not depend on micro-batch and world size."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ from hfbsz.train.tasks import Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found of each row, in the order in which they were asked for; the same on every rank."""
+    """The results of an evaluation, row by row, in the order of the row numbers; the same on every rank."""
 
     nll: np.ndarray  # [rows], nats: the sum over a row's targets
     targets: np.ndarray  # [rows]
-    outputs: np.ndarray  # [rows, k], the task's own
-    text_bytes: float  # bytes of the text that the targets stand for
+    outputs: np.ndarray  # [rows, k], the inputs of the task's metrics
+    text_bytes: float  # UTF-8 bytes of the text that the targets encode
     seconds: float
 
     @property
@@ -32,7 +32,7 @@ class Evaluation:
         return float(self.nll.sum() / self.targets.sum())
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
-        """Of the rows of both."""
+        """The evaluation of the rows of `self`, followed by those of `other`."""
         nll, targets, outputs = (
             np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("nll", "targets", "outputs")
         )
@@ -47,29 +47,29 @@ def evaluate(
     numbers: Sequence[int],
     micro_batch: int,
     accelerator: Any,
-    show: Callable[[int, int], None] = lambda done, of: None,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """The loss of the rows `numbers`, the same for every micro-batch and world size up to rounding. Rows of like length
-    share a pass, so that little of it is padding. `show` is told of rows done, and of how many."""
+    """The loss of the rows `numbers`; every rank calls it. Rows of similar length share a forward pass, to reduce
+    padding. `show(done, total)` reports progress in rows."""
     started = time.perf_counter()
     model = accelerator.unwrap_model(model, keep_torch_compile=True)
     model.eval()
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    wanted = np.asarray(numbers)
-    order = np.argsort(rows.lengths[wanted], kind="stable")
+    selected = np.asarray(numbers)
+    order = np.argsort(rows.lengths[selected], kind="stable")
     parts = []
-    for batch in evaluation_batches(rows, wanted[order].tolist(), micro_batch, task.collate, rank, world_size):
+    for batch in evaluation_batches(rows, selected[order].tolist(), micro_batch, task.collate, rank, world_size):
         nll, targets, outputs = task.evaluate_batch(model, to_device(batch, accelerator.device))
         parts.append(torch.cat([nll[:, None].double(), targets[:, None].double(), outputs.double()], dim=1))
-        show(min(len(wanted), len(parts) * micro_batch * world_size), len(wanted))
+        show(min(len(selected), len(parts) * micro_batch * world_size), len(selected))
     release(model)
-    found = torch.stack(parts)  # [passes, micro-batch, 2 + k]
+    results = torch.stack(parts)  # [passes, micro-batch, 2 + k]
     if world_size > 1:
         with waiting(AGREEMENT_SECONDS + 2 * (time.perf_counter() - started)):
-            found = accelerator.gather(found[None])
-        found = found.transpose(0, 1)  # passes deal rows out rank by rank
-    table = found.reshape(-1, found.shape[-1])[: len(wanted)].cpu().numpy()[np.argsort(order)]
+            results = accelerator.gather(results[None])
+        results = results.transpose(0, 1)  # each pass assigns consecutive rows to ranks
+    table = results.reshape(-1, results.shape[-1])[: len(selected)].cpu().numpy()[np.argsort(order)]
     model.train()
     seconds = time.perf_counter() - started
-    text_bytes = float(rows.text_bytes[wanted].sum())
+    text_bytes = float(rows.text_bytes[selected].sum())
     return Evaluation(table[:, 0], table[:, 1].astype(np.int64), table[:, 2:], text_bytes, seconds)

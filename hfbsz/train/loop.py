@@ -1,8 +1,8 @@
-"""The loop: it does what the plan says, step by step, and yields a frozen `Step` for each.
+"""The training loop: carries out the plan step by step, and yields a frozen `Step` for each optimizer step.
 
 One window of micro-batches is one optimizer step. Each micro-batch backpropagates loss_sum × world_size ÷ N, where N
-counts the targets of the whole window over all ranks, so that the gradient is that of the mean over all targets however
-the window is split (DDP and FSDP2 average over ranks).
+counts the targets of the window over all ranks (DDP and FSDP2 average over ranks). So the gradient is that of the mean
+over all targets, for any split of the window.
 """
 
 import hashlib
@@ -29,8 +29,9 @@ from hfbsz.train.tasks import Task
 class Collector(Protocol):
     """Measures gradients inside the window of a logged step, on every rank.
 
-    It may read gradients and communicate (every rank makes the same calls in the same order), but changes neither
-    gradients nor weights nor the random number generator: a run with collectors is the run without them, bit for bit.
+    It may read gradients and communicate (every rank makes the same calls in the same order), but it must not change
+    gradients, weights or the state of random number generators: collectors do not change the results of a run, bit for
+    bit.
     """
 
     def before_window(self, model: Any, planned: PlannedStep) -> None:
@@ -41,27 +42,28 @@ class Collector(Protocol):
     def after_micro(self, index: int, batch: Batch) -> None:
         """Called after the backward pass of micro-batch `index` (from 0) of this rank; `batch` is on the host.
 
-        A weight's `.grad` is the sum over the micro-batches so far, each weighted by world_size ÷ targets of the whole
-        window. Before the last micro-batch it is this rank's own (under FSDP2 of whole weights, not of shards); after
-        the last, the mean over ranks: the gradient of the mean loss over all targets, in nats per target.
+        A weight's `.grad` is the sum over the micro-batches so far, each weighted by world_size ÷ targets of the
+        window. Before the last micro-batch it is local to this rank (under FSDP2, of full weights, not of shards);
+        after the last, it is the mean over ranks: the gradient of the mean loss over all targets, in nats per target.
         """
         ...
 
     def after_window(self) -> Mapping[str, float]:
-        """Called once the gradient of the window is complete, before clipping and the optimizer's step. Returns values
-        for `Step.collected`, by the names of `records/metrics`; rank 0's are recorded."""
+        """Called when the gradient of the window is complete, before clipping and the optimizer's step. Returns values
+        for `Step.collected` by metric name (`records/metrics`); those of rank 0 are recorded."""
         ...
 
 
 class Agreement:
-    """Sums whole numbers over all ranks on the host, so that no device has to wait."""
+    """Sums integers over all ranks on the host, without a synchronization of the device."""
 
     def __init__(self) -> None:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        own = self.world_size > 1 and dist.get_backend() != "gloo"
-        self._group = dist.new_group(backend="gloo") if own else None
+        needs_group = self.world_size > 1 and dist.get_backend() != "gloo"
+        self._group = dist.new_group(backend="gloo") if needs_group else None
 
     def sum(self, *values: int) -> list[int]:
+        """The sum of each value over all ranks; every rank calls it."""
         if self.world_size == 1:
             return list(values)
         message = torch.tensor(values, dtype=torch.int64)
@@ -71,7 +73,7 @@ class Agreement:
 
 
 def seed_of(seed: int, clock: int, rank: int, micro: int) -> int:
-    """The generator's seed of one micro-batch: so no state of a generator has to be kept."""
+    """The random seed of one micro-batch (63 bits); with it, checkpoints need no generator state."""
     text = f"{seed}/{clock}/{rank}/{micro}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
@@ -90,13 +92,13 @@ def train(
 ) -> Iterator[Step]:
     """Train to the end of the plan's budget, or until `stop()` is true on any rank; yields every optimizer step.
 
-    `model` is prepared by `accelerator`, or sharded. `progress` is where it goes on from, and is kept up to date.
-    Raises TrainingError for a window without targets, and Diverged for non-finite gradients in `optim.nonfinite_limit`
-    steps in a row (at the next logged step). The clock advances on a skipped step.
+    `model` is prepared by `accelerator`, or sharded. Training resumes from `progress`, and updates it. The clock
+    advances on a skipped step. Raises TrainingError for a window without targets, and Diverged for non-finite gradients
+    in `optim.nonfinite_limit` steps in a row (at the next logged step).
     """
     progress = progress or Progress(accelerator.device)
     state = _State(plan, model, optimizer, task, windows, accelerator, Agreement(), progress)
-    alone, slowest = state.agreement.world_size == 1, math.inf
+    single, slowest = state.agreement.world_size == 1, math.inf
     while progress.at.sequences < plan.total:
         started = time.perf_counter()
         planned = plan.step(progress.at.sequences, progress.decisions)
@@ -112,16 +114,16 @@ def train(
             )
         progress.at = progress.at._replace(step=progress.at.step + 1, sequences=planned.next_clock)
         logged = plan.due(plan.recipe.log.every, progress.at.step, planned.clock, planned.next_clock)
-        with waiting(math.inf if alone else AGREEMENT_SECONDS + 2 * slowest):
+        with waiting(math.inf if single else AGREEMENT_SECONDS + 2 * slowest):
             collected = state.update(planned, batches, counts[0], collectors if logged else ())
-            done = state.finish(planned, batches, counts, logged, collected, started)
+            step = state.finish(planned, batches, counts, logged, collected, started)
         seconds = time.perf_counter() - started
         slowest = seconds if math.isinf(slowest) else max(slowest, seconds)
-        yield done
+        yield step
 
 
 class _State:
-    """What the loop works with."""
+    """The arguments of `train`, and the parts of one step."""
 
     def __init__(
         self,
@@ -160,17 +162,17 @@ class _State:
         return collected
 
     def _apply(self, planned: PlannedStep) -> None:
-        """Clip, and step unless the gradient is not finite."""
-        so_far, clip = self.progress, self.plan.recipe.optim.clip
-        so_far.norm = full_tensor(
+        """Clip the gradient; step the optimizer if the gradient is finite."""
+        progress, clip = self.progress, self.plan.recipe.optim.clip
+        progress.norm = full_tensor(
             torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
         )
-        found = (~torch.isfinite(so_far.norm)).float()
-        self.optimizer.step(found)
-        so_far.skipped += found
-        so_far.streak = (so_far.streak + found) * found
-        so_far.worst_clock = torch.where(so_far.streak > so_far.worst, planned.next_clock, so_far.worst_clock)
-        so_far.worst = torch.maximum(so_far.worst, so_far.streak)
+        nonfinite = (~torch.isfinite(progress.norm)).float()
+        self.optimizer.step(nonfinite)
+        progress.skipped += nonfinite
+        progress.streak = (progress.streak + nonfinite) * nonfinite
+        progress.worst_clock = torch.where(progress.streak > progress.worst, planned.next_clock, progress.worst_clock)
+        progress.worst = torch.maximum(progress.worst, progress.streak)
 
     def finish(
         self,
@@ -181,13 +183,13 @@ class _State:
         collected: Mapping,
         started: float,
     ) -> Step:
-        """The Step of what was done; only a logged one waits for the device. `counts` are targets, tokens and positions
-        of the window over all ranks."""
-        so_far, (targets, tokens, _) = self.progress, counts
+        """Update the progress, and return the Step; only a logged step waits for the device. `counts` are the targets,
+        tokens and positions of the window over all ranks."""
+        progress, (targets, tokens, _) = self.progress, counts
         measured = self._read(targets) if logged else {}
         elapsed = time.perf_counter() - started
-        so_far.at = so_far.at._replace(tokens=so_far.at.tokens + tokens, seconds=so_far.at.seconds + elapsed)
-        totals = [total + more for total, more in zip(so_far.since_log, (*counts, 1, elapsed), strict=True)]
+        progress.at = progress.at._replace(tokens=progress.at.tokens + tokens, seconds=progress.at.seconds + elapsed)
+        totals = [total + count for total, count in zip(progress.since_log, (*counts, 1, elapsed), strict=True)]
         if logged:
             measured |= {
                 "loss": measured["loss"] / totals[0],
@@ -195,9 +197,9 @@ class _State:
                 "step_seconds": totals[4] / totals[3],
                 "padding": None if self.plan.recipe.data.pack else 1 - totals[1] / totals[2],
             }
-        so_far.since_log = list(NOTHING) if logged else totals
+        progress.since_log = list(NOTHING) if logged else totals
         return Step(
-            at=so_far.at,
+            at=progress.at,
             global_batch=planned.global_batch,
             micro_batch=planned.micro_batch or max(len(batch.labels) for batch in batches),
             accumulation=planned.accumulation or len(batches),
@@ -212,24 +214,28 @@ class _State:
         )
 
     def _read(self, targets: int) -> dict[str, Any]:
-        """Bring the device's sums to the host, and end the run where steps failed in a row."""
-        so_far = self.progress
-        total = self.accelerator.reduce(so_far.loss, reduction="sum") if self.agreement.world_size > 1 else so_far.loss
-        loss, norm, skipped, worst = (float(value) for value in (total, so_far.norm, so_far.skipped, so_far.worst))
-        so_far.loss = torch.zeros_like(so_far.loss)
+        """Copy the sums from the device to the host. Raises Diverged if too many steps in a row were not finite."""
+        progress = self.progress
+        total = (
+            self.accelerator.reduce(progress.loss, reduction="sum") if self.agreement.world_size > 1 else progress.loss
+        )
+        loss, norm, skipped, worst = (
+            float(tensor) for tensor in (total, progress.norm, progress.skipped, progress.worst)
+        )
+        progress.loss = torch.zeros_like(progress.loss)
         limit = self.plan.recipe.optim.nonfinite_limit
         if worst >= limit:
-            end = int(so_far.worst_clock)
+            end = int(progress.worst_clock)
             start = max(0, end - int(worst) * self.plan.batch_at(end - 1))
-            where = f"weights ({broken})" if (broken := weight_not_finite(self.model)) else "gradients"
+            values = f"weights ({name})" if (name := weight_not_finite(self.model)) else "gradients"
             raise Diverged(
-                f"{int(worst)} steps in a row had {where} that are not finite (loss sum {loss:g}): "
-                f"{self.rows_of(start, end)}: lower optim.lr, lengthen schedule.warmup, or look at these rows"
+                f"{int(worst)} steps in a row had {values} that are not finite (loss sum {loss:g}): "
+                f"{self.rows_of(start, end)}: lower optim.lr, lengthen schedule.warmup, or inspect these rows"
             )
         return {"loss": loss, "grad_norm": norm, "skipped": int(skipped)}
 
     def rows_of(self, start: int, end: int) -> str:
-        """The rows between two clocks, for a person to look at."""
+        """The training rows between two clocks, as text for an error message."""
         numbers = self.windows.row_numbers(start, end).tolist()
         shown = ", ".join(map(str, numbers[:16])) + (", …" if len(numbers) > 16 else "")
         return f"clock {start} to {end}, training rows {shown}"

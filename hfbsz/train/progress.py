@@ -1,4 +1,4 @@
-"""How far a run has come, and what the loop carries from step to step."""
+"""The state of the training loop between two steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,16 +8,16 @@ import torch.distributed as dist
 
 from hfbsz.records.record import Clock
 
-_AXES = ("step", "clock", "tokens", "seconds")  # of a Clock, as a checkpoint names them
+_AXES = ("step", "clock", "tokens", "seconds")  # names of a Clock's fields in a checkpoint
 NOTHING = (0, 0, 0, 0, 0.0)  # targets, tokens, positions, steps, seconds
 
 
 class Progress:
-    """How far a run has come, and what it carries from step to step; on the device where reading it would cost a
-    synchronisation. Changes with every step; a checkpoint holds what `to_dict` gives."""
+    """The state of the training loop: counters, sums since the last log and decisions. Values that are computed on the
+    device stay there, to avoid a synchronization at every step. A checkpoint contains `to_dict()`."""
 
     def __init__(self, device: torch.device, saved: Mapping[str, Any] | None = None, rank: int = 0) -> None:
-        """`saved`: what `to_dict` gave, on any number of ranks."""
+        """`saved`: the result of `to_dict`, from any number of ranks; None: the start of a run."""
         saved = saved or {}
         self.at = Clock(*(saved.get(name, 0) for name in _AXES))
         self.since_log = list(saved.get("since_log", NOTHING))
@@ -25,12 +25,12 @@ class Progress:
         self.decisions = [(clock, batch) for clock, batch in saved.get("decisions", [])]
         losses = saved.get("losses", [0.0])
         ranks = dist.get_world_size() if dist.is_initialized() else 1
-        mine = losses[rank] if len(losses) == ranks else sum(losses) * (rank == 0)
+        rank_loss = losses[rank] if len(losses) == ranks else sum(losses) * (rank == 0)
 
         def on_device(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.tensor(value, dtype=dtype, device=device)
 
-        self.loss = on_device(mine, torch.float64)  # this rank's sum since the last log
+        self.loss = on_device(rank_loss, torch.float64)  # this rank's loss sum since the last log, in nats
         self.skipped = on_device(saved.get("skipped", 0))
         self.streak = on_device(saved.get("streak", 0))  # non-finite steps in a row
         self.worst = on_device(saved.get("worst", 0))  # the longest streak, and the clock that ended it
@@ -38,7 +38,7 @@ class Progress:
         self.norm = on_device(0)
 
     def to_dict(self, losses: Sequence[float]) -> dict[str, Any]:
-        """Plain data; `losses` is `loss` of every rank."""
+        """Plain data for JSON; `losses` holds the `loss` of every rank."""
         device = {name: float(getattr(self, name)) for name in ("skipped", "streak", "worst")}
         host = {name: getattr(self, name) for name in ("since_log", "decisions")}
         return {

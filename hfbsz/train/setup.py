@@ -1,4 +1,4 @@
-"""From a recipe and an accelerator to all that trains: data, plan, model, optimizer and task, in one bundle."""
+"""Builds what training needs from a recipe and an accelerator: data, plan, model, optimizer and task."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +29,8 @@ from hfbsz.train.tasks import Task, build_task
 
 @dataclass(frozen=True)
 class Setup:
-    """What `train` and `evaluate` of train/loop.py take. The model and its optimizer are on the device, and change as
-    they train."""
+    """The arguments of `train` (train/loop.py) and `evaluate` (train/evaluate.py). The model and its optimizer are on
+    the device, and training changes them."""
 
     plan: Plan
     data: Prepared
@@ -39,34 +39,36 @@ class Setup:
     optimizer: Optimizers
     task: Task
     accelerator: Accelerator
-    notes: tuple[str, ...]  # what a person should know of the model
+    notes: tuple[str, ...]  # about the model, for people
 
     def windows(self) -> Windows:
         """The micro-batches of every step of the plan, for this rank."""
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         return Windows(self.data.train, self.plan, self.task.collate, rank, world_size, is_sharded(self.model))
 
-    def steps(self, **given: Any) -> Iterator[Step]:
-        """Train to the end of the plan's budget, and yield every optimizer step; `given` and errors as `train` has."""
-        return train(self.plan, self.model, self.optimizer, self.task, self.windows(), self.accelerator, **given)
+    def steps(self, **options: Any) -> Iterator[Step]:
+        """Train to the end of the plan's budget, and yield every optimizer step. `options` and errors: those of
+        `train`."""
+        return train(self.plan, self.model, self.optimizer, self.task, self.windows(), self.accelerator, **options)
 
     def evaluate(
         self,
         rows: Rows,
         numbers: Sequence[int],
         micro_batch: int,
-        show: Callable[[int, int], None] = lambda done, of: None,
+        show: Callable[[int, int], None] = lambda done, total: None,
     ) -> Evaluation:
-        """The losses of some rows of a set, by the weights as they stand (with an averaging optimizer: their average).
-        Every rank calls it."""
+        """The losses of the rows `numbers` under the current weights (with an averaging optimizer: their average).
+        Every rank calls it. `show(done, total)` reports progress in rows."""
         with self.optimizer.averaged():
             return evaluate(self.model, self.task, rows, numbers, micro_batch, self.accelerator, show)
 
 
 def setup(recipe: Recipe, accelerator: Accelerator | None = None, show: Show = lambda *_: None) -> Setup:
-    """All that a recipe trains with, on this rank; every rank calls it. `show` is told of progress in preparing data.
+    """Build what a recipe needs to train, on this rank; every rank calls it. `show` reports the progress of preparing
+    data.
 
-    Raises UserError for what does not fit, on every rank alike.
+    Raises UserError, on every rank, for values that do not fit together.
     """
     sharding = sharding_of(recipe)
     accelerator = accelerator or make_accelerator(recipe)
@@ -75,8 +77,8 @@ def setup(recipe: Recipe, accelerator: Accelerator | None = None, show: Show = l
 
 
 def plan_and_data(recipe: Recipe, accelerator: Accelerator, show: Show) -> tuple[Plan, Prepared]:
-    """The plan, and the rows that rank 0 prepares; the model is counted only where a scaling law asks for its size.
-    Raises UserError."""
+    """The plan, and the rows, which rank 0 prepares. The parameters of the model are counted only if a scaling law
+    needs them. Raises UserError."""
     size = count_parameters(recipe.model, recipe.data.vocab_size) if recipe.uses_law() else None
 
     def rows() -> Prepared:
@@ -92,13 +94,13 @@ def plan_and_data(recipe: Recipe, accelerator: Accelerator, show: Show) -> tuple
 
 
 def tokenizer_of(data: Prepared) -> Any:
-    """The tokenizer that the rows were made with."""
+    """Load the tokenizer that the rows were tokenized with."""
     return load_tokenizer(data.tokenizer_path, needs_end=data.manifest.labels is None)
 
 
 def assemble(plan: Plan, data: Prepared, tokenizer: Any, accelerator: Accelerator, sharding: Sharding | None) -> Setup:
-    """The model of a plan, its optimizer and its task. `sharding`: how ranks share the weights (FSDP2); None: each has
-    all. Raises UserError for a model that does not fit."""
+    """Build the model of a plan, its optimizer and its task. `sharding`: how weights are sharded over ranks (FSDP2);
+    None: they are replicated. Raises UserError for a model that does not fit."""
     recipe, notes = plan.recipe, list[str]()
     classes = data.manifest.labels  # of a classifier
     model = build_model(recipe.model, tokenizer, recipe.seed, recipe.data.sequence_length, classes, notes)
@@ -112,17 +114,17 @@ def assemble(plan: Plan, data: Prepared, tokenizer: Any, accelerator: Accelerato
 
 
 def sharding_of(recipe: Recipe) -> Sharding | None:
-    """How ranks share the weights, as the launcher says (FSDP2); asked before the accelerator is made. Raises UserError
-    for what has not been tried so."""
+    """How weights are sharded over ranks (FSDP2), from the launcher's environment; called before the accelerator is
+    created. Raises UserError for combinations that have not been tested."""
     sharding = fsdp_from_env(os.environ)
     if sharding is not None and recipe.optim.name != "adamw":
         raise UserError(
-            f"optim.name: {recipe.optim.name} has not been tried on weights that ranks share (FSDP2): "
-            "take adamw, or launch with DDP (accelerate_configs/ddp.yaml)"
+            f"optim.name: {recipe.optim.name} has not been tested with sharded weights (FSDP2): "
+            "use adamw, or launch with DDP (accelerate_configs/ddp.yaml)"
         )
     if sharding is not None and recipe.model.lora is not None:
         raise UserError(
-            "model.lora: it has not been tried on weights that ranks share (FSDP2): launch with DDP "
+            "model.lora: it has not been tested with sharded weights (FSDP2): launch with DDP "
             "(accelerate_configs/ddp.yaml)"
         )
     return sharding

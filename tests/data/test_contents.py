@@ -152,7 +152,7 @@ def test_damage_that_a_row_meets_ends_the_rank_and_the_next_start_rebuilds(origi
         prepared.train[middle]
     assert caught.value.lines == (
         f"{entry}/train.arrow: damaged: block {start // 512} of 64 KiB, read for row {middle}: the same command "
-        "rebuilds the file and goes on",
+        "rebuilds the file and resumes",
     )
     assert_rebuilt(made(files=original[0]), "train.arrow", original)
 

@@ -72,7 +72,7 @@ DAMAGES = {
 def test_case_d05_side_files_that_are_damaged_cost_no_run(hfbsz, words, whole, killed, damage):
     DAMAGES[damage](killed)
     ended = hfbsz("pretrain.py", *words, f"output_dir={killed}")
-    assert ended.code == 0 and f"going on from {killed}/checkpoint-20" in ended.out, ended.err
+    assert ended.code == 0 and f"resumes from {killed}/checkpoint-20" in ended.out, ended.err
     assert read_status(killed)["state"] == "finished" and (killed / "report.html").is_file()
     assert sha256(killed / "model.safetensors") == sha256(whole / "model.safetensors")
     assert not list(killed.glob(".*.tmp")) and steps(killed) == steps(whole)
@@ -147,7 +147,7 @@ def test_case_d04_the_best_checkpoint_is_damaged(hfbsz, best_before_the_end, tmp
         assert "the last weights are saved, not the best ones" in ended.out
         assert all(model[name].equal(last[name]) for name in model)
     else:
-        assert f"going on from {folder}/checkpoint-{best - 5}" in ended.out
+        assert f"resumes from {folder}/checkpoint-{best - 5}" in ended.out
         assert sha256(folder / "model.safetensors") == sha256(whole / "model.safetensors")
 
 

@@ -105,7 +105,7 @@ runpy.run_path({str(ROOT / "scripts" / "pretrain.py")!r}, run_name="__main__")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_row_that_cannot_be_read(hfbsz, ragged, tmp_path, processes):
     """Of a file that is verified as its rows are read, as large ones are: the rank that meets it says so, and the same
-    command rebuilds the file and goes on."""
+    command rebuilds the file and resumes."""
     folder, cache, script = tmp_path / "run", tmp_path / "cache", tmp_path / "by_block.py"
     script.write_text(BY_BLOCK)
     words = [TINY, f"data.files={ragged}", "checkpoint.every=5steps", "duration=50steps", "threads=1"]
@@ -129,8 +129,8 @@ def test_a_row_that_cannot_be_read(hfbsz, ragged, tmp_path, processes):
         assert same_weights(folder, tmp_path / "whole")
 
 
-def test_a_cache_that_was_cut_short_is_made_anew(ragged, tmp_path, monkeypatch):
-    """Reading past the end of a mapped file would end the process without a word."""
+def test_a_truncated_cache_is_rebuilt(ragged, tmp_path, monkeypatch):
+    """Reading past the end of a mapped file would crash the process without a message."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HFBSZ_CACHE", str(tmp_path))
     data = load([TINY, f"data.files={ragged}"]).recipe.data
@@ -174,7 +174,7 @@ def test_a_full_disk_loses_nothing(hfbsz, ragged, environment, tmp_path):
     code, out, err = on_a_disk(environment, script, *words)
     assert code == 0, (out, err)
     assert "No space left on device" in err and "make room" in err and "Traceback" not in err
-    assert "going on from" in out and ": skipped" not in out
+    assert "resumes from" in out and ": skipped" not in out
     assert told(tmp_path / "resumed") == told(tmp_path / "whole")
     assert same_weights(tmp_path / "resumed", tmp_path / "whole")
 
@@ -195,7 +195,7 @@ def extended(hfbsz, folder, words, *durations):
 
 
 @pytest.mark.parametrize("schedule", [["schedule.shape=constant"], ["schedule.shape=wsd", "schedule.decay=80seq"]])
-def test_a_longer_budget_goes_on_where_the_shorter_one_did_not_decay(hfbsz, ragged, tmp_path, schedule):
+def test_a_longer_budget_resumes_where_the_shorter_one_did_not_decay(hfbsz, ragged, tmp_path, schedule):
     words = [TINY, f"data.files={ragged}", "schedule.warmup=40seq", "threads=1", "eval.every=5steps", *schedule]
     folder, whole = tmp_path / "run", tmp_path / "whole"
     ended = extended(hfbsz, folder, words, "30steps", "60steps")
@@ -205,7 +205,7 @@ def test_a_longer_budget_goes_on_where_the_shorter_one_did_not_decay(hfbsz, ragg
     ours, theirs = records(folder, "step"), records(whole, "step")
     assert [one["train/loss"] for one in ours] == [one["train/loss"] for one in theirs]
     shorter = hfbsz("pretrain.py", *words, f"output_dir={folder}", "duration=20steps")
-    assert shorter.code == 2 and "a longer duration goes on from there" in shorter.err
+    assert shorter.code == 2 and "a longer duration resumes from it" in shorter.err
     assert read_status(folder)["state"] == "finished" and same_weights(folder, whole)
 
 

@@ -130,7 +130,7 @@ def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environ
         assert (status["state"], status["cause"], status["why"]) == ("preempted", "signal", "SIGTERM")
         assert (folder / f"checkpoint-{status['step']}" / "complete.json").is_file()
     ended = hfbsz("pretrain.py", *words, f"output_dir={folder}")
-    assert ended.code == 0 and "going on from" in ended.out
+    assert ended.code == 0 and "resumes from" in ended.out
     ours, theirs = records(folder, "step"), records(whole, "step")
     for one, other in zip(ours, theirs, strict=True):
         for name in ("train/global_step", "train/sequences", "train/num_input_tokens_seen", "batch/global"):
@@ -153,7 +153,7 @@ def test_what_a_resume_takes_and_what_it_refuses(hfbsz, ragged, environment, tmp
     for path in checkpoint.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     ended = hfbsz("pretrain.py", *words, place, "batch.micro_max=4", "log.every=2steps")
-    assert ended.code == 0 and "skipped" in ended.out and "going on from" in ended.out
+    assert ended.code == 0 and "skipped" in ended.out and "resumes from" in ended.out
 
 
 @pytest.mark.slow
@@ -168,6 +168,6 @@ def test_shared_weights_go_on_too(hfbsz, ragged, environment, tmp_path):
         run.end(signal.SIGTERM, read_status(folder)["pid"])
         assert read_status(folder)["state"] == "preempted"
     ended = hfbsz("pretrain.py", *words, f"output_dir={folder}")
-    assert ended.code == 0 and "going on from" in ended.out
+    assert ended.code == 0 and "resumes from" in ended.out
     losses = [[record["train/loss"] for record in records(path, "step")] for path in (folder, whole)]
     assert len(losses[0]) == len(losses[1]) == 90 and losses[0] == pytest.approx(losses[1], rel=1e-5)

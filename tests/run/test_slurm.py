@@ -128,9 +128,7 @@ PREEMPTED = leaves("preempted", 12)
         (None, PREEMPTED, ["optim.lrr=1"], {}, "the run's state is unknown"),
     ],
 )
-def test_a_run_that_ended_at_the_signal_is_requeued_where_it_goes_on(
-    start, tmp_path, before, after, words, variables, why
-):
+def test_a_run_that_ended_at_the_signal_is_requeued_and_resumes(start, tmp_path, before, after, words, variables, why):
     if before is not None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "status.json").write_text(before)

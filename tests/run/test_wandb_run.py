@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_and_resumed_offline_is_sent_once(hfbsz, ragged, e
     first.wait_for(lambda: first.step() >= 12)
     first.end(signal.SIGKILL)
     ended = hfbsz("pretrain.py", *words, f"output_dir={run}")
-    assert ended.code == 0 and "going on from" in ended.out, ended.err
+    assert ended.code == 0 and "resumes from" in ended.out, ended.err
     assert len(list((run / "wandb").glob("offline-run-*"))) == 2
     with fake_server() as server:
         sent = hfbsz("sync.py", run, env=server.environment())

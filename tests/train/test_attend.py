@@ -117,7 +117,7 @@ def test_the_check_refuses_models_that_do_not(kind):
     with pytest.raises(UserError) as caught:
         check_attends_within(model)
     (line,) = caught.value.lines
-    assert kind in line and "'eager'" in line and "take data.attend=across, or data.pack=false" in line
+    assert kind in line and "'eager'" in line and "use data.attend=across, or data.pack=false" in line
     assert model.training
 
 
@@ -125,7 +125,7 @@ def test_the_check_refuses_a_model_without_position_ids():
     model = small("gpt2")
     inner = model.forward
     model.forward = lambda input_ids, use_cache: inner(input_ids, use_cache=use_cache)
-    with pytest.raises(UserError, match="takes no position_ids"):
+    with pytest.raises(UserError, match="does not accept position_ids"):
         check_attends_within(model)
 
 

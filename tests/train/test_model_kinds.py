@@ -167,7 +167,7 @@ def test_a_language_model_that_attends_to_later_tokens_is_refused(tmp_path, toke
 
 def test_a_model_that_mixes_padding_into_its_answers_is_refused(tmp_path, tokenizer):
     model = build_model(Model(path=str(small_model(tmp_path, "fnet", auto=AutoModel))), tokenizer, 0, 16, LABELS)
-    with pytest.raises(UserError, match="fnet mixes padding into its answers"):
+    with pytest.raises(UserError, match="fnet lets padding change its logits"):
         Classification.of(model)
 
 

@@ -1,6 +1,7 @@
-"""Tasks: how rows become micro-batches, and what their loss counts.
+"""Tasks: how rows are collated into micro-batches, and how their loss is computed.
 
-A module of this folder is one task, with `build(recipe, model, tokenizer) -> Task`; `hfbsz/recipe/tasks` lists them.
+Each module of this folder is one task, with `build(recipe, model, tokenizer) -> Task`; `hfbsz/recipe/tasks` lists
+them.
 """
 
 import importlib
@@ -13,18 +14,19 @@ from hfbsz.recipe.tasks import TASKS
 
 
 class BatchEvaluation(NamedTuple):
-    """What an evaluation learns of a batch, row by row."""
+    """The evaluation of a batch, row by row."""
 
     nll: Any  # tensor [rows], nats: the sum over a row's targets
     targets: Any  # tensor [rows]
-    outputs: Any  # tensor [rows, k]: what the task's metrics are made from; k may be 0
+    outputs: Any  # tensor [rows, k]: inputs of the task's metrics; k may be 0
 
 
 class Task(Protocol):
-    """A task turns rows into micro-batches, and a micro-batch into a *summed* loss; `Batch.targets` is its count."""
+    """Collates rows into micro-batches, and computes the *summed* loss of a micro-batch over its `Batch.targets`
+    targets."""
 
     def collate(self, rows: Sequence[Any]) -> Batch:
-        """The micro-batch of some rows, on the host; a None row fills a place and counts nothing."""
+        """Collate rows into a micro-batch on the host. A None row is padding: it has no targets."""
         ...
 
     def loss_sum(self, model: Any, batch: Batch) -> Any:
@@ -32,12 +34,12 @@ class Task(Protocol):
         ...
 
     def evaluate_batch(self, model: Any, batch: Batch) -> BatchEvaluation:
-        """The loss of every row, and what the metrics need."""
+        """The loss of every row, and the inputs of the task's metrics."""
         ...
 
 
 def build_task(recipe: Recipe, model: Any, tokenizer: Any) -> Task:
-    """The task of a recipe, for a model that is neither wrapped nor sharded yet. Raises UserError for a model that does
-    not suit it."""
+    """Build the task of a recipe for a model that is not wrapped or sharded yet. Raises UserError for a model that the
+    task does not support."""
     task: Task = importlib.import_module(TASKS[recipe.task].module).build(recipe, model, tokenizer)
     return task
