@@ -117,7 +117,7 @@ def test_many_mutated_command_lines(words):
 
 # data files
 
-TEXTS = [f"The {number}th row of a small corpus, with words enough to be learnt." for number in range(12)]
+TEXTS = [f"The {number}th row of a small corpus, with words enough to be learned." for number in range(12)]
 SPOKEN = [
     {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
     for n in range(12)

@@ -17,21 +17,21 @@ _OPEN, _CLOSE = "⟦", "⟧"
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row as parts of text, each learnt or not; a classification row has its label instead of learnt parts."""
+    """A row as parts of text, each learned or not; a classification row has its label instead of learned parts."""
 
     number: int
     parts: tuple[tuple[str, bool], ...]
     tokens: int
-    learnt: int  # tokens that the loss counts
+    learned: int  # tokens that the loss counts
     label: str | None = None
 
     def line(self) -> str:
-        """The row as one line, with the learnt parts in brackets."""
-        text = "".join(f"{_OPEN}{part}{_CLOSE}" if learnt else part for part, learnt in self.parts)
+        """The row as one line, with the learned parts in brackets."""
+        text = "".join(f"{_OPEN}{part}{_CLOSE}" if learned else part for part, learned in self.parts)
         text = text.replace("\r", "").replace("\n", "⏎")
         if self.label is not None:
             return f"{text} → {_OPEN}{self.label}{_CLOSE}   ({self.tokens:,} tokens)"
-        return f"{text}   ({self.tokens:,} tokens, {self.learnt:,} learnt)"
+        return f"{text}   ({self.tokens:,} tokens, {self.learned:,} learned)"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Preview:
 
     def lines(self) -> list[str]:
         """Lines for a console: each begins with a heading or ten spaces."""
-        heading = f"rows      {len(self.rows)} of {self.of:,} training rows, what is learnt in {_OPEN}{_CLOSE}:"
+        heading = f"rows      {len(self.rows)} of {self.of:,} training rows, what is learned in {_OPEN}{_CLOSE}:"
         rows = [f"          {row.number}: {row.line()}" for row in self.rows]
         unused = f"; not used: {', '.join(self.unused)}" if self.unused else "; no other"
         columns = [f"columns   read: {', '.join(self.read)}{unused}"] if self.read != ("text",) or self.unused else []
@@ -86,11 +86,11 @@ def _shortened(text: str) -> str:
 
 
 def _end(manifest: Manifest, tokenizer: Any) -> str:
-    """What ends a text or an answer, and whether it is learnt."""
+    """What ends a text or an answer, and whether it is learned."""
     if manifest.labels is not None:
         return ""
     if manifest.end_ids is None:
-        return f"{tokenizer.eos_token} ends every document, and is learnt"
+        return f"{tokenizer.eos_token} ends every document, and is learned"
     if manifest.end_token is None:
-        return "no learnt token ends generation: the tuned model does not stop by itself"
-    return f"{manifest.end_token} ends an answer, and is learnt"
+        return "no learned token ends generation: the tuned model does not stop by itself"
+    return f"{manifest.end_token} ends an answer, and is learned"

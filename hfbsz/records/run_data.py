@@ -31,7 +31,7 @@ class RunData:
     status: Mapping[str, Any]
     recipe: str  # YAML text
     machine: Mapping[str, Any] = field(default_factory=dict)
-    preview: Mapping[str, Any] = field(default_factory=dict)  # a few training rows, with what is learnt (data/preview)
+    preview: Mapping[str, Any] = field(default_factory=dict)  # a few training rows, with what is learned (data/preview)
     notes: tuple[str, ...] = ()  # what of it could not be read
 
     def series(self, metric: str, axis: str) -> tuple[Array, Array]:

@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     identity = {"id": "a", "project": "p", "entity": None, "group": None, "job_type": "pretrain", "name": "n"}
     (folder / "wandb.json").write_text(json.dumps(identity))
     (folder / "machine.json").write_text(json.dumps({"device": "cpu", "processes": 1, "threads": 2}))
-    row = {"number": 0, "parts": [["a", False], ["b", True]], "tokens": 2, "learnt": 1, "label": None}
+    row = {"number": 0, "parts": [["a", False], ["b", True]], "tokens": 2, "learned": 1, "label": None}
     (folder / "rows.json").write_text(json.dumps({"rows": [row], "of": 9, "read": ["text"], "unused": [], "end": "x"}))
     return folder
 

@@ -214,14 +214,15 @@ def test_a_loss_that_was_not_finite_is_no_gap_in_the_story(tmp_path):
 ROWS = {
     "rows": [
         {"number": 0, "parts": [["<|user|> a < b & c\n\n  indented", False], ["no<script>", True]],
-         "tokens": 1234, "learnt": 3, "label": None}
+         "tokens": 1234, "learned": 3, "label": None}
     ],
-    "of": 5485, "read": ["prompt", "response"], "unused": ["id", "<b>"], "end": "<|end|> ends an answer, and is learnt",
+    "of": 5485, "read": ["prompt", "response"], "unused": ["id", "<b>"],
+    "end": "<|end|> ends an answer, and is learned",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_the_page_marks_what_is_learnt(tmp_path, several):
+def test_the_page_marks_what_is_learned(tmp_path, several):
     run = write(tmp_path / "run", {**at(0), "eval/loss": 0.7})
     (run.folder / "rows.json").write_text(json.dumps(ROWS))
     others = [write(tmp_path / "other", {**at(0), "eval/loss": 0.7})] if several else []
@@ -238,7 +239,7 @@ def test_the_page_marks_what_is_learnt(tmp_path, several):
 
 def test_the_page_tags_a_label_and_leaves_out_what_it_cannot_read(tmp_path):
     run = write(tmp_path / "run", {**at(0), "eval/loss": 0.7})
-    rows = [{"number": 7, "parts": [["fine", False]], "tokens": 3, "learnt": 1, "label": "a<b"}]
+    rows = [{"number": 7, "parts": [["fine", False]], "tokens": 3, "learned": 1, "label": "a<b"}]
     (run.folder / "rows.json").write_text(
         json.dumps({"rows": rows, "of": 9, "read": ["text"], "unused": [], "end": ""})
     )

@@ -40,7 +40,7 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory):
-    """Rows whose label follows from some of their words, three times in four: the rest can only be learnt by heart."""
+    """Rows whose label follows from some of their words, three times in four: the rest can only be learned by heart."""
     draw, path = random.Random(0), tmp_path_factory.mktemp("reviews") / "rows.jsonl"
     rows = []
     for number in range(400):
@@ -141,7 +141,7 @@ def test_a_killed_fine_tuning_is_the_unbroken_one(tuned, words, environment, tmp
 
 
 def test_dialogue_tuning_of_a_pretrained_run(hfbsz, ragged, tmp_path):
-    """What pretrain.py wrote is what finetune.py takes; only answers count; what was learnt by heart is measured."""
+    """What pretrain.py wrote is what finetune.py takes; only answers count; what was learned by heart is measured."""
     base, folder, talk = tmp_path / "base", tmp_path / "talk", tmp_path / "talk.jsonl"
     pretrained = hfbsz("pretrain.py", TINY, f"data.files={ragged}", f"output_dir={base}")
     assert pretrained.code == 0, pretrained.err

@@ -125,7 +125,7 @@ def test_a_slow_tokenizer_fits(tmp_path):
     ("before", "added", "ends"),
     [(None, [5], 5), (0, [5], [0, 5]), (0, [0], 0), ([0, 5], [7, 5], [0, 5, 7]), ([3], [3], [3])],
 )
-def test_generation_ends_at_the_learnt_tokens_too(tmp_path, before, added, ends):
+def test_generation_ends_at_the_learned_tokens_too(tmp_path, before, added, ends):
     path = small_model(tmp_path)
     GenerationConfig(eos_token_id=before, temperature=0.6, do_sample=True).save_pretrained(path)
     model = build_model(Model(path=str(path)), small_tokenizer(), 0, 16)

@@ -1,1 +1,1 @@
-"""Conversations: input formats, rendering by a chat template, and which tokens are learnt."""
+"""Conversations: input formats, rendering by a chat template, and which tokens are learned."""

@@ -65,16 +65,16 @@ class Answers:
         self.counts["dated"] += template.writes_date
         if "developer" not in template.source:
             messages = [_as_system(message) for message in messages]
-        learnt = [n for n, message in enumerate(messages) if message["role"] == "assistant" and message["learnt"]]
-        if not learnt:
+        learned = [n for n, message in enumerate(messages) if message["role"] == "assistant" and message["learned"]]
+        if not learned:
             return []
         full = self._full(template, messages)
-        learnt = learnt[-1:] if last else learnt
+        learned = learned[-1:] if last else learned
         if template.marks_answers:
-            rows = [Rendered(full.text, _block_spans(messages, full, learnt), False)]
+            rows = [Rendered(full.text, _block_spans(messages, full, learned), False)]
         else:
-            rows = _Finder(self, template, messages, full).rows(learnt)
-        self._count_changed(rows, [messages[number] for number in learnt])
+            rows = _Finder(self, template, messages, full).rows(learned)
+        self._count_changed(rows, [messages[number] for number in learned])
         return rows
 
     def _full(self, template: ChatTemplate, messages: Sequence[Message]) -> "_Full":
@@ -133,13 +133,13 @@ class _Finder:
         self.shared, self.template, self.messages, self.full = shared, template, messages, full
         self.kinds = frozenset((message["role"], "tool_calls" in message) for message in messages)
 
-    def rows(self, learnt: Sequence[int]) -> list[Rendered]:
-        """The full rendering, or several renderings of beginnings, with the answers of the messages `learnt`."""
+    def rows(self, learned: Sequence[int]) -> list[Rendered]:
+        """The full rendering, or several renderings of beginnings, with the answers of the messages `learned`."""
         spans = []
-        for number in learnt:
+        for number in learned:
             span = self._span(number)
             if span is None:
-                return self._as_last_turns(learnt)
+                return self._as_last_turns(learned)
             spans.append(span)
         return [Rendered(self.full.text, spans, True)]
 
@@ -177,10 +177,10 @@ class _Finder:
         has = *(key for key, value in message.items() if value), *blanks(message["content"])
         return before, after, is_last, has, self.kinds, bool(self.template.tools), self.template.source
 
-    def _as_last_turns(self, learnt: Sequence[int]) -> list[Rendered]:
+    def _as_last_turns(self, learned: Sequence[int]) -> list[Rendered]:
         """A row for each answer as the last message; an answer that a later row holds unchanged shares that row."""
         rows: list[Rendered] = []
-        for number in reversed(learnt):
+        for number in reversed(learned):
             last = self._last_turn(number)
             for row in rows:
                 if (end := self._end_in(row.text, last)) is not None:
@@ -188,8 +188,8 @@ class _Finder:
                     break
             else:
                 rows.append(Rendered(last.text, [(last.start, len(last.text))], True))
-        self.shared.counts["rewritten"] += len(learnt) > 1
-        self.shared.counts["rows"] += len(rows) if len(learnt) > 1 else 0
+        self.shared.counts["rewritten"] += len(learned) > 1
+        self.shared.counts["rows"] += len(rows) if len(learned) > 1 else 0
         return rows[::-1]
 
     def _last_turn(self, number: int) -> LastTurn:
@@ -228,10 +228,10 @@ class _Finder:
         return None
 
 
-def _block_spans(messages: Sequence[Message], full: _Full, learnt: Sequence[int]) -> list[Span]:
-    """The template's own `generation` blocks that belong to the answers `learnt`."""
+def _block_spans(messages: Sequence[Message], full: _Full, learned: Sequence[int]) -> list[Span]:
+    """The template's own `generation` blocks that belong to the answers `learned`."""
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    if list(learnt) == answers:
+    if list(learned) == answers:
         return full.blocks
     if full.is_regular:  # a block belongs to the last message that begins before its end
         starts = [(extent[0], number) for number, extent in enumerate(full.marked.extents) if extent is not None]
@@ -241,9 +241,9 @@ def _block_spans(messages: Sequence[Message], full: _Full, learnt: Sequence[int]
     else:
         raise ValueError(
             "the generation blocks of the tokenizer's chat template cannot be assigned to answers, and not every "
-            "answer is to be learnt"
+            "answer is to be learned"
         )
-    return [block for block, owner in zip(full.blocks, owners, strict=True) if owner in learnt]
+    return [block for block, owner in zip(full.blocks, owners, strict=True) if owner in learned]
 
 
 def _check_complete(messages: Sequence[Message], calls: Sequence[dict[str, Any]], full: _Full) -> None:

@@ -17,7 +17,7 @@ from hfbsz.data.tokenizer.special_tokens import hide, special_pattern
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row of token ids with one label for each: the id itself, or IGNORED where it is not learnt."""
+    """A row of token ids with one label for each: the id itself, or IGNORED where it is not learned."""
 
     ids: list[int]
     labels: list[int]
@@ -47,11 +47,11 @@ class Chat:
         self._end_tokens = self.ends | set(eos) | _turn_tokens(tokenizer)
         self._special = special_pattern(tokenizer)
         self._answers, self._encode = Answers(tokenizer, day), Encoder(tokenizer)
-        self._ended: Counter[int] = Counter()  # learnt answers, by the token that ends them
+        self._ended: Counter[int] = Counter()  # learned answers, by the token that ends them
         self._ended_last: Counter[int] = Counter()  # those that end with it at generation too
-        self._unended: Counter[str] = Counter()  # learnt answers without an end token, by their last characters
+        self._unended: Counter[str] = Counter()  # learned answers without an end token, by their last characters
         self._named: Counter[str] = Counter()  # conversations, by the special token that their text names
-        self._flagged = 0  # conversations that flag other messages than the assistant's as learnt
+        self._flagged = 0  # conversations that flag other messages than the assistant's as learned
 
     def encode(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[Encoded]:
         """The rows of a conversation: one, or several if the template renders earlier turns differently later on.
@@ -65,16 +65,16 @@ class Chat:
         except ValueError as problem:
             message = "".join(hidden.names.get(character, character) for character in str(problem))
             raise ValueError(message) from None
-        self._flagged += any(message["role"] != "assistant" and message["learnt"] for message in messages)
+        self._flagged += any(message["role"] != "assistant" and message["learned"] for message in messages)
         self._named.update(hidden.names.values())
         return [self._row(row, hidden.names) for row in rows]
 
     def _row(self, row: Rendered, names: Any) -> Encoded:
         tokens = self._encode(row.text, row.answers, names)
-        learnt = tokens.within(row.answers)
-        learnt[:1] = False
-        learnt[self.length + 1 :] = False
-        labels = np.where(learnt, tokens.ids, IGNORED)[: self.length + 1]
+        learned = tokens.within(row.answers)
+        learned[:1] = False
+        learned[self.length + 1 :] = False
+        labels = np.where(learned, tokens.ids, IGNORED)[: self.length + 1]
         for span in row.answers:
             index = tokens.last_of(span)
             if index is None or index > self.length:
@@ -86,16 +86,16 @@ class Chat:
                 self._unended[row.text[slice(*span)].rstrip()[-12:]] += 1
         was_cut = len(tokens.ids) > self.length + 1
         ids = tokens.ids[: self.length + 1].tolist()
-        return Encoded(ids, labels.tolist(), float(tokens.bytes_of(learnt)), was_cut)
+        return Encoded(ids, labels.tolist(), float(tokens.bytes_of(learned)), was_cut)
 
     @property
     def end_ids(self) -> set[int]:
-        """Token ids that end learnt answers: generation with the tuned model must end at each of them."""
+        """Token ids that end learned answers: generation with the tuned model must end at each of them."""
         return set(+self._ended_last or self._ended)
 
     @property
-    def end_token_learnt(self) -> str | None:
-        """The token that ends most learnt answers; None if none does."""
+    def end_token_learned(self) -> str | None:
+        """The token that ends most learned answers; None if none does."""
         common = (+self._ended_last or self._ended).most_common(1)
         return self._name(common[0][0]) if common else None
 
@@ -113,13 +113,13 @@ class Chat:
         example = f"like {self._unended.most_common(1)[0][0]!r}" if unended else ""
         if not ended:
             return [
-                f"no learnt token ends generation: answers end {example} and no end token, so the tuned model does not "
-                "stop by itself: use a tokenizer whose chat template ends answers with a token"
+                f"no learned token ends generation: answers end {example} and no end token, so the tuned model does "
+                "not stop by itself: use a tokenizer whose chat template ends answers with a token"
             ]
         notes = []
         if unended:
             notes.append(
-                f"{unended:,} of {unended + ended:,} learnt answers end with no token that ends generation, {example}"
+                f"{unended:,} of {unended + ended:,} learned answers end with no token that ends generation, {example}"
             )
         if others := self.end_ids - self.ends:
             names = ", ".join(f"{self._name(token)} ({token})" for token in sorted(others))
@@ -145,14 +145,14 @@ class Chat:
             )
         if counts["changed"]:
             notes.append(
-                f"{counts['changed']:,} learnt answers are not rendered word for word: the chat template leaves out or "
-                "changes a part of them (often reasoning, in <think>)"
+                f"{counts['changed']:,} learned answers are not rendered word for word: the chat template leaves out "
+                "or changes a part of them (often reasoning, in <think>)"
             )
         if counts["tools"]:
             notes.append(f"the chat template ignores the tools of {_some(counts['tools'])}")
         if self._flagged:
             notes.append(
-                f"messages that are not the assistant's are flagged as learnt in {_some(self._flagged)}: they are "
+                f"messages that are not the assistant's are flagged as learned in {_some(self._flagged)}: they are "
                 "treated as context"
             )
         for name, count in self._named.most_common():

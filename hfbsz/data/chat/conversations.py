@@ -21,8 +21,8 @@ _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 _CALL_KEYS, _SPEAKER_KEYS = ("tool_calls", "function_call"), ("sender", "speaker")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # the names in Transformers
 _REFUSAL = "refusal"  # OpenAI's key for the text of a refusal, instead of content
-_FLAGS = ("weight", "train", "training", "trainable", "train_on_turn", "loss_mask", "learnt")
-_UNCLEAR_FLAGS = ("mask", "masked")  # 1 means learnt in some data sets, and not learnt in others
+_FLAGS = ("weight", "train", "training", "trainable", "train_on_turn", "loss_mask", "learned")
+_UNCLEAR_FLAGS = ("mask", "masked")  # 1 means learned in some data sets, and not learned in others
 _READ = {*_ROLE_KEYS, *_CONTENT_KEYS, _REFUSAL, *_CALL_KEYS, *_REASONING_KEYS, *_FLAGS, "loss"}
 _WRAPPERS = ("messages", "conversations", "conversation")
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
@@ -38,10 +38,10 @@ class Message(TypedDict, total=False):
     tool_calls: list[dict[str, Any]]
     tool_call_id: str
     name: str
-    learnt: bool  # assistant: whether it is an answer to learn; other roles: whether the data flags it so
+    learned: bool  # assistant: whether it is an answer to learn; other roles: whether the data flags it so
 
 
-_Turn = tuple[Message, bool | None]  # a message, and whether the data flags it as learnt (None: no flag)
+_Turn = tuple[Message, bool | None]  # a message, and whether the data flags it as learned (None: no flag)
 
 
 def conversation(value: Any) -> list[Message]:
@@ -56,7 +56,7 @@ def conversation(value: Any) -> list[Message]:
 
 def from_pair(prompt: Any, response: Any, system: Any = None) -> list[Message]:
     """The conversation of a prompt and its response, each a text, a number or a list of messages. Answers in the
-    response are learnt, those in the prompt are context. Empty parts are left out. Raises ValueError for other
+    response are learned, those in the prompt are context. Empty parts are left out. Raises ValueError for other
     forms."""
     context = [(message, False) for message, _ in _side(prompt, "user", "the prompt")]
     return _marked(
@@ -66,7 +66,7 @@ def from_pair(prompt: Any, response: Any, system: Any = None) -> list[Message]:
 
 def has_answer(messages: Iterable[Message]) -> bool:
     """Whether a conversation has an answer to learn."""
-    return any(message["role"] == "assistant" and message["learnt"] for message in messages)
+    return any(message["role"] == "assistant" and message["learned"] for message in messages)
 
 
 def transcript(messages: Iterable[Message]) -> str:
@@ -79,16 +79,16 @@ def transcript(messages: Iterable[Message]) -> str:
 
 
 def _marked(turns: Iterable[_Turn]) -> list[Message]:
-    """Messages with `learnt` set: assistant messages that are not empty, not flagged otherwise, and not the opening."""
+    """Messages with `learned` set: assistant messages that are not empty, not flagged otherwise, not the opening."""
     messages, opened = [], False
     for message, flag in turns:
         if message["role"] == "assistant":
             has_content = bool(
                 message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")
             )
-            message["learnt"] = opened and has_content and flag is not False
+            message["learned"] = opened and has_content and flag is not False
         else:
-            message["learnt"], opened = bool(flag), True
+            message["learned"], opened = bool(flag), True
         messages.append(message)
     return messages
 
@@ -218,7 +218,7 @@ def _role(name: Any) -> str:
 
 
 def _flag(turn: Mapping[str, Any]) -> bool | None:
-    """Whether the data flags a message as learnt (True) or not learnt (False); None if it has no flag. Raises
+    """Whether the data flags a message as learned (True) or not learned (False); None if it has no flag. Raises
     ValueError for values between 0 and 1, and for flags whose meaning is unclear."""
     flags: list[bool] = []
     for key in _FLAGS:
@@ -231,7 +231,7 @@ def _flag(turn: Mapping[str, Any]) -> bool | None:
     for key in _UNCLEAR_FLAGS:
         if isinstance(turn.get(key), int | float) and turn[key] in (0, 1):
             raise ValueError(
-                f"{key} of a message may mean that it is learnt or that it is not: rename it to train, with 1 or 0"
+                f"{key} of a message may mean that it is learned or that it is not: rename it to train, with 1 or 0"
             )
     if isinstance(turn.get("loss"), bool):  # a number with this name is a measured loss
         flags.append(turn["loss"])

@@ -83,7 +83,7 @@ class ExampleBuilder:
             columns=tuple(tally.used(columns)),
             unused_columns=tuple(tally.unused(columns)),
             labels=None if self.labels is None else tuple(self.labels),
-            end_token=None if self.chat is None else self.chat.end_token_learnt,
+            end_token=None if self.chat is None else self.chat.end_token_learned,
             end_ids=None if self.chat is None else tuple(sorted(map(int, self.chat.end_ids))),
         )
 

@@ -153,7 +153,7 @@ def _preview(preview: Mapping[str, Any]) -> dict[str, Any] | None:
                 "number": int(row["number"]),
                 "parts": [(str(text), bool(in_loss)) for text, in_loss in row["parts"]],
                 "tokens": int(row["tokens"]),
-                "learnt": int(row["learnt"]),
+                "learned": int(row["learned"]),
                 "label": row.get("label"),
             }
             for row in preview["rows"]

@@ -16,8 +16,8 @@ from hfbsz.errors import UserError
 from hfbsz.system.signals import Interrupt
 
 MESSAGES = [
-    {"role": "user", "content": "What is six times seven?", "learnt": False},
-    {"role": "assistant", "content": "Forty-two.", "learnt": True},
+    {"role": "user", "content": "What is six times seven?", "learned": False},
+    {"role": "assistant", "content": "Forty-two.", "learned": True},
 ]
 
 

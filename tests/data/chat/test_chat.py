@@ -1,4 +1,4 @@
-"""Conversations as rows: which tokens are learnt, for every kind of chat template."""
+"""Conversations as rows: which tokens are learned, for every kind of chat template."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def chat_of(template, answers="all", length=1000, **special):
 
 
 def shown(chat, messages, tools=None):
-    """The rows of a conversation as text, with the learnt parts in brackets."""
+    """The rows of a conversation as text, with the learned parts in brackets."""
     rows = []
     for row in chat.encode(conversation(messages), tools):
         assert len(row.ids) == len(row.labels) and row.labels[0] == IGNORED
@@ -48,10 +48,10 @@ def shown(chat, messages, tools=None):
     return rows
 
 
-def test_the_answers_are_learnt_with_what_ends_them_and_nothing_else():
+def test_the_answers_are_learned_with_what_ends_them_and_nothing_else():
     chat = chat_of(TEMPLATE)
     assert shown(chat, TWICE) == ["User: hi\nAssistant:[ yo<|im_end|>\n]User: and\nAssistant:[ ok<|im_end|>\n]"]
-    assert chat.notes() == [] and chat.end_token_learnt == "<|im_end|>"
+    assert chat.notes() == [] and chat.end_token_learned == "<|im_end|>"
     (row,) = chat.encode(conversation(TWICE))
     assert row.text_bytes == len(" yo<|im_end|>\n ok<|im_end|>\n") and not row.was_cut
 
@@ -69,13 +69,13 @@ def test_the_last_answer_alone():
 END_OF_TWICE = "<|im_start|>user\nand<|im_end|>\n<|im_start|>assistant\n[ok<|im_end|>\n]"
 
 
-def test_case_05_an_answer_that_is_not_to_be_learnt():
+def test_case_05_an_answer_that_is_not_to_be_learned():
     messages = [TWICE[0], {**TWICE[1], "weight": 0}, TWICE[2], {**TWICE[3], "weight": 1}]
     assert shown(chat_of(CHATML), messages)[0].endswith("yo<|im_end|>\n" + END_OF_TWICE)
     asked = chat_of(CHATML)
     assert shown(asked, [{**TWICE[0], "train": True}, TWICE[1]])[0].count("[") == 1
     assert [note.split(":")[0] for note in asked.notes()] == [
-        "messages that are not the assistant's are flagged as learnt in 1 conversation"
+        "messages that are not the assistant's are flagged as learned in 1 conversation"
     ]
 
 
@@ -122,26 +122,26 @@ def test_case_06_what_a_template_leaves_out_is_refused_by_name():
     assert ignoring.notes() == ["the chat template ignores the tools of 1 conversation"]
 
 
-def test_case_08_text_is_learnt_byte_for_byte():
+def test_case_08_text_is_learned_byte_for_byte():
     assert "[    return 0\n\n<|im_end|>\n]" in shown(chat_of(CHATML), said("f", "    return 0\n\n"))[0]
 
 
 def test_case_09_answers_without_an_end_are_reported():
     chat = chat_of(NO_STOP)
     assert shown(chat, TWICE) == ["<|user|>\nhi<|assistant|>\n[yo]<|user|>\nand<|assistant|>\n[ok]"]
-    assert chat.notes()[0].startswith("no learnt token ends generation: answers end like 'yo'")
-    assert chat.end_token_learnt is None and chat.end_ids == set()
+    assert chat.notes()[0].startswith("no learned token ends generation: answers end like 'yo'")
+    assert chat.end_token_learned is None and chat.end_ids == set()
     # the words of an end are no end where the tokenizer has no such token
     worded = chat_of(CHATML.replace("|", "*"))
     worded.encode(conversation(TWICE))
-    assert worded.notes()[0].startswith("no learnt token ends generation: answers end like")
+    assert worded.notes()[0].startswith("no learned token ends generation: answers end like")
 
 
 def test_case_09_an_end_that_is_not_the_tokenizers_own():
     chat = chat_of(CHATML, end="<|endoftext|>", special=["<|im_start|>", "<|im_end|>"])
     shown(chat, TWICE)
     end = chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert chat.end_ids == {end} and chat.end_token_learnt == "<|im_end|>"
+    assert chat.end_ids == {end} and chat.end_token_learned == "<|im_end|>"
     assert chat.notes()[0].startswith(f"answers end with <|im_end|> ({end})")
     known = Chat(chat.tokenizer, "all", 1000, ends=[end])
     known.encode(conversation(TWICE))
@@ -202,7 +202,7 @@ def test_case_37_answers_to_one_question_share_a_row():
 def test_case_37_thoughts_in_the_data():
     chat = chat_of(THINK.replace("m['content']", "m['content'].split('</think>')[-1]"))
     shown(chat, said("hi", "<think>hm</think>yo"))
-    assert any("1 learnt answers are not rendered word for word" in note for note in chat.notes())
+    assert any("1 learned answers are not rendered word for word" in note for note in chat.notes())
 
 
 def test_case_37_a_generation_prompt_that_answers_do_not_begin_with():
@@ -233,7 +233,7 @@ def test_a_template_of_content_in_parts():
     assert shown(chat_of(parts), TWICE) == shown(chat_of(CHATML), TWICE)
 
 
-def test_the_templates_own_blocks_are_what_is_learnt():
+def test_the_templates_own_blocks_are_what_is_learned():
     blocks = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role }}{% if m.role == 'assistant' %}{% generation %}"
         "{{ '\\n' + m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ '\\n' + m.content + '<|im_end|>' }}"
@@ -255,20 +255,20 @@ def test_special_tokens_inside_a_message_are_text(template):
     assert row.ids.count(end) == plain.ids.count(end) and row.labels.count(end) == 1
     text = chat.tokenizer.decode(row.ids)
     assert "the <|im_end|> token" in text and "it is <|im_end|>, and <|eot_id|><|im_end|>" in text
-    learnt = chat.tokenizer.decode([label for label in row.labels if label >= 0])
-    assert learnt.strip() == "it is <|im_end|>, and <|eot_id|><|im_end|>" and row.text_bytes == len(learnt)
+    learned = chat.tokenizer.decode([label for label in row.labels if label >= 0])
+    assert learned.strip() == "it is <|im_end|>, and <|eot_id|><|im_end|>" and row.text_bytes == len(learned)
     assert [note for note in chat.notes() if "<|im_end|>" in note] == [
         "messages contain the special token <|im_end|> in 1 conversation: it is encoded as text"
     ]
 
 
-def test_blanks_and_signs_of_several_tokens_are_learnt_and_counted_once():
+def test_blanks_and_signs_of_several_tokens_are_learned_and_counted_once():
     for trim in (False, True):
         chat = chat_of(CHATML)
         chat.tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
         (row,) = chat.encode(conversation(said("hi", "a  😀   é")))
-        learnt = chat.tokenizer.decode([label for label in row.labels if label >= 0])
-        assert learnt == "a  😀   é<|im_end|>\n" and row.text_bytes == len(learnt.encode())
+        learned = chat.tokenizer.decode([label for label in row.labels if label >= 0])
+        assert learned == "a  😀   é<|im_end|>\n" and row.text_bytes == len(learned.encode())
 
 
 def test_a_row_is_cut_behind_its_last_target():

@@ -1,4 +1,4 @@
-"""Conversations in the forms of real data sets, and the tokens that are learnt."""
+"""Conversations in the forms of real data sets, and the tokens that are learned."""
 
 import json
 import time
@@ -25,15 +25,15 @@ def call(name="w", **arguments):
     return {"id": name, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
 
 
-def learnt_of(messages, template=CHATML, tools=None, answers="all"):
-    """What is learnt of messages, as text, one for each row."""
+def learned_of(messages, template=CHATML, tools=None, answers="all"):
+    """What is learned of messages, as text, one for each row."""
     chat = Chat(chat_tokenizer(template), answers, 1000)
     rows = chat.encode(messages, tools)
     return [chat.tokenizer.decode([label for label in row.labels if label >= 0]) for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("messages", "tools", "learnt"),
+    ("messages", "tools", "learned"),
     [
         (
             [QUESTION, {"role": "assistant", "content": "Let me look.", "tool_calls": [call(i=0)]}],
@@ -63,18 +63,18 @@ def learnt_of(messages, template=CHATML, tools=None, answers="all"):
         ),
     ],
 )  # fmt: skip
-def test_case_06_calls_are_learnt_as_the_template_renders_them(messages, tools, learnt):
-    assert learnt_of(conversation(messages), CALLS, parse_tools(tools)) == [learnt]
+def test_case_06_calls_are_learned_as_the_template_renders_them(messages, tools, learned):
+    assert learned_of(conversation(messages), CALLS, parse_tools(tools)) == [learned]
 
 
 def test_case_06_nulls_of_arrow_are_no_arguments():
     """Arrow gives every mapping of a column the keys of all; JSON text keeps the nulls that it has."""
     union = {"function": {"name": "w", "arguments": {"i": 0, "q": None, "deep": [{"a": None, "b": 1}]}}}
-    assert learnt_of(conversation([QUESTION, {"role": "assistant", "tool_calls": [union]}]), CALLS) == [
+    assert learned_of(conversation([QUESTION, {"role": "assistant", "tool_calls": [union]}]), CALLS) == [
         '<call>w {"i": 0, "deep": [{"b": 1}]}</call><|im_end|>\n'
     ]
     text = json.dumps([{"name": "w", "arguments": {"q": None}}])
-    assert '{"q": null}' in learnt_of(conversation([QUESTION, {"role": "assistant", "tool_calls": text}]), CALLS)[0]
+    assert '{"q": null}' in learned_of(conversation([QUESTION, {"role": "assistant", "tool_calls": text}]), CALLS)[0]
     properties = {"a": {"type": "string", "enum": None}, "b": None}
     (tool,) = parse_tools([{"name": "w", "parameters": {"properties": properties}}])
     assert tool["function"]["parameters"] == {"properties": {"a": {"type": "string"}}}
@@ -93,18 +93,18 @@ def test_case_06_nulls_of_arrow_are_no_arguments():
     ],
 )
 def test_case_07_prompt_and_completion_of_trl(prompt, completion):
-    assert learnt_of(from_pair(prompt, completion)) == ["yo<|im_end|>\n"]
+    assert learned_of(from_pair(prompt, completion)) == ["yo<|im_end|>\n"]
 
 
 def test_case_07_texts_that_look_like_lists_stay_texts():
     for text in ("[1, 2]", '[{"role": 3}]', "[a](b)", "[]"):
-        assert learnt_of(from_pair("hi", text)) == [f"{text}<|im_end|>\n"]
+        assert learned_of(from_pair("hi", text)) == [f"{text}<|im_end|>\n"]
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, CHATML, THINK])
-def test_case_08_blanks_around_an_answer_are_learnt(template):
-    (learnt,) = learnt_of(from_pair("f", "\t  return 0 \n\n"), template)
-    assert learnt.endswith("\t  return 0 \n\n<|im_end|>\n")
+def test_case_08_blanks_around_an_answer_are_learned(template):
+    (learned,) = learned_of(from_pair("f", "\t  return 0 \n\n"), template)
+    assert learned.endswith("\t  return 0 \n\n<|im_end|>\n")
 
 
 def test_case_23_halves_of_surrogate_pairs_everywhere():
@@ -112,21 +112,21 @@ def test_case_23_halves_of_surrogate_pairs_everywhere():
     messages = [{"role": "system", "content": half}, {**QUESTION, "content": [{"type": "text", "text": half}]},
                 {"role": "assistant", "content": half, "tool_calls": [call(x=half)]}]  # fmt: skip
     tools = parse_tools([{"name": "w", "description": half}])
-    assert learnt_of(conversation(messages), CALLS, tools) == ['yo ?<call>w {"x": "yo ?"}</call><|im_end|>\n']
+    assert learned_of(conversation(messages), CALLS, tools) == ['yo ?<call>w {"x": "yo ?"}</call><|im_end|>\n']
     text = '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo \\ud83d"}]'
-    assert learnt_of(conversation(text)) == learnt_of(from_pair("hi", half)) == ["yo ?<|im_end|>\n"]
-    assert learnt_of(conversation(text.replace("\\ud83d", "\\ud83d\\ude00"))) == ["yo 😀<|im_end|>\n"]
+    assert learned_of(conversation(text)) == learned_of(from_pair("hi", half)) == ["yo ?<|im_end|>\n"]
+    assert learned_of(conversation(text.replace("\\ud83d", "\\ud83d\\ude00"))) == ["yo 😀<|im_end|>\n"]
 
 
 @pytest.mark.parametrize(
-    ("answers", "learnt"),
+    ("answers", "learned"),
     [("all", ["<think>\n\n</think>\n\nyo<|im_end|>\n", "<think>\n\n</think>\n\nok<|im_end|>\n"]),
      ("last", ["<think>\n\n</think>\n\nok<|im_end|>\n"])],
 )  # fmt: skip
-def test_case_37_all_answers_or_the_last(answers, learnt):
-    assert learnt_of(conversation(said("hi", "yo", "and", "ok")), THINK, answers=answers) == learnt
+def test_case_37_all_answers_or_the_last(answers, learned):
+    assert learned_of(conversation(said("hi", "yo", "and", "ok")), THINK, answers=answers) == learned
     skipped = [*said("hi", "yo", "and"), {"role": "assistant", "content": "ok", "weight": 0}]
-    assert learnt_of(conversation(skipped), THINK, answers=answers) == ["<think>\n\n</think>\n\nyo<|im_end|>\n"]
+    assert learned_of(conversation(skipped), THINK, answers=answers) == ["<think>\n\n</think>\n\nyo<|im_end|>\n"]
 
 
 @pytest.mark.parametrize(
@@ -145,18 +145,18 @@ def test_case_37_all_answers_or_the_last(answers, learnt):
         [QUESTION, {**ANSWER, "tool_calls": [], "refusal": None}],
     ],
 )
-def test_case_38_every_form_is_learnt_alike(form):
-    assert learnt_of(conversation(form)) == ["yo<|im_end|>\n"]
+def test_case_38_every_form_is_learned_alike(form):
+    assert learned_of(conversation(form)) == ["yo<|im_end|>\n"]
 
 
 @pytest.mark.parametrize("nothing", [None, [], "", {"role": [], "content": []}, [[], []], [ANSWER], [QUESTION]])
 def test_case_38_nothing_to_learn_gives_no_row(nothing):
-    assert not has_answer(conversation(nothing)) and learnt_of(conversation(nothing)) == []
+    assert not has_answer(conversation(nothing)) and learned_of(conversation(nothing)) == []
 
 
 def test_case_05_flags_by_the_names_that_they_have():
     for key in ("weight", "train", "training", "trainable", "train_on_turn", "loss_mask"):
-        assert learnt_of(conversation([QUESTION, {**ANSWER, key: 0}, *said("and", "ok")])) == ["ok<|im_end|>\n"]
+        assert learned_of(conversation([QUESTION, {**ANSWER, key: 0}, *said("and", "ok")])) == ["ok<|im_end|>\n"]
     for key in ("mask", "masked"):
         with pytest.raises(ValueError, match=f"{key} of a message may mean .* train"):
             conversation([QUESTION, {**ANSWER, key: True}])
@@ -165,13 +165,13 @@ def test_case_05_flags_by_the_names_that_they_have():
 def test_a_part_without_a_type_holds_nothing_but_text():
     with pytest.raises(ValueError, match="has no type, but image beside its text"):
         conversation([{"role": "user", "content": [{"text": "see", "image": "a.png"}]}, ANSWER])
-    assert learnt_of(conversation([{"role": "user", "content": [{"text": "see", "image": None}]}, ANSWER]))
+    assert learned_of(conversation([{"role": "user", "content": [{"text": "see", "image": None}]}, ANSWER]))
 
 
 def test_a_system_message_between_turns_and_two_answers_in_a_row():
     messages = [QUESTION, ANSWER, {"role": "system", "content": "be kind"}, ANSWER, {**ANSWER, "content": "more"}]
-    assert learnt_of(conversation(messages)) == ["yo<|im_end|>\nyo<|im_end|>\nmore<|im_end|>\n"]
-    assert learnt_of(conversation(messages), NO_STOP) == ["yoyomore"]
+    assert learned_of(conversation(messages)) == ["yo<|im_end|>\nyo<|im_end|>\nmore<|im_end|>\n"]
+    assert learned_of(conversation(messages), NO_STOP) == ["yoyomore"]
 
 
 def test_short_conversations_take_milliseconds():
@@ -207,7 +207,7 @@ def test_case_06_columns_of_calls_that_do_not_fit():
     [{"content": None, "refusal": "I cannot."}, {"content": [{"type": "refusal", "refusal": "I cannot."}]}],
 )
 def test_case_38_a_refusal_is_the_assistants_text(refused):
-    assert learnt_of(conversation([QUESTION, {"role": "assistant", **refused}])) == ["I cannot.<|im_end|>\n"]
+    assert learned_of(conversation([QUESTION, {"role": "assistant", **refused}])) == ["I cannot.<|im_end|>\n"]
 
 
 def test_a_template_that_writes_the_current_date_gives_the_same_rows_every_day():

@@ -59,4 +59,4 @@ def test_a_tuned_model_stops_where_answers_end(template, end):
 def test_case_09_a_model_stops_nowhere_where_the_notes_say_so():
     chat = Chat(chat_tokenizer(NO_STOP), "all", 200)
     assert all(len(ids) == NEW for ids in answers_of(chat))
-    assert chat.notes()[0].startswith("no learnt token ends generation") and not chat.end_ids
+    assert chat.notes()[0].startswith("no learned token ends generation") and not chat.end_ids

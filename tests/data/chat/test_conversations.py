@@ -18,8 +18,8 @@ def texts(messages):
     return [(message["role"], message["content"]) for message in messages]
 
 
-def learnt(messages):
-    return [message["content"] for message in messages if message["learnt"]]
+def learned(messages):
+    return [message["content"] for message in messages if message["learned"]]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def learnt(messages):
 )
 def test_every_form_is_the_same_conversation(form):
     assert texts(conversation(form)) == SAID
-    assert learnt(conversation(form)) == ["hello", "see you"]
+    assert learned(conversation(form)) == ["hello", "see you"]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_every_form_is_the_same_conversation(form):
 )
 def test_case_38_forms_and_names_of_roles(form):
     assert texts(conversation(form)) == SAID
-    assert learnt(conversation(form)) == ["hello", "see you"]
+    assert learned(conversation(form)) == ["hello", "see you"]
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_case_38_a_developer_is_a_role():
 
 
 def test_case_05_an_answer_with_weight_0_is_context():
-    for flag in ({"weight": 0}, {"weight": 0.0}, {"train": False}, {"train": 0}, {"learnt": False}, {"loss": False}):
+    for flag in ({"weight": 0}, {"weight": 0.0}, {"train": False}, {"train": 0}, {"learned": False}, {"loss": False}):
         messages = conversation([PLAIN[0], {**PLAIN[1], **flag}, PLAIN[2], {**PLAIN[3], "weight": 1}])
-        assert learnt(messages) == ["see you"], flag
+        assert learned(messages) == ["see you"], flag
     columns = {"from": [m["from"] for m in SHARED], "value": [m["value"] for m in SHARED], "train": [0, 0, 0, 1]}
-    assert learnt(conversation(columns)) == ["see you"]
-    assert learnt(conversation([PLAIN[0], {**PLAIN[1], "weight": None, "loss": 0.35}])) == ["hello"]
+    assert learned(conversation(columns)) == ["see you"]
+    assert learned(conversation([PLAIN[0], {**PLAIN[1], "weight": None, "loss": 0.35}])) == ["hello"]
     assert not has_answer(conversation([PLAIN[0], {**PLAIN[1], "weight": 0}]))
     for share in (0.5, -1, "0", [1]):
         with pytest.raises(ValueError, match="weight of a message must be 0 or 1"):
@@ -93,7 +93,7 @@ def test_case_05_an_answer_with_weight_0_is_context():
 
 def test_a_flag_on_a_question_is_kept_for_a_note():
     messages = conversation([{**PLAIN[0], "weight": 1}, PLAIN[1]])
-    assert [message["learnt"] for message in messages] == [True, True] and has_answer(messages)
+    assert [message["learned"] for message in messages] == [True, True] and has_answer(messages)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_flag_on_a_question_is_kept_for_a_note():
 )
 def test_case_06_tool_calls_in_every_form(turn):
     messages = conversation([PLAIN[0], turn, {"role": "tool", "content": "0 C"}])
-    assert messages[1] == {"role": "assistant", "content": "", "tool_calls": CALLED, "learnt": True}
+    assert messages[1] == {"role": "assistant", "content": "", "tool_calls": CALLED, "learned": True}
     assert texts(messages)[2] == ("tool", "0 C") and has_answer(messages)
 
 
@@ -121,9 +121,9 @@ def test_case_06_results_and_calls_that_are_text():
     turns = [{"from": "system", "value": "s"}, SHARED[0], {"from": "function_call", "value": "{}"}]
     messages = conversation([*turns, {"from": "observation", "value": "42"}, SHARED[1]])
     assert texts(messages)[2:] == [("assistant", "{}"), ("tool", "42"), ("assistant", "hello")]
-    assert learnt(messages) == ["{}", "hello"]
+    assert learned(messages) == ["{}", "hello"]
     result = conversation([{"role": "tool", "tool_call_id": "c", "name": "w", "content": ""}])
-    assert result == [{"role": "tool", "content": "", "tool_call_id": "c", "name": "w", "learnt": False}]
+    assert result == [{"role": "tool", "content": "", "tool_call_id": "c", "name": "w", "learned": False}]
 
 
 def test_case_06_conversations_that_differ_in_calls_alone_are_two():
@@ -175,7 +175,7 @@ def test_messages_with_roles_stay_apart_and_speakers_in_a_row_become_one():
 
 def test_what_opens_or_says_nothing_is_context():
     opened = conversation([PLAIN[1], PLAIN[3], *PLAIN])
-    assert [message["learnt"] for message in opened] == [False, False, False, True, False, True]
+    assert [message["learned"] for message in opened] == [False, False, False, True, False, True]
     assert not has_answer(conversation([PLAIN[0], {"role": "assistant", "content": " "}]))
     assert has_answer(conversation([PLAIN[0], {"role": "assistant", "content": "", "thinking": "hm"}]))
 
@@ -183,7 +183,7 @@ def test_what_opens_or_says_nothing_is_context():
 def test_reasoning_and_other_keys_reach_the_template():
     turn = {"role": "assistant", "content": "a", "thinking": "hm", "channel": "final", "score": None}
     assert conversation([PLAIN[0], turn])[1] == {
-        "role": "assistant", "content": "a", "reasoning_content": "hm", "channel": "final", "learnt": True
+        "role": "assistant", "content": "a", "reasoning_content": "hm", "channel": "final", "learned": True
     }  # fmt: skip
 
 
@@ -198,10 +198,10 @@ def test_case_07_prompts_and_responses():
 
 def test_case_07_lists_of_trl():
     pair = from_pair(PLAIN[:3], PLAIN[3:])
-    assert texts(pair) == SAID and learnt(pair) == ["see you"]
+    assert texts(pair) == SAID and learned(pair) == ["see you"]
     several = from_pair("q", [{"role": "assistant", "content": "a"}, PLAIN[2], PLAIN[3]])
-    assert learnt(several) == ["a", "see you"]
-    assert learnt(from_pair(PLAIN[:1], "a")) == ["a"] and learnt(from_pair(PLAIN[0], PLAIN[1])) == ["hello"]
+    assert learned(several) == ["a", "see you"]
+    assert learned(from_pair(PLAIN[:1], "a")) == ["a"] and learned(from_pair(PLAIN[0], PLAIN[1])) == ["hello"]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_the_templates_of_the_models(name):
         assert of_ours(tokenizer, messages) == (ids, mask)
 
 
-def test_what_is_learnt_otherwise_is_known():
+def test_what_is_learned_otherwise_is_known():
     tokenizer = chat_tokenizer(template_of("qwen2_5"))
     for messages in CONVERSATIONS:
         (ids, theirs), (own_ids, ours) = of_trl(tokenizer, messages), of_ours(tokenizer, messages)

@@ -70,8 +70,8 @@ def test_case_08_an_answer_is_kept_byte_for_byte(tmp_path):
     rows = [{"q": f"body of f{i}", "a": f"    return {i}\n\n"} for i in range(60)]
     data, tokenizer = talked(tmp_path, rows, prompt="q", response="a")
     row = data.train[0]
-    learnt = tokenizer.decode(row.tokens[row.labels >= 0])
-    assert re.fullmatch(r"     return \d+\n\n<.endoftext.>\n", learnt)
+    learned = tokenizer.decode(row.tokens[row.labels >= 0])
+    assert re.fullmatch(r"     return \d+\n\n<.endoftext.>\n", learned)
 
 
 def test_case_18_rows_that_are_all_one_text(tmp_path, words):  # noqa: F811

@@ -183,7 +183,7 @@ def talked(tmp_path, rows, sets=None, **fields):
     return prepare(data, sets or {}, lambda *_: None, kind=RowKind.CONVERSATION), tokenizer
 
 
-def test_only_answers_are_learnt(tmp_path):
+def test_only_answers_are_learned(tmp_path):
     rows = [{"question": f"how are you {i}?", "answer": f"fine {i}"} for i in range(50)]
     data, tokenizer = talked(tmp_path, rows, prompt="question", response="answer")
     for index in range(len(data.train)):
