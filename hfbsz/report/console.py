@@ -67,16 +67,18 @@ class Console:
             self.out.print(text, soft_wrap=True)
 
     def work(self, label: str, done: float, total: float, state: str = "") -> None:
-        """Show the progress of long work; `total` 0: length unknown. A new label starts a new bar.
+        """Show the progress of long work; `total` 0: length unknown. A new label starts a new bar. `state`: what stands
+        beside the progress; empty: the remaining time.
 
-        If the output is not a terminal, print progress and remaining time in a line every QUIET_SECONDS.
+        If the output is not a terminal, a line is printed every QUIET_SECONDS.
         """
         self._bar(label, done, total, state)
         if not self.out.is_terminal and time.monotonic() - self._last_line > self.QUIET_SECONDS:
             share = min(1.0, done / total) if total else math.nan
             left = (time.monotonic() - self._began) * (1 - share) / share if share else math.nan
             progress = f"{share:4.0%}" if total else "…"
-            self._quiet_line(f"{self._label} {progress}  {state}{f'about {left:.0f} s left' if left > 0 else ''}")
+            remaining = f"about {left:.0f} s left" if left > 0 else ""
+            self._quiet_line(f"{self._label} {progress}  {state or remaining}")
 
     def _quiet_line(self, text: str) -> None:
         self._last_line = time.monotonic()

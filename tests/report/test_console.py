@@ -30,3 +30,14 @@ def test_short_work_is_one_line_and_work_of_unknown_size_has_no_estimate(monkeyp
     now[0] += 30
     console.work("tokenising", 0, 0)
     assert out.getvalue().splitlines()[-1] == "tokenising …"
+
+
+def test_a_state_takes_the_place_of_the_estimate(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("hfbsz.report.console.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    console = Console(out)
+    console.work("comparing", 0, 4, "0 of 4 runs")
+    now[0] += 30
+    console.work("comparing", 2, 4, "2 of 4 runs, 3 min left")
+    assert out.getvalue().splitlines()[-1] == "comparing  50%  2 of 4 runs, 3 min left"
