@@ -77,7 +77,11 @@ def _draw_panels(
     if axis == STEPS:
         panels[0].set_xscale("log")
         visible = [x[(y <= top) & (x > 0)] for x, y in means.values()]  # a log scale has no step 0
-        panels[0].set_xlim(left=0.7 * min((float(x.min()) for x in visible if len(x)), default=1.0))
+        left = 0.7 * min((float(x.min()) for x in visible if len(x)), default=1.0)
+        panels[0].set_xlim(left=left)
+        ratio = panels[0].get_xlim()[1] / left
+        subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if ratio < 5 else (1.0, 2.0, 5.0) if ratio < 200 else (1.0,)
+        panels[0].xaxis.set_major_locator(LogLocator(subs=subs))  # labels also where no power of ten is in sight
         panels[0].xaxis.set_minor_formatter(NullFormatter())
     else:
         panels[0].set_xlim(left=0)
