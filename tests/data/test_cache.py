@@ -88,7 +88,7 @@ def test_leftovers_of_a_killed_preparation_are_removed_by_the_next(corpus):
     script = (
         "import os, signal, sys; sys.path.insert(0, 'tests/data')\nfrom corpora import made\n"
         "from hfbsz.data.prepare.corpus import Builder\n"
-        "Builder._meta = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Builder._manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"made(files={corpus!r})"
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -9

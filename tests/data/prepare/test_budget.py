@@ -105,7 +105,7 @@ def test_ragged_rows_budgeted_in_tokens(tmp_path, small_limits):
     path.write_text("".join(json.dumps({"text": f"{number} " + "ab " * (number % 9)}) + "\n" for number in range(9000)))
     data = prepared(f"data.files={path}", "data.pack=false", "duration=1000tok")
     assert len(data.train) < 3000
-    assert data.manifest.train["tokens_per_row"] * len(data.train) >= 1000
+    assert data.manifest.train.tokens_per_row * len(data.train) >= 1000
 
 
 def test_streams_need_a_budget_that_is_known_beforehand():
