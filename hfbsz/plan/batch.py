@@ -24,11 +24,8 @@ def batches(given: Given) -> Batches:
     batch, ramp = given.recipe.batch, given.ramp
     if in_ramp := _named_by_ramp(given):
         first, last = in_ramp[0], in_ramp[-1] if ramp and ramp.ends else max(in_ramp)
-    elif isinstance(batch.size, Named):
-        last = laws.batch_of(given, batch.size)
-        first = _whole(given, batch.start) or last
     else:
-        last = _whole(given, batch.size) or 1
+        last = _size(given) or 1
         first = _whole(given, batch.start) or last
     points = [int(size) for _, size in ramp.points] if ramp else []
     return Batches(first, last, tuple(sorted({first, last, *points})))
@@ -37,10 +34,7 @@ def batches(given: Given) -> Batches:
 def batch_problems(given: Given) -> Iterator[str]:
     """Why a recipe does not name its batches."""
     batch, ramp = given.recipe.batch, given.ramp
-    if isinstance(batch.size, Named):
-        yield from laws.problems(given, "batch.size", batch.size, laws.law_of(batch.size).batch_needs_size)
-    else:
-        yield from _whole_problems(given, "batch.size", batch.size)
+    yield from _size_problems(given)
     yield from _whole_problems(given, "batch.start", batch.start)
     start, in_ramp = _whole(given, batch.start), _named_by_ramp(given)
     if any(size < 1 for size in in_ramp):
@@ -82,8 +76,14 @@ def _size(given: Given) -> int | None:
     size = given.recipe.batch.size
     if not isinstance(size, Named):
         return _whole(given, size)
-    unknown = any(laws.problems(given, "batch.size", size, laws.law_of(size).batch_needs_size))
-    return None if unknown else laws.batch_of(given, size)
+    return None if any(_size_problems(given)) else laws.batch_of(given, size)
+
+
+def _size_problems(given: Given) -> Iterator[str]:
+    size = given.recipe.batch.size
+    if isinstance(size, Named):
+        return laws.problems(given, "batch.size", size, laws.law_of(size).batch_needs_size)
+    return _whole_problems(given, "batch.size", size)
 
 
 def _whole(given: Given, amount: Amount | None) -> int | None:
