@@ -2,58 +2,34 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
-from hfbsz.data.batches import Windows
-from hfbsz.data.rows import Prepared
-from hfbsz.data.tokenizer.tokenizer import load_tokenizer
-from hfbsz.plan.plan import Plan
-from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import load
-from hfbsz.records.record import Step
 from hfbsz.train.distributed import set_threads
-from hfbsz.train.inputs import prepare_inputs
-from hfbsz.train.loop import train
-from hfbsz.train.model import build_model
-from hfbsz.train.optimizers import build_optimizer
-from hfbsz.train.tasks.classification import Classification
+from hfbsz.train.setup import Setup, setup
 
 
 def ways(words: list[str], steps: int) -> Mapping[str, Callable[[], float]]:
     """Return, by name, functions that train `steps` steps and return the rows per second."""
     recipe = load(words).recipe
     set_threads(recipe)
-    data = prepare_inputs(recipe, lambda *_: None)
-    plan = resolve(recipe, 1, data.facts)
-    tokenizer = load_tokenizer(data.tokenizer_path, needs_end=False)
-
-    def model() -> Any:
-        return build_model(recipe.model, tokenizer, recipe.seed, recipe.data.sequence_length, data.counts["labels"])
-
-    ours = _loop(plan, data, model(), tokenizer.pad_token_id)
+    bundle = setup(recipe)
+    ours = bundle.steps()
 
     def hfbsz() -> float:
-        started, rows = time.perf_counter(), plan.largest_batch * steps
+        started, rows = time.perf_counter(), bundle.plan.largest_batch * steps
         assert len(list(islice(ours, steps))) == steps, "the recipe's duration is too short for so many steps"
         return rows / (time.perf_counter() - started)
 
     trainers: dict[str, Callable[[], float]] = {"hfbsz": hfbsz}
     for order in ("random", "group_by_length"):
-        trainers[f"Trainer, {order}"] = _Trainer(plan, data, model(), tokenizer, order, steps)
+        trainers[f"Trainer, {order}"] = _Trainer(setup(recipe), order, steps)
     return trainers
-
-
-def _loop(plan: Plan, data: Prepared, model: Any, pad: int) -> Iterator[Step]:
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    task = Classification(pad)
-    windows = Windows(data.train, plan, task.collate, 0, 1)
-    return train(plan, model, build_optimizer(model, plan), task, windows, accelerator)
 
 
 class _Clock(TrainerCallback):
@@ -70,9 +46,10 @@ class _Clock(TrainerCallback):
 class _Trainer:
     """transformers' Trainer with dynamic padding on the same rows, batch and optimizer."""
 
-    def __init__(self, plan: Plan, data: Prepared, model: Any, tokenizer: Any, order: str, steps: int) -> None:
-        self.plan, self.model, self.tokenizer, self.order, self.steps = plan, model, tokenizer, order, steps
-        rows = [data.train[index] for index in range(len(data.train))]
+    def __init__(self, bundle: Setup, order: str, steps: int) -> None:
+        self.plan, self.model, self.tokenizer = bundle.plan, bundle.model, bundle.tokenizer
+        self.order, self.steps = order, steps
+        rows = [bundle.data.train[index] for index in range(len(bundle.data.train))]
         self.rows = [
             {"input_ids": row.tokens.tolist(), "attention_mask": [1] * len(row.tokens), "labels": int(row.labels[0])}
             for row in rows

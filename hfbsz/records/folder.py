@@ -31,6 +31,7 @@ class Cause(StrEnum):
     TRAINING = auto()  # training cannot continue, such as a step without targets
     RANK = auto()  # one rank failed or was lost
     DISK_FULL = auto()
+    MEMORY = auto()  # out of memory, of the device or the host
     SYSTEM = auto()  # another error of the operating system
     EXCEPTION = auto()  # any other exception
 

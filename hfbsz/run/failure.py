@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 
 from hfbsz.errors import Diverged, RankError, TrainingError, UserError, described
@@ -32,6 +33,13 @@ def outage_of(problem: BaseException, folder: RunFolder | None) -> Outage | None
             return Outage(Cause.DISK_FULL, f"{path}: {problem.strerror}; make room; {resume}")
         remedy = "check its permissions; " if problem.errno in _DENIED else ""
         return Outage(Cause.SYSTEM, f"{path}: {problem.strerror}; {remedy}{resume}")
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
+        detail = str(problem).partition(" Including")[0].splitlines()[0][:200] if str(problem) else "of the host"
+        return Outage(
+            Cause.MEMORY,
+            "out of memory: lower batch.micro_max, or eval.micro_batch if it was an evaluation (the batch, and what a "
+            f"step does, stay the same); {resume} ({detail})",
+        )
     if isinstance(problem, dist.DistError) or any(word in str(problem) for word in ("gloo", "NCCL", "Connection")):
         detail = str(problem).splitlines()[0][:120]
         return Outage(

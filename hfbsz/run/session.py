@@ -76,7 +76,7 @@ def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
     except RankError as problem:
         record_failure(folder, _closing(session), problem)
         return complain(problem.lines, FAILED, everywhere=True)
-    except (OSError, RuntimeError) as problem:
+    except (MemoryError, OSError, RuntimeError) as problem:
         outage = outage_of(problem, folder)
         record_failure(folder, _closing(session), problem, outage)
         if outage is None:

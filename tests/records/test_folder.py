@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, records
 from safetensors.torch import load_file, save_file
 
@@ -235,6 +236,9 @@ def test_room_is_asked_for_where_that_is_what_lacks(whole, words, tmp_path, numb
         assert outage_of(OSError(number, reason, "/a/file"), folder) == (cause, f"/a/file: {reason}; {again}")
         assert outage_of(OSError(number, reason), folder) == (cause, f"{tmp_path}/run: {reason}; {again}")
         assert outage_of(ValueError("no fault of the machine"), folder) is None
+        for problem in (MemoryError(), torch.OutOfMemoryError("Tried to allocate 12 GiB. Including")):
+            cause, line = outage_of(problem, folder)
+            assert cause == "memory" and "batch.micro_max" in line
     finally:
         folder.release()
 
