@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from hfbsz.measure.noise import NoiseCollector
 from hfbsz.recipe.load import load
 from hfbsz.train.distributed import make_accelerator
 from hfbsz.train.fsdp import fsdp_from_env, full_tensor, is_sharded
@@ -29,7 +30,10 @@ class Gradients:
 
     passes = 0
 
-    def before_window(self, model, planned):
+    def due(self, at):
+        return True
+
+    def before_window(self, model, planned, at):
         self.model = model
 
     def after_micro(self, index, batch):
@@ -57,9 +61,11 @@ def first_steps(out, preset, precision, accelerator, sharding, words):
     rank, world_size = accelerator.process_index, accelerator.num_processes
     plain, poison = run.task.loss_sum, []
     run.task.loss_sum = lambda *given: plain(*given) * (math.nan if poison else 1)
-    collector = Gradients()
-    steps = train(run.plan, run.model, run.optimizer, run.task, run.windows(), accelerator, collectors=[collector])
+    collector, noise = Gradients(), NoiseCollector(run.plan, run.model, world_size)
+    collectors = [collector, noise]
+    steps = train(run.plan, run.model, run.optimizer, run.task, run.windows(), accelerator, collectors=collectors)
     assert next(steps).skipped == 0
+    noise_state = noise.to_dict()
     before, poison[:] = shares(run.model), [True] if rank == world_size - 1 else []
     skipped, after = next(steps).skipped, shares(run.model)
     poison.clear()
@@ -73,6 +79,7 @@ def first_steps(out, preset, precision, accelerator, sharding, words):
         "third": [third.skipped, third.loss, third.grad_norm],
         "moved": not any(map(torch.equal, after, shares(run.model))),
         "passes": collector.passes,
+        "noise": noise_state,
         "finite": all(bool(torch.isfinite(share).all()) for share in shares(run.model)),
     }
     name = f"{Path(preset).stem}-{precision}"

@@ -153,14 +153,17 @@ class Plan:
 
     def due(self, every: Amount, step: int, clock: int, next_clock: int) -> bool:
         """Whether an interval of the recipe, or the run, ends in step number `step` (from 1) between the two clocks."""
-        if next_clock >= self.total:
-            return True
+        ended = self.intervals(every, step, next_clock) > self.intervals(every, step - 1, clock)
+        return ended or next_clock >= self.total
+
+    def intervals(self, every: Amount, step: int, clock: int) -> int:
+        """How many intervals of the recipe have ended after `step` steps, at `clock`; 0 for an interval of length 0."""
         if every.value == 0:
-            return False
+            return 0
         if every.unit == "steps":
-            return step % max(1, round(every.value)) == 0
+            return step // max(1, round(every.value))
         length = every.sequences(total=self.total, rows=self.facts.rows, tokens_per_row=self.tokens_per_row)
-        return next_clock // length > clock // length
+        return int(clock // length)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data: the derived numbers, then the recipe."""

@@ -4,7 +4,7 @@ Every step is a pure function; what does not fit is a value too (`…_problems` 
 with all others of its step before anything is worked out from it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -12,7 +12,7 @@ from hfbsz.errors import UserError
 from hfbsz.plan import laws, optimizer, phases
 from hfbsz.plan.batch import batch_problems, batches, division_problems, micro_batch, micro_batch_warnings
 from hfbsz.plan.given import Given, refuse
-from hfbsz.plan.plan import Facts, Plan
+from hfbsz.plan.plan import Facts, Phase, Plan
 from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.load import from_mapping
 
@@ -28,7 +28,7 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
     given = Given(recipe, world_size, facts)
 
     # 1. The batches that the recipe names, in whole sequences that the processes can share.
-    refuse(chain(length_grouping_problems(recipe), batch_problems(given)))
+    refuse(chain(length_grouping_problems(recipe), noise_problems(recipe), batch_problems(given)))
     sizes = batches(given)
     refuse(division_problems(sizes.named, world_size))
 
@@ -65,6 +65,7 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
         phases.epoch_warnings(ground, total),
         optimizer.betas_warnings(given, mean_ratio),
         schedule_free_warnings(recipe),
+        noise_warnings(given, walked, micro),
     )
     return Plan(
         recipe=recipe,
@@ -128,6 +129,28 @@ def length_grouping_problems(recipe: Recipe) -> Iterator[str]:
         yield f"batch.by_length: {packed} batch.by_length=false"
     if batch.micro_tokens is not None and pack:
         yield f"batch.micro_tokens: {packed} batch.micro_max"
+
+
+def noise_problems(recipe: Recipe) -> Iterator[str]:
+    """Which measurement of the noise scale the model does not allow."""
+    if recipe.measure.noise.method == "per_sequence" and recipe.model.compile:
+        yield (
+            "measure.noise.method: per_sequence reads single layers, which model.compile merges: take two_batch, or "
+            "model.compile=false"
+        )
+
+
+def noise_warnings(given: Given, walked: Sequence[Phase], micro: int | None) -> Iterator[str]:
+    """At which batches the noise scale is not measured."""
+    recipe = given.recipe
+    method, compiled = recipe.measure.noise.method, recipe.model.compile
+    single = [phase.batch for phase in walked if micro is not None and phase.batch == micro * given.world_size == micro]
+    if single and (method == "two_batch" or (method == "auto" and compiled)):
+        remedy = "lower batch.micro_max" if compiled else "take measure.noise.method=auto, or lower batch.micro_max"
+        yield (
+            f"measure.noise: not measured at {single[0]} sequences, where a step has a single micro-batch; to measure "
+            f"it, {remedy}"
+        )
 
 
 def lora_problems(recipe: Recipe) -> Iterator[str]:

@@ -14,14 +14,26 @@ from hfbsz.recipe.law_name import Named
 from hfbsz.recipe.model_section import Lora, Model
 from hfbsz.recipe.section import AmountField, PathField, Section
 from hfbsz.recipe.tasks import TASKS, RowKind
-from hfbsz.recipe.training_sections import FINAL_SHARE, Batch, Checkpoint, Eval, Log, Optim, Scaling, Schedule
+from hfbsz.recipe.training_sections import (
+    FINAL_SHARE,
+    Batch,
+    Checkpoint,
+    Eval,
+    Log,
+    Measure,
+    Noise,
+    Optim,
+    Scaling,
+    Schedule,
+)
 
 __all__ = [
     "FINAL_SHARE", "MUCH_MORE", "PRESETS", "SMALL_CORPUS", "Batch", "Checkpoint", "Data", "Eval", "EvalSet", "Log",
-    "Lora", "Model", "Optim", "Origin", "Recipe", "Scaling", "Schedule", "differences", "fields", "is_script", "leaves",
+    "Lora", "Measure", "Model", "Noise", "Optim", "Origin", "Recipe", "Scaling", "Schedule",
+    "differences", "fields", "is_script", "leaves",
 ]  # fmt: skip
 PRESETS = ("model", "data")  # sections that may name a preset, a YAML file in recipes/model or recipes/data
-_NOT_IN_DIGEST = ("output_dir", "threads", "log", "eval", "checkpoint", "resume")
+_NOT_IN_DIGEST = ("output_dir", "threads", "log", "eval", "measure", "checkpoint", "resume")
 # those of them that do change it where evaluations select the final weights or stop the run
 _SELECTION_FIELDS = ("eval.every", "eval.rows", "eval.patience", "checkpoint.save")
 _MICRO_BATCH_FIELDS = ("batch.micro_max", "batch.micro_tokens")
@@ -51,6 +63,7 @@ class Recipe(Section):
     scaling: Scaling = Scaling()
     schedule: Schedule = Schedule()
     eval: Eval = Eval()
+    measure: Measure = Measure()
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
     resume: PathField = Field(

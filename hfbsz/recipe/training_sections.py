@@ -173,6 +173,25 @@ class Eval(Section):
     )
 
 
+class Noise(Section):
+    """The gradient noise scale: how large the batch may be before a larger one stops to pay."""
+
+    every: AmountField = Field(
+        Amount(10, "steps"), description="interval between measurements, each at a logged step (log.every)"
+    )
+    method: Annotated[Literal["auto", "two_batch", "per_sequence", "off"], BeforeValidator(off_from_false)] = Field(
+        "auto",
+        description="two_batch: micro-batches against the whole batch, over all trained weights; per_sequence: single "
+        "sequences against the whole batch, over the weights of normalization layers; auto: both, where possible",
+    )
+
+
+class Measure(Section):
+    """What is measured during training; it does not change the result."""
+
+    noise: Noise = Noise()
+
+
 class Log(Section):
     """Logging to records.jsonl and to Weights & Biases."""
 

@@ -164,6 +164,39 @@ METRICS: dict[str, Metric] = {
         "checkpoint time", "s", "time that training stopped to save a checkpoint", ".3g", "", THROUGHPUT
     ),
     "perf/checkpoint_bytes": Metric("checkpoint size", "B", "size of the checkpoint", ",.0f", "", THROUGHPUT),
+    "noise/scale": Metric(
+        "noise scale",
+        "sequences",
+        "gradient noise scale tr Σ ÷ |G|² of all trained weights, from micro-batches (McCandlish et al. 2018), "
+        "averaged over the last 5 % of the measurements of the run (at least 20)",
+        ",.0f",
+        "",
+        NOISE,
+        True,
+    ),
+    "noise/scale_error": Metric("error of the noise scale", "sequences", "standard error of noise/scale", ",.0f"),
+    "noise/scale_tokens": Metric(
+        "noise scale in tokens", "tokens", "noise/scale × tokens of a row", ",.0f", "", NOISE, True
+    ),
+    "noise/variance": Metric(
+        "gradient variance", "", "tr Σ: variance of the gradient of one sequence, summed over weights", ".4g"
+    ),
+    "noise/gradient_square": Metric(
+        "squared gradient", "", "|G|²: squared norm of the expected gradient, without the noise of the batch", ".4g"
+    ),
+    "noise/norm_scale": Metric(
+        "noise scale of the norms",
+        "sequences",
+        "tr Σ ÷ |G|² of the weights of normalization layers, from single sequences (Gray et al. 2024)",
+        ",.0f",
+        "",
+        NOISE,
+        True,
+    ),
+    "noise/norm_scale_error": Metric(
+        "error of the noise scale of the norms", "sequences", "standard error of noise/norm_scale", ",.0f"
+    ),
+    "noise/norm_ratio": Metric("ratio of the noise scales", "", "noise/scale ÷ noise/norm_scale", ".3g", "", NOISE),
     **_of_evaluations(),
     "model/step": Metric("step of the weights", "steps", "optimizer step of the weights in the saved model", ",.0f"),
     "overfit/train_loss": Metric(
@@ -218,12 +251,16 @@ METRICS: dict[str, Metric] = {
         OVERFITTING,
     ),
 }
+LAYERS = "noise/layer/"  # noise scale of single normalization layers, in sequences: `noise/layer/<layer>`
 CLOCK = ("train/num_input_tokens_seen", "train/sequences", "train/global_step", "train/seconds")
 
 
 def metric(name: str) -> Metric:
     """The entry of a metric; `eval/<set>/loss` has that of `eval/loss`. A metric that is not in the table (of a
     collector, or named in `eval.metrics`) has its own name as heading, and no unit."""
+    if name.startswith(LAYERS):
+        layer = name.removeprefix(LAYERS)
+        return Metric(f"noise scale of {layer}", "sequences", f"tr Σ ÷ |G|² of the weights of {layer}", ",.0f")
     prefix, _, last = name.rpartition("/")
     return METRICS.get(f"{prefix.split('/')[0]}/{last}", Metric(last.replace("_", " "), "", last))
 
@@ -239,7 +276,8 @@ _HEAD = """# Metrics
 
 What a run writes to `records.jsonl` and sends to Weights & Biases. Every record holds the four axes
 `train/num_input_tokens_seen`, `train/sequences`, `train/global_step` and `train/seconds`. A further evaluation set has
-its own name in its metrics: `eval/<set>/loss`, `full/<set>/loss`.
+its own name in its metrics: `eval/<set>/loss`, `full/<set>/loss`. `noise/layer/<layer>` is the noise scale of a single
+normalization layer, in sequences.
 """
 
 

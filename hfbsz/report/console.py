@@ -16,6 +16,7 @@ from hfbsz.plan.explain import explain
 from hfbsz.plan.plan import Plan
 from hfbsz.recipe.amounts import short
 from hfbsz.records.metrics import metric
+from hfbsz.records.noise import SCALE
 from hfbsz.records.record import Reading, Step
 
 
@@ -33,7 +34,7 @@ class Console:
         columns = (label, BarColumn(bar_width=24), state)
         self._progress = Progress(*columns, TimeRemainingColumn(), console=self.out, transient=True)
         self._task: TaskID | None = None
-        self._label = ""
+        self._label = self._noise = ""
         self._began = self._last_line = time.monotonic()  # start of the current work, and time of the last line
 
     def line(self, text: str, style: str = "") -> None:
@@ -107,9 +108,12 @@ class Console:
 
     def step(self, step: Step, plan: Plan) -> None:
         """Update the progress bar with a logged optimizer step."""
+        if SCALE in step.collected:
+            self._noise = f"  noise scale {short(step.collected[SCALE])} seq"
         loss = "" if step.loss is None else f"loss {step.loss:.3f}"
         speed = "" if step.tokens_per_second is None else f"{short(step.tokens_per_second)} tokens/s"
-        state = f"{min(1, step.at.sequences / plan.total):4.0%}  {loss}  batch {step.global_batch} seq  {speed}"
+        batch = f"batch {step.global_batch} seq{self._noise}"
+        state = f"{min(1, step.at.sequences / plan.total):4.0%}  {loss}  {batch}  {speed}"
         if step.logged:
             self._bar("training", step.at.sequences, plan.total, state)
             if not self.out.is_terminal and time.monotonic() - self._last_line > self.QUIET_SECONDS:

@@ -14,6 +14,7 @@ from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.evaluations import WORSE
 from hfbsz.records.folder import path_of, read_status
 from hfbsz.records.metrics import MEASURES
+from hfbsz.records.noise import NoiseSummary
 from hfbsz.records.record import Reading, Step
 from hfbsz.report.console import Console
 from hfbsz.system.called import called
@@ -30,10 +31,11 @@ def reached(
     final: Reading,
     final_measures: Mapping[str, float],
     skipped: int,
+    noise: NoiseSummary | None,
 ) -> dict[str, str]:
     """The results of a run by name, as text with units. `counts` are those of the validation set, `final` is the
     evaluation of the saved weights on its fixed part, and `final_measures` are those of the evaluation of complete sets
-    at the end (empty: there was none)."""
+    at the end (empty: there was none). `noise`: the newest noise scale, if it was measured."""
     values = {name.removeprefix("eval/"): value for name, value in final.values.items()}
     values |= {name.removeprefix("full/"): value for name, value in final_measures.items()}
     shown = {name: measure.show(float(values[name])) for name, measure in MEASURES.items() if name in values}
@@ -57,6 +59,7 @@ def reached(
         "trained": f"{short(last.at.tokens)} tokens in {last.at.step:,} steps of {batches} sequences",
         "time": f"{last.at.seconds:.3g} s of training, {speed}",
         "skipped": f"{skipped} steps with gradients that were not finite",
+        **({} if noise is None else {"noise scale": f"{noise.shown} ({noise.verdict})"}),
     }
 
 

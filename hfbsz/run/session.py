@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from hfbsz.data.preview import preview
 from hfbsz.errors import FAILED, INTERRUPTED, Diverged, RankError, TrainingError, UserError, complain
+from hfbsz.measure.noise import NoiseCollector
 from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.measure.quality import Quality
 from hfbsz.recipe.load import Loaded
@@ -142,6 +143,12 @@ class Session:
         self.skipped = int(self.progress.skipped)
         watch_state = state["watch"] if state is not None and self.checkpoints.same_evaluation_rows() else None
         self.watch = OverfittingMonitor(self.recipe.eval.patience, watch_state)
+        noise_state = state.get("noise") if state is not None else None
+        self.noise = (
+            NoiseCollector(self.plan, self.model, accelerator.num_processes, noise_state)
+            if self.recipe.measure.noise.method != "off"
+            else None
+        )
         quality = on_all(accelerator, lambda: Quality(self.recipe.row_kind, self.recipe.eval.metrics))
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
         self.evaluator = Evaluator(self.setup, self.watch, quality, self._show)
@@ -212,7 +219,8 @@ class Session:
 
     def steps(self, stop: Interrupt) -> Iterator[Step]:
         """The remaining steps, up to the end of the budget or until patience stops the run."""
-        steps = self.setup.steps(progress=self.progress, stop=stop)
+        collectors = [] if self.noise is None else [self.noise]
+        steps = self.setup.steps(progress=self.progress, collectors=collectors, stop=stop)
         while not self.watch.stopped and (step := next(steps, None)) is not None:
             yield step
 
@@ -280,6 +288,8 @@ class Session:
             self.reports.records.sync()  # first: a checkpoint without its records could not be resumed from
         wandb_id = self.reports.wandb_id if self.reports is not None else None
         state = state_of(self.data.facts.data_hash, self.final, wandb_id) | {"watch": self.watch.to_dict()}
+        if self.noise is not None:
+            state["noise"] = self.noise.to_dict()
         self.checkpoints.save(self.model, self.optimizer, self.progress, self.plan, state)
         self.emit(self.checkpoints.reading(self.last))
 
@@ -320,7 +330,8 @@ class Session:
             folder, path = self.folder, self.folder.path
             files = save_model(self.setup, weights, path)
             counts, measures = self.data.manifest.validation, self.final_measures
-            results = reached(self.plan, counts, self.watch, last, final, measures, self.skipped)
+            noise = None if self.noise is None else self.noise.summary()
+            results = reached(self.plan, counts, self.watch, last, final, measures, self.skipped, noise)
             names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
             ended = f"Stopped before the end of its budget: {why}." if why else "Trained to the end of its budget."
             write_text(path / "README.md", model_card(*names, str(path), ended, results, self.plan))

@@ -43,6 +43,13 @@ class _Overfitting(_Part):
     start_nll: list[Number] = []
 
 
+class _Noise(_Part):
+    last: list[Number] = Field(default=[0, 0, 0, 0.0], min_length=4, max_length=4)
+    two_batch: dict[str, Number] = {}
+    per_sequence: dict[str, Number] = {}
+    layers: dict[str, dict[str, Number]] = {}
+
+
 class _Final(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -65,6 +72,7 @@ class _State(_Part):
     final: _Final | None = None
     wandb_id: str | None = None
     watch: _Overfitting | None = None
+    noise: _Noise | None = None
 
 
 def check_complete(state: Mapping[str, Any], path: Path) -> None:

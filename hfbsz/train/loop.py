@@ -17,7 +17,7 @@ import torch.distributed as dist
 from hfbsz.data.batches import Batch, Windows
 from hfbsz.errors import Diverged, TrainingError
 from hfbsz.plan.plan import Plan, PlannedStep
-from hfbsz.records.record import Step
+from hfbsz.records.record import Clock, Step
 from hfbsz.system.signals import AGREEMENT_SECONDS, waiting
 from hfbsz.train.device import to_device
 from hfbsz.train.fsdp import full_tensor, gradient_sync, weight_not_finite
@@ -27,16 +27,20 @@ from hfbsz.train.tasks import Task
 
 
 class Collector(Protocol):
-    """Measures gradients inside the window of a logged step, on every rank.
+    """Measures gradients inside the window of a logged step at which it is due, on every rank.
 
     It may read gradients and communicate (every rank makes the same calls in the same order), but it must not change
     gradients, weights or the state of random number generators: collectors do not change the results of a run, bit for
     bit.
     """
 
-    def before_window(self, model: Any, planned: PlannedStep) -> None:
-        """Called before the first forward pass of the window. `model` is prepared by the accelerator (DDP) or sharded
-        (FSDP2); every `.grad` is None."""
+    def due(self, at: Clock) -> bool:
+        """Whether it measures the logged step that ends `at`, if the run has got there; the same on every rank."""
+        ...
+
+    def before_window(self, model: Any, planned: PlannedStep, at: Clock) -> None:
+        """Called before the first forward pass of the window; the step ends `at` (its tokens and seconds are not
+        counted yet). `model` is prepared by the accelerator (DDP) or sharded (FSDP2); every `.grad` is None."""
         ...
 
     def after_micro(self, index: int, batch: Batch) -> None:
@@ -115,7 +119,8 @@ def train(
         progress.at = progress.at._replace(step=progress.at.step + 1, sequences=planned.next_clock)
         logged = plan.due(plan.recipe.log.every, progress.at.step, planned.clock, planned.next_clock)
         with waiting(math.inf if single else AGREEMENT_SECONDS + 2 * slowest):
-            collected = state.update(planned, batches, counts[0], collectors if logged else ())
+            measuring = [collector for collector in collectors if logged and collector.due(progress.at)]
+            collected = state.update(planned, batches, counts[0], measuring)
             step = state.finish(planned, batches, counts, logged, collected, started)
         seconds = time.perf_counter() - started
         slowest = seconds if math.isinf(slowest) else max(slowest, seconds)
@@ -148,7 +153,7 @@ class _State:
         self.model.train()
         self.optimizer.set(planned)
         for collector in collectors:
-            collector.before_window(self.model, planned)
+            collector.before_window(self.model, planned, self.progress.at)
         for index, batch in enumerate(batches):
             torch.manual_seed(seed_of(self.plan.recipe.seed, planned.clock, self.windows.rank, index))
             with gradient_sync(self.model, last=index == len(batches) - 1):

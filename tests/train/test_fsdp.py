@@ -49,7 +49,7 @@ def first_steps(hfbsz, ragged, loaded, tmp_path_factory):
 
     def run(config, *models, split="batch.micro_max=2", **options):
         out = tmp_path_factory.mktemp("steps")
-        words = [out, *models, "--", TINY, f"data.files={ragged}", split]
+        words = [out, *models, "--", TINY, f"data.files={ragged}", split, "measure.noise.every=1step"]
         ended = hfbsz(str(ROOT / "tests" / "first_steps.py"), *words, config=config, **options)
         assert ended.code == 0, ended.err
         return out
@@ -80,6 +80,25 @@ def test_the_gradient_is_that_of_ddp_and_of_one_process(first_steps, model):
     """float32, ragged rows, two micro-batches (four on one process): 1e-6 relative L2."""
     sharded, ddp, single = (gradient(first_steps[name], model) for name in ("FSDP2", "DDP", "one process"))
     assert apart(sharded, single) < 1e-6 and apart(sharded, ddp) < 1e-6 and apart(ddp, single) < 1e-6
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_noise_scale_is_that_of_ddp_and_of_one_process(first_steps, model):
+    """The same micro-batches on one process, and on two with DDP and FSDP2; and the same on every rank."""
+    noise = {
+        (name, rank): json.loads((first_steps[name] / f"{model}-{rank}.json").read_text())["noise"]
+        for name, ranks in (("one process", 1), ("DDP", 2), ("FSDP2", 2))
+        for rank in range(ranks)
+    }
+    single = noise["one process", 0]
+    assert single["two_batch"]["noise"] > 0 and len(single["layers"]) >= 5
+    for other in noise.values():
+        for estimate in ("two_batch", "per_sequence"):
+            assert other[estimate] == pytest.approx(single[estimate], rel=1e-4)
+        for layer, sums in single["layers"].items():
+            assert other["layers"][layer] == pytest.approx(sums, rel=1e-3, abs=1e-9)
+    for name in ("DDP", "FSDP2"):
+        assert noise[name, 0] == noise[name, 1]
 
 
 def test_micro_batches_of_tokens_have_the_same_gradient(first_steps):

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from hfbsz.recipe.amounts import short
 from hfbsz.records.metrics import metric as entry_of
+from hfbsz.records.noise import ERROR, NORM_SCALE, SCALE
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, Array, RunData, is_number
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008, without the palest
@@ -25,6 +26,7 @@ DASHES: tuple[tuple[float, ...], ...] = (
     (7, 2, 1.2, 2),
 )  # for more runs than the palette has colors
 DENSE = 150  # most points of a curve; longer ones are averaged
+DASHED = "- - -"  # in a label: the dashed line
 INK, CARD = "#0a0b0c", "#fefdfc"  # placeholders that `svg` replaces by the page's colors, light or dark
 LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -63,7 +65,43 @@ def pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
         if any(run.values(metric) for run in runs for metric in metrics):
             with matplotlib.rc_context({**LOOK, "svg.hashsalt": name}):
                 pictures[name] = _picture(runs, axis, metrics, label)
+    if any(run.values(SCALE) or run.values(NORM_SCALE) for run in runs):
+        with matplotlib.rc_context({**LOOK, "svg.hashsalt": "noise"}):
+            pictures["noise"] = _noise_picture(runs)
     return pictures
+
+
+def _noise_picture(runs: Sequence[RunData]) -> Markup:
+    """Noise scale, with its standard error, and batch over tokens; where a run has only that of the norms, this one."""
+    figure = Figure(figsize=(4.8, 3.1), layout="constrained")
+    axes = figure.add_subplot()
+    for index, run in enumerate(runs):
+        color, _ = style(index)
+        name = SCALE if run.values(SCALE) else NORM_SCALE
+        x, y = run.series(name, TOKENS)
+        axes.plot(x, y, color=color, linestyle=(0, (1.2, 1.5)) if name == NORM_SCALE else "-", zorder=3)
+        if name == SCALE and len(errors := run.series(ERROR, TOKENS)[0]):
+            known = np.isin(x, errors)
+            error = run.series(ERROR, TOKENS)[1]
+            low = np.maximum(y[known] - error, y[known] / 16)
+            axes.fill_between(x[known], low, y[known] + error, color=color, alpha=0.15, linewidth=0)
+        x, batch = run.series("batch/global", TOKENS)
+        axes.plot(np.r_[0, x], np.r_[batch[:1], batch], drawstyle="steps-pre", color=color, linestyle=(0, (5, 2)))
+    values = [value for run in runs for name in (SCALE, NORM_SCALE, "batch/global") for value in run.values(name)]
+    _powers_of_two(axes, [value for value in values if value > 0])
+    axes.set(xlabel=_axis(runs, TOKENS)[0], ylabel=f"sequences ({DASHED} batch)")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(tick)
+    return svg(figure, "noise scale and batch over tokens seen")
+
+
+def _powers_of_two(axes: Axes, values: Sequence[float]) -> None:
+    """A log₂ axis that shows all values."""
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(2 ** (math.floor(math.log2(min(values))) - 0.3), 2 ** (math.ceil(math.log2(max(values))) + 0.3))
+    axes.yaxis.set_major_locator(LogLocator(base=2))
+    axes.yaxis.set_major_formatter(tick)
 
 
 def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: str) -> Markup:
@@ -80,11 +118,7 @@ def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: 
     if metrics == _LOSSES:
         axes.set_ylim(*loss_range(runs)[:2])
     elif entry_of(metrics[0]).logarithmic:
-        values = [value for run in runs for value in run.values(metrics[0]) if value > 0] or [1.0]
-        axes.set_yscale("log", base=2)
-        axes.set_ylim(2 ** (math.floor(math.log2(min(values))) - 0.3), 2 ** (math.ceil(math.log2(max(values))) + 0.3))
-        axes.yaxis.set_major_locator(LogLocator(base=2))
-        axes.yaxis.set_major_formatter(tick)
+        _powers_of_two(axes, [value for run in runs for value in run.values(metrics[0]) if value > 0] or [1.0])
     elif not metrics[0].startswith("eval/"):
         axes.set_ylim(bottom=0)
     if metrics[0] == "perf/tokens_per_second":

@@ -26,6 +26,7 @@ from hfbsz.records.evaluations import (
     stopped_early,
 )
 from hfbsz.records.metrics import MEASURES, Metric, metric
+from hfbsz.records.noise import noise_of
 from hfbsz.records.overfitting import overfitting_of
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, RunData, is_number, names, read_run
 from hfbsz.report.page.figures import loss_range, pictures, style
@@ -126,6 +127,7 @@ def _view(run: RunData, name: str, index: int) -> dict[str, Any]:
         "has_best_weights": saved_weights(run) == "best",
         "last_evaluation": evaluations[-1] if evaluations else {},
         "overfitting": overfitting_of(run),
+        "noise": noise_of(run.records),
         "saved_weights": saved_weights(run),
         "stopped_early": stopped_early(run),
         "save_best": ((plan.get("recipe") or {}).get("checkpoint") or {}).get("save") == "best",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hfbsz.display import command, one_line
 from hfbsz.errors import UserError
-from hfbsz.records.metrics import CLOCK
+from hfbsz.records.metrics import CLOCK, LAYERS
 from hfbsz.system.called import called
 from hfbsz.system.files import read_object, write_text
 
@@ -267,7 +267,7 @@ class Rows:
 
 def _define(run: "wandb.Run", name: str) -> None:
     """Set a metric's axis by name, since wandb 0.31 leaves the matching of globs such as `*` to the server."""
-    if name in HIDDEN:
+    if name in HIDDEN or name.startswith(LAYERS):
         run.define_metric(name, hidden=True)
     else:
         run.define_metric(name, step_metric=AXIS, step_sync=False, summary="min,last" if has_lowest(name) else None)

@@ -1,0 +1,112 @@
+"""The gradient noise scale: how large a batch may be before averaging more gradients stops to pay.
+
+With g the gradient of the mean loss over B sequences, G its expectation and Σ the covariance of the gradient of one
+sequence, E|g|² = |G|² + tr Σ ÷ B. Two batch sizes give both terms, and the noise scale is their ratio tr Σ ÷ |G|²: the
+batch at which noise and signal are equal (McCandlish et al. 2018, arXiv 1812.06162, appendix A.1).
+
+It is that of plain SGD and of the training loss at this point of the run. Under Adam the critical batch can be orders
+of magnitude larger (Merrill et al. 2025, arXiv 2505.23971): it is a proxy, not a measurement of the critical batch.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+_LEAST = 3  # measurements for a standard error
+
+
+class Measurement(NamedTuple):
+    """Squared gradient norms at two batch sizes, of the same weights.
+
+    The sequences of the small batches may be part of the large batch: expectations are linear.
+    """
+
+    small: float  # mean of |g|² over the small batches
+    large: float  # |g|² of the large batch
+    inverse_small: float  # mean of 1 ÷ sequences over the small batches
+    inverse_large: float
+
+    @property
+    def noise(self) -> float:
+        """An unbiased estimate of tr Σ, of a single sequence."""
+        return (self.small - self.large) / (self.inverse_small - self.inverse_large)
+
+    @property
+    def signal(self) -> float:
+        """An unbiased estimate of |G|²; it can be negative."""
+        return self.large - self.noise * self.inverse_large
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the values are finite and the batch sizes differ."""
+        return all(map(math.isfinite, self)) and self.inverse_small > self.inverse_large
+
+
+class NoiseScale:
+    """A running estimate of the noise scale from measurements: the ratio of two exponential averages.
+
+    Numerator and denominator are averaged apart, because the mean of their ratios is biased (a measurement's signal can
+    be near zero).
+    """
+
+    _NAMES = ("weight", "weight2", "noise", "signal", "noise2", "signal2", "product")
+
+    def __init__(self, memory: float = math.inf, saved: Mapping[str, float] | None = None) -> None:
+        """`memory`: measurements after which one has lost 63 % of its weight; `saved`: the result of `to_dict`."""
+        self.decay = 1 - 1 / memory
+        self.sums = {name: float((saved or {}).get(name, 0.0)) for name in self._NAMES}
+
+    def to_dict(self) -> dict[str, float]:
+        """The state as plain data, for a checkpoint."""
+        return dict(self.sums)
+
+    def add(self, measurement: Measurement) -> None:
+        """Add a measurement; one that is not usable is ignored."""
+        if not measurement.is_usable:
+            return
+        noise, signal = measurement.noise, measurement.signal
+        new = (1.0, 1.0, noise, signal, noise**2, signal**2, noise * signal)
+        for name, value in zip(self._NAMES, new, strict=True):
+            decay = self.decay**2 if name == "weight2" else self.decay
+            self.sums[name] = decay * self.sums[name] + value
+
+    @property
+    def noise(self) -> float | None:
+        """The average of tr Σ; None before the first measurement."""
+        return self._mean("noise")
+
+    @property
+    def signal(self) -> float | None:
+        """The average of |G|²; None before the first measurement."""
+        return self._mean("signal")
+
+    @property
+    def scale(self) -> float | None:
+        """The noise scale in sequences; None where the averages do not determine one (no signal above the noise)."""
+        noise, signal = self.noise, self.signal
+        return noise / signal if noise is not None and signal is not None and noise > 0 and signal > 0 else None
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of `scale` in sequences, from the spread of the measurements (delta method for a ratio of
+        means); what changed while they were taken adds to it. None with fewer than three measurements."""
+        scale, signal, count = self.scale, self.signal, self.count
+        if scale is None or signal is None or count < _LEAST:
+            return None
+        variance = self._covariance("noise2", "noise", "noise")
+        variance += scale**2 * self._covariance("signal2", "signal", "signal")
+        variance -= 2 * scale * self._covariance("product", "noise", "signal")
+        return math.sqrt(max(0.0, variance) / (count - 1)) / signal
+
+    @property
+    def count(self) -> float:
+        """The effective number of measurements, (Σw)² ÷ Σw²."""
+        return self.sums["weight"] ** 2 / self.sums["weight2"] if self.sums["weight2"] else 0.0
+
+    def _mean(self, name: str) -> float | None:
+        return self.sums[name] / self.sums["weight"] if self.sums["weight"] else None
+
+    def _covariance(self, product: str, first: str, second: str) -> float:
+        """Of two quantities over the measurements, by the weights."""
+        weight = self.sums["weight"]
+        return self.sums[product] / weight - self.sums[first] * self.sums[second] / weight**2
