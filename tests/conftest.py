@@ -79,5 +79,5 @@ def hfbsz(environment, fork_server):
 
 
 def records(folder: Path, event: str) -> list[dict]:
-    lines = (Path(folder) / "records.jsonl").read_text().splitlines()
+    lines = (Path(folder) / "records.jsonl").read_text().rpartition("\n")[0].splitlines()  # complete lines
     return [record for record in map(json.loads, lines) if record["event"] == event]

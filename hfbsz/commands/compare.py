@@ -15,6 +15,7 @@ from types import FrameType
 from hfbsz.display import one_line
 from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, UserError, complain
 from hfbsz.experiment.request import OPTIONS, Request, parse, refuse_overwriting
+from hfbsz.system.files import write_text
 
 
 def main(words: list[str]) -> int:
@@ -69,7 +70,7 @@ def _write(request: Request, table: list[dict[str, object]]) -> None:
     for path in filter(None, (request.out, request.picture)):
         path.parent.mkdir(parents=True, exist_ok=True)
     if request.out is not None:
-        request.out.write_text(json.dumps(table, indent=1))
+        write_text(request.out, json.dumps(table, indent=1))
     if request.picture is not None and any(row["runs"] for row in table):
         from hfbsz.experiment.page.picture import draw
 

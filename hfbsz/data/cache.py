@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from filelock import FileLock
 
 from hfbsz.data.contents import Absent, Damaged, identity, seal, verify
 from hfbsz.errors import UserError
-from hfbsz.system.disk import FULL, settle, sync, system_errors
+from hfbsz.system.disk import FULL, new_folder
 from hfbsz.system.signals import scratch
 
 T = TypeVar("T")
@@ -99,22 +98,10 @@ def _system_error(cache: Path, action: str, problem: OSError) -> str:
 def _write(entry: Path, make: Callable[[Path], None]) -> None:
     """Have `make` fill a temporary folder next to the entry, sync it to the disk and rename it; a damaged entry is
     replaced. The files get the permissions that the umask leaves. Raises OSError."""
-    partial = entry.with_name(f"{entry.name}.tmp")
-    with scratch(partial), system_errors():
-        partial.mkdir()
+    temporary = entry.with_name(f"{entry.name}.tmp")
+    with scratch(temporary), new_folder(entry, temporary) as partial:
         make(partial)
         seal(partial)
-        settle(partial)
-        _remove(entry)
-        partial.rename(entry)
-        sync(entry.parent)
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink(missing_ok=True)
 
 
 def _lock_of(entry: Path) -> Path:

@@ -14,29 +14,56 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of the Rust librari
 
 
 @contextmanager
+def new_folder(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """A temporary folder beside `path` (`temporary`: its path); at the end it replaces what is there.
+
+    Raises OSError if something cannot be written; the temporary folder is removed and `path` is unchanged.
+    """
+    with _complete(temporary or path.with_name(f".{path.name}.tmp")) as partial:
+        yield partial
+        _sync_all(partial)
+        _remove(path)
+        partial.rename(path)
+        sync(path.parent)
+
+
+@contextmanager
 def writing_into(folder: Path) -> Iterator[Path]:
     """A temporary folder; at the end its files and folders replace those of the same names in `folder`.
 
     Raises OSError if something cannot be written; the temporary folder is removed and `folder` is unchanged.
     """
-    partial = folder / ".saved.tmp"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        with system_errors():
-            yield partial
-        settle(partial)
+    with _complete(folder / ".saved.tmp") as partial:
+        yield partial
+        _sync_all(partial)
         for path in sorted(partial.iterdir()):
             target = folder / path.name
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             path.replace(target)
         sync(folder)
+
+
+@contextmanager
+def _complete(partial: Path) -> Iterator[Path]:
+    """A new folder, which does not outlive the context; errors of libraries inside become OSError."""
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        with system_errors():
+            yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def settle(folder: Path) -> None:
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_all(folder: Path) -> None:
     """Sync all files in a folder, and set their permissions by the umask: some libraries write private files."""
     probe = folder / ".mode.tmp"
     probe.touch()

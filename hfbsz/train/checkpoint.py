@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hfbsz.errors import UserError
-from hfbsz.system.disk import settle, sha256, sync, system_errors
+from hfbsz.system.disk import new_folder, sha256
 from hfbsz.train.checkpoint_state import check_state
 from hfbsz.train.fsdp import full_tensor, shard_like
 from hfbsz.train.optimizers import Optimizers
@@ -111,24 +111,15 @@ def _bare(name: str) -> str:
 def save(folder: Path, step: int, collected: Collected, state: Mapping[str, Any]) -> Path:
     """Write `checkpoint-<step>` atomically and return its path. Raises OSError if the disk is full or not writable."""
     weights, moments, scalars, frozen = collected
-    final, partial = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.tmp"
+    path = folder / f"checkpoint-{step}"
     body = {"format": _FORMAT, **state, "optimizer": scalars, "frozen": frozen}
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        with system_errors():
-            save_file(weights, partial / _FILES[0], metadata={"format": "pt"})
-            save_file(moments, partial / _FILES[1])
+    with new_folder(path) as partial:
+        save_file(weights, partial / _FILES[0], metadata={"format": "pt"})
+        save_file(moments, partial / _FILES[1])
         (partial / _FILES[2]).write_text(json.dumps(body))
         hashes = {name: sha256(partial / name) for name in _FILES}
         (partial / _MARK).write_text(json.dumps(hashes))
-        settle(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        sync(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return final
+    return path
 
 
 def steps(folder: Path) -> list[int]:

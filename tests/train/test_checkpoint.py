@@ -112,12 +112,10 @@ def test_a_checkpoint_of_another_model_is_refused(saved, ragged):
 
 
 def test_a_failed_write_leaves_the_previous_checkpoint(saved, ragged, monkeypatch):
-    import hfbsz.train.checkpoint
+    import hfbsz.system.disk
 
     bench = Bench(ragged)
-    monkeypatch.setattr(
-        hfbsz.train.checkpoint, "settle", lambda path: (_ for _ in ()).throw(OSError(28, "No space left"))
-    )
+    monkeypatch.setattr(hfbsz.system.disk, "sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space left"):
         save(saved, 8, collect(bench.model, bench.optimizer), {})
     assert steps(saved) == [6, 4, 2] and not list(saved.glob(".*.tmp"))
