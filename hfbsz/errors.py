@@ -64,7 +64,7 @@ def rank() -> int:
     return 0 if _single_process else number_of("RANK", 0)
 
 
-def one_process() -> None:
+def ignore_rank() -> None:
     """Declare that this is a single process, so that a stray RANK in the environment is ignored."""
     global _single_process
     _single_process = True
@@ -76,7 +76,7 @@ def number_of(name: str, default: int) -> int:
     return int(text) if text.isdecimal() else default
 
 
-def described(problem: BaseException) -> str:
+def describe_error(problem: BaseException) -> str:
     """One line for the exception that ended a run: the lines of a UserError, or else its type and message.
 
     An exception without a message is described by the file and line where it was raised.

@@ -126,7 +126,7 @@ class Answer(BaseHTTPRequestHandler):
         if name == "RunResumeStatus":
             return {"model": {"id": "p1", "name": "p", "entity": project["entity"], "bucket": found and resumed(found)}}
         if name == "Run":
-            return {"project": {"run": found and self.described(found, variables["name"])}}
+            return {"project": {"run": found and self.describe_error(found, variables["name"])}}
         if name == "RunHistoryKeys":
             return {"project": {"run": {"historyKeys": {"lastStep": self.last_step(found)}}}}
         if name == "RunParquetHistory":
@@ -138,7 +138,7 @@ class Answer(BaseHTTPRequestHandler):
             return {"project": {"run": {"history": rows}}}
         return {}
 
-    def described(self, run: KeptRun, name: str) -> dict[str, Any]:
+    def describe_error(self, run: KeptRun, name: str) -> dict[str, Any]:
         described = {"id": "r1", "name": name, "displayName": "n", "state": "finished", "projectId": 1, "tags": []}
         described |= {
             "config": json.dumps(run.config),

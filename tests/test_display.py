@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from hfbsz.display import command, file_name, one_line, shortened, visible, without_passwords
-from hfbsz.errors import UserError, described
+from hfbsz.errors import UserError, describe_error
 from hfbsz.report.console import Console
 
 STEERING = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\u2066\x00\x7f\udc80"
@@ -40,7 +40,9 @@ def test_case_s05_the_console_escapes_control_characters():
 def test_an_error_is_one_visible_line_of_bounded_length():
     (line,) = UserError(f"data.label: {STEERING}\nsecond {'x' * 10**6} end").lines
     assert not steers(line) and "\n" not in line and len(line) < 2000 and line.endswith("end (1,000,081 characters)")
-    assert described(ValueError(f"{STEERING} {'y' * 10**6}")).startswith("ValueError: \\x1b[2J") and not steers(line)
+    assert describe_error(ValueError(f"{STEERING} {'y' * 10**6}")).startswith("ValueError: \\x1b[2J") and not steers(
+        line
+    )
     assert shortened("short") == "short" and len(shortened("x" * 1000)) < 130
 
 

@@ -18,9 +18,9 @@ from hfbsz.errors import UserError, complain
 from hfbsz.plan.explain import explain
 from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
-from hfbsz.recipe.load import Loaded
+from hfbsz.recipe.load import LoadedRecipe
 from hfbsz.run.cli import asks_for_help, read_words
-from hfbsz.system.called import called
+from hfbsz.system.command_name import command_name
 
 NUMBERS = ("world_size", "rows", "train_rows", "parameters")
 
@@ -30,7 +30,7 @@ def main(words: list[str]) -> int:
     options = {"world_size": "1", "rows": "", "train_rows": "", "parameters": "", "format": "text"}
     options |= {key: value for key, _, value in (word.partition("=") for word in words) if key in options}
     try:
-        loaded = read_words(called("plan"), [word for word in words if word.partition("=")[0] not in options])
+        loaded = read_words(command_name("plan"), [word for word in words if word.partition("=")[0] not in options])
         if loaded is None:
             return 0 if asks_for_help(words) else 2
         for name in NUMBERS:
@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def preview_rows(loaded: Loaded, count: int, parameters: int | None) -> tuple[Facts, dict[str, Any]]:
+def preview_rows(loaded: LoadedRecipe, count: int, parameters: int | None) -> tuple[Facts, dict[str, Any]]:
     """Prepare the data and preview `count` training rows.
 
     Returns the facts about the data for the plan, and a mapping of `lines` (text), `preview` (plain data) and `notes`.

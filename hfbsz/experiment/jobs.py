@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from hfbsz.errors import UserError
-from hfbsz.recipe.load import Loaded, load
+from hfbsz.recipe.load import LoadedRecipe, load
 from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.folder import path_of
 from hfbsz.system.yaml import as_text
@@ -22,7 +22,7 @@ class Job:
 
     words: tuple[str, ...]
     choices: tuple[str, ...]
-    loaded: Loaded
+    loaded: LoadedRecipe
     added: tuple[str, ...] = ()  # words added by the comparison: a tuned value, a duration of equal steps
     folder_suffix: str = ""  # distinguishes folders of runs whose recipes have the same digest
 

@@ -14,7 +14,7 @@ from hfbsz.recipe.fields import fields, is_script
 from hfbsz.recipe.load import script_in_file
 from hfbsz.recipe.presets import ROOTS, find_preset, names_of
 from hfbsz.recipe.words import read_pairs
-from hfbsz.system.called import called
+from hfbsz.system.command_name import command_name
 from hfbsz.system.files import refuse_others
 from hfbsz.system.yaml import read_yaml
 
@@ -109,7 +109,7 @@ def parse(words: Sequence[str]) -> Request:
     refuse_overwriting(options)
     return Request(
         _valid_name(options.get("name") or _default_name(preset, typed, run_words, tune, equal)),
-        f"{called('compare')} {command(*words)}",
+        f"{command_name('compare')} {command(*words)}",
         run_words,
         int(jobs),
         launch,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hfbsz.plan import laws
 from hfbsz.plan.given import Given, batch_unit_problems
 from hfbsz.recipe.amounts import Amount
-from hfbsz.recipe.law_name import Named
+from hfbsz.recipe.law_name import LawName
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ def _named_twice(given: Given, in_ramp: list[int]) -> Iterator[str]:
 def _size(given: Given) -> int | None:
     """`batch.size` in sequences; None where it is not given, or has problems."""
     size = given.recipe.batch.size
-    if not isinstance(size, Named):
+    if not isinstance(size, LawName):
         return _whole(given, size)
     return None if any(_size_problems(given)) else laws.batch_of(given, size)
 
 
 def _size_problems(given: Given) -> Iterator[str]:
     size = given.recipe.batch.size
-    if isinstance(size, Named):
+    if isinstance(size, LawName):
         return laws.problems(given, "batch.size", size, laws.law_of(size).batch_needs_size)
     return _whole_problems(given, "batch.size", size)
 

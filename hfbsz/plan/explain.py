@@ -5,7 +5,7 @@ import math
 from hfbsz.plan.plan import BLOCK, Plan
 from hfbsz.plan.scaling import BETA2_SOURCE, OPTIMIZERS, RULES, SDE_SOURCE, WARMUP_SOURCE, WEIGHT_DECAY_SOURCE
 from hfbsz.recipe.amounts import short
-from hfbsz.recipe.law_name import Named
+from hfbsz.recipe.law_name import LawName
 
 _PHASES_SHOWN = 24
 
@@ -83,7 +83,7 @@ def _optimizer(plan: Plan) -> list[str]:
 
 
 def _reference_source(plan: Plan) -> str:
-    if isinstance(plan.recipe.optim.lr, Named):
+    if isinstance(plan.recipe.optim.lr, LawName):
         return f" (the batch of {plan.recipe.optim.lr})"
     return "" if plan.recipe.scaling.reference else " (not given: the first batch of the run)"
 

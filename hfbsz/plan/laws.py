@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hfbsz.plan.given import Given
 from hfbsz.recipe.amounts import short
-from hfbsz.recipe.law_name import Named
+from hfbsz.recipe.law_name import LawName
 
 Range = tuple[float, float]
 ANY: Range = (0.0, float("inf"))
@@ -84,12 +84,12 @@ LAWS: dict[str, Law] = {
 }
 
 
-def law_of(named: Named) -> Law:
+def law_of(named: LawName) -> Law:
     """The law that a recipe names."""
     return LAWS[named.name]
 
 
-def problems(given: Given, field: str, named: Named, needs_size: bool) -> Iterator[str]:
+def problems(given: Given, field: str, named: LawName, needs_size: bool) -> Iterator[str]:
     """Why a field cannot take its value from a law: D, or the N that it needs, is not known."""
     duration = given.recipe.duration
     if duration.unit in ("steps", "%"):
@@ -102,17 +102,17 @@ def problems(given: Given, field: str, named: Named, needs_size: bool) -> Iterat
         yield f"{field}: {named} needs the size of the model: give parameters=N (outside the embeddings)"
 
 
-def batch_tokens(given: Given, named: Named) -> float:
+def batch_tokens(given: Given, named: LawName) -> float:
     """The batch of a law, in tokens; without `problems`."""
     return law_of(named).batch(*_size_and_tokens(given))
 
 
-def batch_of(given: Given, named: Named) -> int:
+def batch_of(given: Given, named: LawName) -> int:
     """`batch.size=law:…` in sequences: the power of two nearest to what the law gives, in ratio."""
     return int(2 ** max(0, round(math.log2(batch_tokens(given, named) / given.tokens_per_row))))
 
 
-def rate_of(given: Given, named: Named) -> float:
+def rate_of(given: Given, named: LawName) -> float:
     """The peak learning rate of a law, at its own batch."""
     rate = law_of(named).rate
     assert rate is not None  # optimizer.rate_problems
@@ -127,13 +127,13 @@ def _size_and_tokens(given: Given) -> tuple[float, float]:
 def guesses(given: Given) -> Iterator[str]:
     """What the laws of a recipe gave, in words."""
     size, rate = given.recipe.batch.size, given.recipe.optim.lr
-    if isinstance(size, Named):
+    if isinstance(size, LawName):
         law, tokens = law_of(size), batch_tokens(given, size)
         yield (
             f"batch.size={size}: {law.batch_formula} = {short(tokens)} tokens, as a power of two "
             f"{batch_of(given, size):,} sequences   {law.source}"
         )
-    if isinstance(rate, Named):
+    if isinstance(rate, LawName):
         law = law_of(rate)
         yield f"optim.lr={rate}: {law.rate_formula} = {rate_of(given, rate):.3g} at its own batch   {law.source}"
 
@@ -141,6 +141,6 @@ def guesses(given: Given) -> Iterator[str]:
 def warnings(given: Given) -> Iterator[str]:
     """Where the run lies outside the range that a law was fitted on."""
     for named in dict.fromkeys((given.recipe.batch.size, given.recipe.optim.lr)):
-        if isinstance(named, Named):
+        if isinstance(named, LawName):
             for outside in law_of(named).outside(given.facts.parameters, _size_and_tokens(given)[1]):
                 yield f"{named} is outside its fit ({outside}): a first guess, tune from there"

@@ -7,13 +7,13 @@ from hfbsz.plan import laws
 from hfbsz.plan.given import Given
 from hfbsz.plan.scaling import OPTIMIZERS, POWER_EXPONENT, RULES, RateRule, beta2_half_life, sde
 from hfbsz.recipe.amounts import Amount, short
-from hfbsz.recipe.law_name import Named
+from hfbsz.recipe.law_name import LawName
 
 
 def reference(given: Given, first: int) -> float:
     """The batch in sequences at which optim's numbers are meant: named, or the law's of the rate, or the first one."""
     named, rate = given.recipe.scaling.reference, given.recipe.optim.lr
-    if isinstance(rate, Named):
+    if isinstance(rate, LawName):
         return laws.batch_tokens(given, rate) / given.tokens_per_row
     return float(first) if named is None else given.sequences(named)
 
@@ -21,7 +21,7 @@ def reference(given: Given, first: int) -> float:
 def reference_problems(given: Given) -> Iterator[str]:
     """Why a recipe has no reference batch."""
     named, rate = given.recipe.scaling.reference, given.recipe.optim.lr
-    if isinstance(rate, Named):
+    if isinstance(rate, LawName):
         unknown = list(laws.problems(given, "optim.lr", rate, laws.law_of(rate).batch_needs_size))
         yield from unknown
         if named is not None and not unknown:
@@ -40,13 +40,13 @@ def _batch_problems(field: str, amount: Amount) -> Iterator[str]:
 def peak_rate(given: Given) -> float:
     """The peak learning rate at the reference batch."""
     rate = given.recipe.optim.lr
-    return laws.rate_of(given, rate) if isinstance(rate, Named) else rate
+    return laws.rate_of(given, rate) if isinstance(rate, LawName) else rate
 
 
 def rate_problems(given: Given) -> Iterator[str]:
     """Why a law gives no rate for this optimizer."""
     rate, name = given.recipe.optim.lr, given.recipe.optim.name
-    if not isinstance(rate, Named):
+    if not isinstance(rate, LawName):
         return
     if laws.law_of(rate).rate is None:
         yield f"optim.lr: {rate} gives no rate (its runs used µP): take law:step_law or law:deepseek"

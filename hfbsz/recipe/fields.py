@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from hfbsz.recipe.amounts import Amount
 from hfbsz.recipe.data_section import MUCH_MORE, SMALL_CORPUS, Data, EvalSet, Origin
-from hfbsz.recipe.law_name import Named
+from hfbsz.recipe.law_name import LawName
 from hfbsz.recipe.model_section import Lora, Model
 from hfbsz.recipe.section import AmountField, PathField, Section
 from hfbsz.recipe.tasks import TASKS, RowKind
@@ -118,7 +118,7 @@ class Recipe(Section):
 
     def uses_law(self) -> bool:
         """Whether the batch size or the learning rate comes from a scaling law, which may need the model's size."""
-        return isinstance(self.batch.size, Named) or isinstance(self.optim.lr, Named)
+        return isinstance(self.batch.size, LawName) or isinstance(self.optim.lr, LawName)
 
     def extendable(self) -> bool:
         """Whether a run with a longer `duration` starts with the same steps, so that it can resume from this one.

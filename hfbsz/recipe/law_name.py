@@ -6,7 +6,7 @@ NAMES = ("step_law", "deepseek", "power_lines")
 
 
 @dataclass(frozen=True)
-class Named:
+class LawName:
     """A scaling law by name: `law:NAME` in a recipe, instead of a number."""
 
     name: str

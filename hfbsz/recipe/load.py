@@ -1,7 +1,7 @@
 """Build a Recipe from presets, files and `key=value` words, and report all mistakes at once.
 
 Later values win: defaults, then the recipe's file (after its `base` and the presets that it names), then the command
-line. `Loaded.sources` records for every field where its value comes from.
+line. `LoadedRecipe.sources` records for every field where its value comes from.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ from hfbsz.system.yaml import read_typed
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRecipe:
     """A recipe, its name, where each value comes from (by dotted field name), and notes for the user about that."""
 
     recipe: Recipe
@@ -45,7 +45,7 @@ class Loaded:
     notes: tuple[str, ...] = ()
 
 
-def load(words: Sequence[str]) -> Loaded:
+def load(words: Sequence[str]) -> LoadedRecipe:
     """The recipe that the words `recipe=NAME`, `model=PRESET`, `data=PRESET` and `key.path=value` describe.
 
     Raises UserError with one line for each mistake.
@@ -64,7 +64,7 @@ def load(words: Sequence[str]) -> Loaded:
                 draft.merge_preset(key, None if value == "null" else value, COMMAND_LINE)
             elif key != "recipe":
                 draft.put(key, _read_value(key, value) if is_field(key) else value, COMMAND_LINE)
-    return Loaded(
+    return LoadedRecipe(
         draft.recipe(), file_name(Path(name).stem) if name else "run", draft.sources, tuple(dict.fromkeys(draft.notes))
     )
 

@@ -10,8 +10,8 @@ from pydantic.json_schema import models_json_schema
 
 from hfbsz.recipe.amounts import Amount
 from hfbsz.recipe.fields import PRESETS, EvalSet, Recipe, fields
-from hfbsz.recipe.law_name import Named
-from hfbsz.recipe.load import Loaded
+from hfbsz.recipe.law_name import LawName
+from hfbsz.recipe.load import LoadedRecipe
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _HEAD = """# Every field of a recipe
@@ -40,7 +40,7 @@ def recipe_schema() -> dict[str, Any]:
         properties[key] = {"description": properties[key]["description"], "anyOf": either}
     for field in definitions["EvalSet"]["properties"].values():
         field.pop("default", None)  # columns default to those of data
-    text_types = ("Amount", "Named")  # a file has them as text
+    text_types = ("Amount", "LawName")  # a file has them as text
     sections = {name: section for name, section in definitions.items() if name not in text_types}
     schema = {**root, "properties": properties, "$defs": sections}
     return {"$schema": _DIALECT, "title": "hfbsz recipe", **_plain(schema)}
@@ -103,7 +103,7 @@ def files() -> dict[str, str]:
     }
 
 
-def help_text(loaded: Loaded) -> str:
+def help_text(loaded: LoadedRecipe) -> str:
     """Every field of a recipe with its value, type, the source of the value, and its description."""
     values = loaded.recipe.to_dict()
     lines = []
@@ -128,7 +128,7 @@ def describe(info: Any) -> tuple[str, str, str]:
 
 
 def _type_name(annotation: Any) -> str:
-    if annotation in (Amount, Named):
+    if annotation in (Amount, LawName):
         return "amount" if annotation is Amount else "law"
     if annotation is type(None):
         return "null"

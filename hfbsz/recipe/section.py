@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from hfbsz.recipe.amounts import PATTERN, Amount
-from hfbsz.recipe.law_name import NAMES, Named
+from hfbsz.recipe.law_name import NAMES, LawName
 from hfbsz.recipe.ramp import Ramp
 
 AmountField = Annotated[
@@ -24,13 +24,13 @@ AmountField = Annotated[
     WithJsonSchema({"type": "string", "pattern": f"^{PATTERN}$", "description": "a number and a unit"}),
 ]
 LawField = Annotated[
-    Named,
+    LawName,
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"enum": [f"law:{name}" for name in NAMES]}),
     Tag("law"),
 ]
 # selects one option of the union, so that an invalid number gives no second error about laws
-NumberOrLaw = Discriminator(lambda value: "law" if isinstance(value, Named) else "number")
+NumberOrLaw = Discriminator(lambda value: "law" if isinstance(value, LawName) else "number")
 
 
 def validate_ramp(text: object) -> object:
@@ -40,8 +40,8 @@ def validate_ramp(text: object) -> object:
 
 
 def amount_or_law(text: object) -> object:
-    named = Named.parse(text)
-    return named if isinstance(named, Named) else Amount.parse(text)
+    named = LawName.parse(text)
+    return named if isinstance(named, LawName) else Amount.parse(text)
 
 
 def off_from_false(value: object) -> object:

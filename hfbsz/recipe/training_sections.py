@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, Tag
 
 from hfbsz.recipe.amounts import Amount
 from hfbsz.recipe.data_section import EvalSet
-from hfbsz.recipe.law_name import Named
+from hfbsz.recipe.law_name import LawName
 from hfbsz.recipe.section import (
     AmountField,
     LawField,
@@ -59,7 +59,7 @@ class Optim(Section):
         "adamw", description="optimizer; muon: Muon for hidden weight matrices, AdamW for all other parameters"
     )
     lr: Annotated[
-        Annotated[float, Field(gt=0), Tag("number")] | LawField, NumberOrLaw, BeforeValidator(Named.parse)
+        Annotated[float, Field(gt=0), Tag("number")] | LawField, NumberOrLaw, BeforeValidator(LawName.parse)
     ] = Field(
         3e-3,
         description="peak learning rate at scaling.reference, or the estimate of a scaling law: law:step_law, "

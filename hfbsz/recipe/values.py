@@ -20,7 +20,7 @@ from hfbsz.display import quoted
 from hfbsz.errors import UserError
 from hfbsz.recipe.amounts import Amount
 from hfbsz.recipe.fields import EvalSet, fields
-from hfbsz.recipe.law_name import Named
+from hfbsz.recipe.law_name import LawName
 
 SET = re.compile(r"eval\.sets\.[^.]+")
 SKIP = re.compile(rf"(data|{SET.pattern})\.skip\.(?P<column>.+)")
@@ -238,4 +238,4 @@ def _kind(annotation: Any) -> Kind:
         return Kind(columns=inside[1] == str | list[str])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return Kind(section=annotation)
-    return Kind(text=annotation in (str, Amount, Named) or origin is Literal)
+    return Kind(text=annotation in (str, Amount, LawName) or origin is Literal)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Recipe, differences
-from hfbsz.recipe.load import Loaded, from_mapping
+from hfbsz.recipe.load import LoadedRecipe, from_mapping
 from hfbsz.system.disk import clear_leftovers, sha256
 from hfbsz.system.files import read_object, write_text
 from hfbsz.system.yaml import read_yaml, write_yaml
@@ -51,7 +51,7 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def path_of(loaded: Loaded) -> Path:
+def path_of(loaded: LoadedRecipe) -> Path:
     """The folder of the run of a recipe."""
     return Path(loaded.recipe.output_dir or f"runs/{loaded.name}-{loaded.recipe.digest()}")
 
@@ -124,7 +124,7 @@ def _recipe_of(folder: Path) -> Recipe | None:
 class RunFolder:
     """The folder of a run, locked by rank 0. `finished`: it contains this run, complete, with its saved model."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedRecipe) -> None:
         self.path = path_of(loaded)
         self._lock = claim(self.path, "wait, or choose output_dir=…", "choose output_dir=…")
         self._started = time.time()
@@ -136,7 +136,7 @@ class RunFolder:
             self.release()
             raise
 
-    def _inspect(self, loaded: Loaded) -> bool:
+    def _inspect(self, loaded: LoadedRecipe) -> bool:
         """Whether the folder contains this run, finished, with an undamaged model. Raises UserError if it contains
         something else."""
         clear_leftovers(self.path)
@@ -184,9 +184,9 @@ class RunFolder:
             self.path / "records.jsonl"
         ).is_file()  # a start that failed before it wrote records has nothing to lose
 
-    def begin(self, loaded: Loaded, anew: bool) -> None:
-        """Write the recipe. If the run starts over (`anew`), move the files of an earlier attempt to `attempt-N/`."""
-        if anew and self._trained():
+    def begin(self, loaded: LoadedRecipe, from_scratch: bool) -> None:
+        """Write the recipe. With `from_scratch` the files of an earlier attempt are moved to `attempt-N/`."""
+        if from_scratch and self._trained():
             taken = [path.name.removeprefix("attempt-") for path in self.path.glob("attempt-*")]
             numbers = [int(number) for number in taken if number.isdecimal()]
             attempt = self.path / f"attempt-{max(numbers, default=0) + 1}"

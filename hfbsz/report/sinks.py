@@ -14,7 +14,7 @@ from hfbsz.records.record import Reading
 from hfbsz.records.run_data import read_run
 from hfbsz.report.console import Console
 from hfbsz.report.wandb.reporter import Identity, WandbReporter, as_launched, config_of, id_of
-from hfbsz.system.called import called
+from hfbsz.system.command_name import command_name
 from hfbsz.system.files import read_object, write_text
 
 
@@ -80,5 +80,5 @@ class Reports:
             run = run if status is None else replace(run, status=status)
             write_text(self.path / "report.html", page.render([run]))
         except Exception as problem:  # the model and the records are saved: a failed page must not fail the run
-            retry = f"{called('report')} {command(self.path)}"
+            retry = f"{command_name('report')} {command(self.path)}"
             self.console.warn(f"report.html could not be written ({problem}): to retry, run {retry}")

@@ -11,7 +11,7 @@ from hfbsz.errors import TrainingError, UserError
 from hfbsz.plan.plan import Plan
 from hfbsz.plan.resolve import from_dict
 from hfbsz.recipe.fields import differences
-from hfbsz.recipe.load import Loaded
+from hfbsz.recipe.load import LoadedRecipe
 from hfbsz.records.folder import RunFolder
 from hfbsz.records.record import Reading, Step
 from hfbsz.report.console import Console
@@ -31,7 +31,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, loaded: Loaded, accelerator: Accelerator, folder: RunFolder | None, console: Console | None
+        self, loaded: LoadedRecipe, accelerator: Accelerator, folder: RunFolder | None, console: Console | None
     ) -> None:
         self.loaded, self.recipe, self.accelerator = loaded, loaded.recipe, accelerator
         self.folder, self.console = folder, console
@@ -60,7 +60,7 @@ class Checkpoints:
             raise UserError(
                 f"resume: {checkpoint.path} is a checkpoint of another recipe ({changed}): resume=never starts over"
             )
-        self.folder.begin(self.loaded, anew=checkpoint is None or not self._in_folder(checkpoint))
+        self.folder.begin(self.loaded, from_scratch=checkpoint is None or not self._in_folder(checkpoint))
         return checkpoint
 
     def _with_readable_best(self, checkpoint: Checkpoint | None) -> Checkpoint | None:

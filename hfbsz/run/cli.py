@@ -17,16 +17,16 @@ from hfbsz.errors import (
     LaunchError,
     UserError,
     complain,
-    described,
+    describe_error,
+    ignore_rank,
     number_of,
-    one_process,
     rank,
 )
 from hfbsz.plan.resolve import check
-from hfbsz.recipe.load import Loaded, load
+from hfbsz.recipe.load import LoadedRecipe, load
 from hfbsz.recipe.presets import list_recipes
 from hfbsz.recipe.schema import help_text
-from hfbsz.system.called import called
+from hfbsz.system.command_name import command_name
 from hfbsz.system.launcher import check_launch
 from hfbsz.system.signals import Interrupt
 from hfbsz.system.streams import make_lasting
@@ -55,7 +55,7 @@ def _run_job(job: str, words: Sequence[str]) -> int:
     _die_with_the_launcher()
     try:
         check_launch(os.environ)
-        loaded = read_words(called(job), words)
+        loaded = read_words(command_name(job), words)
         if loaded is None:
             return 0 if asks_for_help(words) else MISUSED
         check(loaded.recipe, number_of("WORLD_SIZE", 1))
@@ -63,12 +63,12 @@ def _run_job(job: str, words: Sequence[str]) -> int:
 
         return run(loaded, job, interrupt)
     except LaunchError as problem:
-        one_process()
+        ignore_rank()
         return complain(problem.lines)
     except UserError as problem:
         return complain(problem.lines)
     except KeyboardInterrupt as problem:
-        return complain([described(problem)], INTERRUPTED)
+        return complain([describe_error(problem)], INTERRUPTED)
 
 
 def asks_for_help(words: Sequence[str]) -> bool:
@@ -76,7 +76,7 @@ def asks_for_help(words: Sequence[str]) -> bool:
     return bool({"--help", "-h"} & set(words))
 
 
-def read_words(command: str, words: Sequence[str]) -> Loaded | None:
+def read_words(command: str, words: Sequence[str]) -> LoadedRecipe | None:
     """Load the recipe that the arguments describe. If they ask for help or name no recipe, print the usage and return
     None. Raises UserError for invalid arguments."""
     help_requested = asks_for_help(words)

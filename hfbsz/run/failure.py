@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from hfbsz.errors import Diverged, RankError, TrainingError, UserError, described
+from hfbsz.errors import Diverged, RankError, TrainingError, UserError, describe_error
 from hfbsz.records.folder import Cause, RunFolder, read_status
 from hfbsz.system.disk import FULL
 from hfbsz.system.signals import Interrupted
@@ -71,7 +71,7 @@ def record_failure(
     ends the records and reports; None: they had not been opened."""
     if folder is None or read_status(folder.path).get("state") in ("finished", "preempted"):
         return
-    cause, why = outage or (cause_of(problem), described(problem))
+    cause, why = outage or (cause_of(problem), describe_error(problem))
     state = "diverged" if cause is Cause.DIVERGED else "failed"
     with suppress(OSError):
         folder.fail(cause, why, close is not None, state)

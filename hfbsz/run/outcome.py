@@ -9,7 +9,7 @@ from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.plan.plan import Plan
 from hfbsz.recipe.amounts import short
 from hfbsz.recipe.fields import Recipe
-from hfbsz.recipe.load import Loaded
+from hfbsz.recipe.load import LoadedRecipe
 from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.evaluations import WORSE
 from hfbsz.records.folder import path_of, read_status
@@ -17,7 +17,7 @@ from hfbsz.records.metrics import MEASURES
 from hfbsz.records.noise import NoiseSummary
 from hfbsz.records.record import Reading, Step
 from hfbsz.report.console import Console
-from hfbsz.system.called import called
+from hfbsz.system.command_name import command_name
 
 _SIZES_SHOWN = 10
 _MODEL_CLASS = {RowKind.LABEL: "AutoModelForSequenceClassification"}
@@ -125,7 +125,7 @@ def why_stopped(watch: OverfittingMonitor) -> str:
     return f"no evaluation was better in the {watch.worse} since step {watch.best_step:,}"
 
 
-def label(loaded: Loaded, part: str) -> str:
+def label(loaded: LoadedRecipe, part: str) -> str:
     """A short name of the run's model or data (`part`): the preset, else the source."""
     named = [Path(origin).stem for key, origin in loaded.sources.items() if origin.startswith(f"{part}/")]
     if named:
@@ -138,7 +138,7 @@ def label(loaded: Loaded, part: str) -> str:
     return Path(model.path or model.package or str(shape.get("model_type", "model"))).name
 
 
-def hints(path: Path, loaded: Loaded) -> list[str]:
+def hints(path: Path, loaded: LoadedRecipe) -> list[str]:
     """What to do next, one line each. The two recipes of the README's comparison refer to each other."""
     name = loaded.name
     loads = _MODEL_CLASS.get(loaded.recipe.row_kind, "AutoModelForCausalLM")
@@ -149,13 +149,13 @@ def hints(path: Path, loaded: Loaded) -> list[str]:
     other = "small_batch_pretrain" if name == "large_batch" else "large_batch"
     return [
         page,
-        f"try another batch    {called('pretrain')} recipe={other}",
-        f"compare the runs     {called('report')} {command(path)} runs/{other}-*",
+        f"try another batch    {command_name('pretrain')} recipe={other}",
+        f"compare the runs     {command_name('report')} {command(path)} runs/{other}-*",
         load,
     ]
 
 
-def show_finished(console: Console, loaded: Loaded) -> None:
+def show_finished(console: Console, loaded: LoadedRecipe) -> None:
     """Show the summary of a run that had already finished."""
     path = path_of(loaded)
     results: Mapping[str, str] = read_status(path).get("reached", {})

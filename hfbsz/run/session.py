@@ -16,7 +16,7 @@ from hfbsz.errors import FAILED, INTERRUPTED, Diverged, RankError, TrainingError
 from hfbsz.measure.noise import NoiseCollector
 from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.measure.quality import Quality
-from hfbsz.recipe.load import Loaded
+from hfbsz.recipe.load import LoadedRecipe
 from hfbsz.records.folder import Cause, RunFolder
 from hfbsz.records.jsonl import trim
 from hfbsz.records.record import Reading, Step
@@ -47,7 +47,7 @@ from hfbsz.train.progress import Progress
 from hfbsz.train.setup import assemble, plan_and_data, sharding_of, tokenizer_of
 
 
-def run(loaded: Loaded, job: str, stop: Interrupt) -> int:
+def run(loaded: LoadedRecipe, job: str, stop: Interrupt) -> int:
     """Run a recipe; returns the exit code. Raises UserError for an invalid recipe, plan, data set or folder."""
     transformers.utils.logging.disable_progress_bar()
     set_threads(loaded.recipe)
@@ -106,7 +106,7 @@ class Session:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedRecipe,
         job: str,
         accelerator: Accelerator,
         sharding: Sharding | None,

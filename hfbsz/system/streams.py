@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hfbsz.errors import INTERRUPTED, complain, one_process
+from hfbsz.errors import INTERRUPTED, complain, ignore_rank
 
 _GONE = (errno.EPIPE, errno.EIO)  # the reader of the pipe has exited; the terminal was closed
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -58,7 +58,7 @@ def make_lasting() -> None:
 def script(main: Callable[[list[str]], int]) -> int:
     """Run the main function of a single-process command with the arguments of this process; returns its exit code."""
     make_lasting()
-    one_process()
+    ignore_rank()
     try:
         return main(sys.argv[1:])
     except KeyboardInterrupt:

@@ -103,7 +103,7 @@ def test_an_unfinished_attempt_is_kept_aside(tmp_path):
     for attempt in range(3):
         folder = RunFolder(loaded)
         assert not folder.finished
-        folder.begin(loaded, anew=True)
+        folder.begin(loaded, from_scratch=True)
         (folder.path / "records.jsonl").write_text(f"{attempt}")
         folder.status("failed", Cause.EXCEPTION, "a test")
         folder.release()

@@ -14,7 +14,7 @@ from conftest import ROOT, TINY
 from test_faults import ranks
 from test_resume import Started
 
-from hfbsz.errors import LaunchError, TrainingError, UserError, described
+from hfbsz.errors import LaunchError, TrainingError, UserError, describe_error
 from hfbsz.recipe.load import load
 from hfbsz.records.folder import Cause, RunFolder, is_held, read_status
 from hfbsz.system.launcher import _option, _values_of, check_launch
@@ -160,7 +160,7 @@ def test_nohup_is_heeded():
 def test_a_signal_in_preparation_keeps_what_an_earlier_start_has_come_to(tmp_path):
     loaded = load([TINY, f"output_dir={tmp_path}/run"])
     folder = RunFolder(loaded)
-    folder.begin(loaded, anew=True)
+    folder.begin(loaded, from_scratch=True)
     folder.status("preempted", Cause.SIGNAL, "SIGTERM", step=7, clock=56)
     folder.release()
     again = RunFolder(loaded)
@@ -183,11 +183,11 @@ def test_a_signal_in_preparation_keeps_what_an_earlier_start_has_come_to(tmp_pat
     ],
 )
 def test_why_is_never_bare(problem, why):
-    assert described(problem) == why
+    assert describe_error(problem) == why
     try:
         raise AssertionError
     except AssertionError as raised:
-        assert "test_ends.py, line" in described(raised)
+        assert "test_ends.py, line" in describe_error(raised)
 
 
 WHOLE = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}

@@ -87,7 +87,7 @@ def test_the_overfit_is_seen_dated_and_stopped(tuned):
 
 
 def test_the_model_that_is_kept_is_the_best_and_plain_transformers_gives_its_numbers(tuned, reviews):
-    """Loaded as anybody would, over the validation rows as the run drew them."""
+    """LoadedRecipe as anybody would, over the validation rows as the run drew them."""
     from hfbsz.data.prepare.labels import stratified
 
     folder, _ = tuned

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hfbsz.display import command, one_line
 from hfbsz.errors import UserError
 from hfbsz.records.metrics import CLOCK, LAYERS
-from hfbsz.system.called import called
+from hfbsz.system.command_name import command_name
 from hfbsz.system.files import read_object, write_text
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class WandbReporter:
         self._warn, self._sent, self._remedy = (
             warn,
             frozenset(sent),
-            remedy or REMEDY.format(f"{called('sync')} {command(folder)}"),
+            remedy or REMEDY.format(f"{command_name('sync')} {command(folder)}"),
         )
         self._faults: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._queue: queue.SimpleQueue[Row | Work | int] = queue.SimpleQueue()  # an exit code ends it

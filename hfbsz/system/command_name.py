@@ -5,7 +5,7 @@ from pathlib import Path
 TRAINING = ("pretrain", "finetune")  # commands that need a launcher
 
 
-def called(name: str) -> str:
+def command_name(name: str) -> str:
     """The shell command that runs a command of hfbsz, without its words: `hfbsz plan`, `python scripts/plan.py`, …"""
     is_clone = Path("scripts", f"{name}.py").is_file()
     if name in TRAINING:
