@@ -5,7 +5,7 @@ import sys
 
 from hfbsz.commands import COMMANDS
 from hfbsz.errors import MISUSED, complain, did_you_mean
-from hfbsz.system.called import TRAINING
+from hfbsz.system.command_name import TRAINING
 from hfbsz.system.streams import script
 
 
