@@ -20,7 +20,7 @@ from hfbsz.recipe.load import load
 from hfbsz.train.distributed import make_accelerator
 from hfbsz.train.fsdp import fsdp_from_env, full_tensor, is_sharded
 from hfbsz.train.loop import train
-from hfbsz.train.setup import assemble, plan_and_data, tokenizer_of
+from hfbsz.train.setup import setup
 
 
 class Gradients:
@@ -54,10 +54,8 @@ def shares(model):
     return [(tensor.to_local() if hasattr(tensor, "to_local") else tensor).clone() for tensor in tensors]
 
 
-def first_steps(out, preset, precision, accelerator, sharding, words):
-    recipe = load([f"model={preset}", *words, f"precision={precision}"]).recipe
-    plan, data = plan_and_data(recipe, accelerator, lambda *_: None)
-    run = assemble(plan, data, tokenizer_of(data), accelerator, sharding)
+def first_steps(out, preset, precision, accelerator, words):
+    run = setup(load([f"model={preset}", *words, f"precision={precision}"]).recipe, accelerator)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     plain, poison = run.task.loss_sum, []
     run.task.loss_sum = lambda *given: plain(*given) * (math.nan if poison else 1)
@@ -90,11 +88,13 @@ def first_steps(out, preset, precision, accelerator, sharding, words):
 
 def main(out, *rest):
     presets, words = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
-    sharding = fsdp_from_env(os.environ)
+    request = {name: value for name, value in os.environ.items() if name == "ACCELERATE_USE_FSDP"}
+    fsdp_from_env(os.environ)  # which removes the request, before the accelerator is created
     accelerator = make_accelerator(load(words).recipe)
     for preset in presets:
         name, _, precision = preset.partition(":")
-        first_steps(out, name, precision or "fp32", accelerator, sharding, words)
+        os.environ.update(request)
+        first_steps(out, name, precision or "fp32", accelerator, words)
     accelerator.end_training()
 
 
