@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fork_server import ForkServer
+from fork_server import CONFIGS, ForkServer
 
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     # a core for each worker, and so one thread for what it runs: threads that wait for each other's cores take minutes
@@ -60,15 +60,16 @@ def fork_server(environment, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hfbsz(environment, fork_server):
-    """Run a script: by accelerate launch on 2 processes or with a config, else as one process, which is forked from one
-    with its imports done, or, with `process`, started by a command of its own."""
+    """Run a script on 1 or 2 processes, which are forked from one with its imports done; with `process` by a command of
+    its own, with `launcher` by accelerate launch."""
 
-    def run(script, *words, processes=1, config=None, process=False, env=None, timeout=300) -> Ended:
+    def run(script, *words, processes=1, config=None, process=False, launcher=False, env=None, timeout=300) -> Ended:
         path = str(script) if Path(script).is_absolute() else str(ROOT / "scripts" / script)
         words, env = [path, *map(str, words)], environment | {name: str(value) for name, value in (env or {}).items()}
-        if processes == 1 and config is None and not process:
-            return Ended(*fork_server.run(words, env, timeout))
         name = config or ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
+        if not launcher and not process and (name in CONFIGS or config is None):
+            ranks = {"config": name, "ranks": 2} if name in CONFIGS else {}
+            return Ended(*fork_server.run(words, env, timeout, **ranks))
         launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / name)]
         launch = [] if process else launch
         command = [sys.executable, *launch, *words]

@@ -7,12 +7,16 @@ imports read from the environment is that of the server.
 import atexit
 import contextlib
 import importlib
+import itertools
 import json
+import math
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,28 +31,125 @@ IMPORTS = (
 )
 
 
+# what `accelerate launch` adds to the environment of a rank, without what differs from rank to rank or run to run
+LAUNCHED = {
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_DYNAMO_BACKEND": "NO",
+    "ACCELERATE_DYNAMO_MODE": "default",
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "False",
+    "OMP_NUM_THREADS": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_RESTART_COUNT": "0",
+    "TORCHELASTIC_MAX_RESTARTS": "0",
+}
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_MIN_NUM_PARAMS": "100000000",
+    "FSDP_FORWARD_PREFETCH": "false",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_SYNC_MODULE_STATES": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "false",
+}
+CONFIGS = {"cpu_2proc.yaml": LAUNCHED, "fsdp2_cpu_2proc.yaml": LAUNCHED | FSDP2}  # in accelerate_configs/
+
+
+PATIENCE = 3.0  # seconds that the other ranks have to end after the first that failed
+
+
+def rank_variables(rank: int, ranks: int) -> dict[str, str]:
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    return {name: str(number) for name, number in numbers.items()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Forked:
+    """A script at work in a fork: the part of subprocess.Popen that tests use."""
+
+    def __init__(self, server: "ForkServer", pid: int, err: Path) -> None:
+        self._server, self.pid, self._err, self.returncode = server, pid, err, None
+        self.stderr = err.open()
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._server.ask({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout, None, self._err.read_text())
+            time.sleep(0.02)
+        return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[None, str]:
+        self.wait(timeout)
+        return None, self._err.read_text(errors="replace")
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
 class ForkServer:
     """Starts with the first script."""
 
     def __init__(self, environment: Mapping[str, str], folder: Path, cwd: Path) -> None:
         self._environment, self._folder, self._cwd = dict(environment), folder, cwd
         self._process: subprocess.Popen[str] | None = None
+        self._number = itertools.count()
 
-    def run(self, words: Sequence[str], env: Mapping[str, str], timeout: float) -> tuple[int, str, str]:
-        """Exit code, output and errors of a script with its arguments; raises TimeoutExpired."""
+    def ask(self, job: Mapping[str, object]) -> int | None:
         if self._process is None:
             command = [sys.executable, __file__]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self._process = subprocess.Popen(command, env=self._environment, cwd=self._cwd, text=True, **pipes)
-        out, err = self._folder / "out", self._folder / "err"
-        job = {"words": list(words), "env": dict(env), "timeout": int(timeout)}
-        job |= {name: str(self._folder / name) for name in ("out", "err", "modules")}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
-        code = json.loads(self._process.stdout.readline())
+        return json.loads(self._process.stdout.readline())
+
+    def run(
+        self, words: Sequence[str], env: Mapping[str, str], timeout: float, config: str | None = None, ranks: int = 1
+    ) -> tuple[int, str, str]:
+        """Exit code, output and errors of a script with its arguments; raises TimeoutExpired. With a configuration of
+        CONFIGS, of `ranks` processes that find what its launcher would have told them; the first that fails ends the
+        others, and its code is 1, as with the launcher."""
+        out, err = self._folder / "out", self._folder / "err"
+        for path in (out, err):
+            path.write_text("")
+        environments = [dict(env)]
+        if config is not None:
+            common = CONFIGS[config] | {"MASTER_PORT": str(free_port())}
+            environments = [dict(env) | common | rank_variables(rank, ranks) for rank in range(ranks)]
+        code = self.ask({"words": list(words), "envs": environments, "timeout": int(timeout), **self._paths(out, err)})
         if code == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(words, timeout, out.read_text(), err.read_text())
+        code = int(code != 0) if config is not None else code
         return code, out.read_text(errors="replace"), err.read_text(errors="replace")
+
+    def start(self, words: Sequence[str], env: Mapping[str, str]) -> Forked:
+        """A script, left at work."""
+        err = self._folder / f"err-{next(self._number)}"
+        err.write_text("")
+        job = {"words": list(words), "envs": [dict(env)], "timeout": 0, "start": True}
+        return Forked(self, self.ask(job | self._paths(Path(os.devnull), err)), err)
+
+    def _paths(self, out: Path, err: Path) -> dict[str, str]:
+        return {"out": str(out), "err": str(err), "modules": str(self._folder / "modules")}
 
     def close(self) -> None:
         if self._process is not None:
@@ -60,12 +161,37 @@ def serve() -> None:
     load(IMPORTS)
     for line in sys.stdin:
         job = json.loads(line)
+        print(json.dumps(poll(job["poll"]) if "poll" in job else fork(job)), flush=True)
+
+
+def poll(pid: int) -> int | None:
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def fork(job: Mapping[str, object]) -> int:
+    """Fork the ranks of a job: the exit code of the first that fails, or 0; of a job to `start`, its process."""
+    children = []
+    for env in job["envs"]:
         if (child := os.fork()) == 0:
-            become(job)
-        _, status = os.waitpid(child, 0)
-        with contextlib.suppress(OSError, ValueError):
-            load(json.loads(Path(job["modules"]).read_text()))  # so that the next fork need not
-        print(os.waitstatus_to_exitcode(status), flush=True)
+            become(job, env)
+        children.append(child)
+    if job.get("start"):
+        return children[0]
+    code, left, failed = 0, set(children), math.inf
+    while left:
+        for child in [*left]:
+            if (ended := poll(child)) is not None:
+                left.discard(child)
+                code, failed = code or ended, min(failed, time.monotonic()) if ended else failed
+        if time.monotonic() > failed + PATIENCE:
+            for child in left:
+                os.kill(child, signal.SIGTERM)
+            failed = math.inf
+        time.sleep(0.005)
+    with contextlib.suppress(OSError, ValueError):
+        load(json.loads(Path(job["modules"]).read_text()))  # so that the next fork need not
+    return code
 
 
 def load(names: Sequence[str]) -> None:
@@ -75,17 +201,17 @@ def load(names: Sequence[str]) -> None:
                 importlib.import_module(name)
 
 
-def become(job: Mapping[str, object]) -> None:
-    """Be the script that a job names."""
+def become(job: Mapping[str, object], env: Mapping[str, str]) -> None:
+    """Be the script that a job names, in the environment `env`."""
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),
-        (1, job["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
-        (2, job["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+        (1, job["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+        (2, job["err"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
     ):
         os.dup2(os.open(path, flags, 0o600), descriptor)
     signal.alarm(job["timeout"])
     os.environ.clear()
-    os.environ.update(job["env"])
+    os.environ.update(env)
     if "CRASH_AT" in os.environ:
         from crashing import crash_at
 

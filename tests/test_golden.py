@@ -14,11 +14,11 @@ def inputs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_computes_what_it_did(hfbsz, inputs, environment, tmp_path, name):
+def test_a_run_computes_what_it_did(hfbsz, inputs, environment, fork_server, tmp_path, name):
     words, processes = RUNS[name]
     words, run = [*words, *inputs], tmp_path / "run"
     if name == "resumed":
-        first = Started(run, environment, *words)
+        first = Started(run, environment, *words, server=fork_server)
         first.wait_for(lambda: (run / "checkpoint-10").is_dir())
         first.end(signal.SIGKILL)
     script = "finetune.py" if "task=classification" in words else "pretrain.py"

@@ -24,8 +24,9 @@ def commands(text):
 COMMANDS = commands(TEXT)
 
 
-def test_the_main_job_ends_with_a_model_that_loads_and_generates(hfbsz, environment, tmp_path):
-    """The README's command itself, in a folder of its own."""
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_main_job_ends_with_a_model_that_loads_and_generates(hfbsz, environment, tmp_path, whole):
+    """The README's command itself, in a folder of its own; not `whole`: a twentieth of it."""
     command = COMMANDS[0].split(" && ")[-1].strip()
     assert command == "accelerate launch scripts/pretrain.py recipe=large_batch"
     words = [
@@ -34,16 +35,18 @@ def test_the_main_job_ends_with_a_model_that_loads_and_generates(hfbsz, environm
         "accelerate.commands.launch",
         *shlex.split(command)[2:],
         f"output_dir={tmp_path}/run",
+        *([] if whole else ["duration=60ktok"]),
     ]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     ends, meta = records(tmp_path / "run", "eval"), json.loads((tmp_path / "run" / "status.json").read_text())
     unigram = float(re.search(r"token frequencies alone: ([\d.]+)", meta["reached"]["bits per byte"])[1])
-    assert ends[0]["eval/bits_per_byte"] > unigram > ends[-1]["eval/bits_per_byte"] * 1.3
+    assert ends[0]["eval/bits_per_byte"] > unigram and ends[-1]["eval/loss"] < ends[0]["eval/loss"] - 0.5
+    assert not whole or unigram > ends[-1]["eval/bits_per_byte"] * 1.3
     machine = json.loads((tmp_path / "run" / "machine.json").read_text())
     assert machine["threads"] == len(os.sched_getaffinity(0))  # all cores, though the launcher sets OMP_NUM_THREADS=1
     evaluating = sum(record["eval/seconds"] for record in ends[1:-1])
-    assert evaluating < 0.1 * ends[-1]["train/seconds"]
+    assert not whole or evaluating < 0.1 * ends[-1]["train/seconds"]
     assert {"report.html", "README.md", "plan.json", "recipe.yaml"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }

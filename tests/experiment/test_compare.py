@@ -65,7 +65,7 @@ def read(folder: Path, monkeypatch, *words: str) -> Experiment:
 
 
 def test_a_comparison_killed_twice_gives_the_same_page(start, ragged, tmp_path, monkeypatch):
-    words = (TINY, f"data.files={ragged}", "duration=240seq", "batch.size=4seq,8seq", "seed=0,1", "jobs=2", *QUICK)
+    words = (TINY, f"data.files={ragged}", "duration=240seq", "batch.size=4seq,8seq", "jobs=2", *QUICK)
     words = (*words, "checkpoint.every=4steps")
     unbroken, _ = start("unbroken", *words)
     assert unbroken.wait(300) == 0
@@ -85,7 +85,7 @@ def test_a_comparison_killed_twice_gives_the_same_page(start, ragged, tmp_path, 
     ]
     assert pages[0] == pages[1] and "8 sequences" in pages[0]
     again, output = start("broken", *words)  # nothing is run twice
-    assert again.wait(60) == 0 and output.read_text().count(": finished (") <= 4
+    assert again.wait(60) == 0 and output.read_text().count(": finished (") <= 2
 
 
 def test_an_arm_that_fails_is_said_and_the_rest_is_shown(start, ragged, tmp_path):
@@ -120,12 +120,12 @@ def test_sigterm_ends_the_runs_at_work_with_a_checkpoint_and_the_same_command_go
 
 
 def test_the_rate_is_tuned_for_each_batch(start, ragged, tmp_path, monkeypatch):
-    words = (TINY, f"data.files={ragged}", "duration=96seq", "batch.size=4seq,8seq", "seed=0,1", "tune=optim.lr:3")
+    words = (TINY, f"data.files={ragged}", "duration=96seq", "batch.size=4seq,8seq", "tune=optim.lr:3")
     words = (*words, "optim.lr=1.2e-2", "jobs=2", *QUICK)
     process, output = start("w", *words)
     assert process.wait(400) == 0, output.read_text()
     experiment = read(tmp_path / "w", monkeypatch, *words)
-    assert len(experiment.arms) == 2 and all(len(arm.trials) == 2 for arm in experiment.arms)
+    assert len(experiment.arms) == 2 and all(len(arm.trials) == 1 for arm in experiment.arms)
     for arm in experiment.arms:
         losses = {tried.value: tried.loss for tried in arm.tried}
         (chosen,) = (tried.value for tried in arm.tried if tried.chosen)

@@ -158,7 +158,7 @@ def on_a_disk(environment, script, *words):
 @needs_a_disk
 def test_a_full_disk_loses_nothing(hfbsz, ragged, environment, tmp_path):
     """Filled while the run is at work; once there is room the same command ends as the unbroken run does."""
-    words = [TINY, f"data.files={ragged}", "duration=400steps", "checkpoint.every=20steps", "threads=1"]
+    words = [TINY, f"data.files={ragged}", "duration=160steps", "checkpoint.every=20steps", "threads=1"]
     assert hfbsz("pretrain.py", *words, f"output_dir={tmp_path}/whole").code == 0
     script = f"""
     mount -t tmpfs -o size=4m none /mnt

@@ -125,16 +125,16 @@ def test_evaluation_depends_on_no_split(hfbsz, words, tmp_path):
             assert other[name] == pytest.approx(found[0][name], abs=1e-6), name
 
 
-def test_a_killed_fine_tuning_is_the_unbroken_one(tuned, words, environment, tmp_path):
+def test_a_killed_fine_tuning_is_the_unbroken_one(tuned, words, environment, fork_server, tmp_path):
     """The patience, the best and the onset come back with the checkpoint."""
     whole, _ = tuned
     folder, words = tmp_path / "run", [*words, "checkpoint.every=20steps"]
     stop = read_status(whole)["step"]
     for target in (stop // 3, stop - 10):
-        run = Started(folder, environment, *words, script="finetune.py")
+        run = Started(folder, environment, *words, script="finetune.py", server=fork_server)
         run.wait_for(lambda run=run, target=target: run.step() >= target)
         run.end(signal.SIGKILL)
-    last = Started(folder, environment, *words, script="finetune.py")
+    last = Started(folder, environment, *words, script="finetune.py", server=fork_server)
     _, err = last.process.communicate(timeout=120)
     assert last.process.returncode == 0, err
     assert told(folder) == told(whole) and same_weights(folder, whole)

@@ -23,13 +23,16 @@ WORDS = [
 
 
 class Started:
-    """The real command, to be watched by its records and ended by a signal."""
+    """The real command, to be watched by its records and ended by a signal; forked from `server`, if that is given."""
 
-    def __init__(self, folder, environment, *words, processes=1, config=None, script="pretrain.py"):
+    def __init__(self, folder, environment, *words, processes=1, config=None, script="pretrain.py", server=None):
+        self.folder = folder
+        if server is not None:
+            self.process = server.start([str(ROOT / "scripts" / script), *words, f"output_dir={folder}"], environment)
+            return
         path = f"accelerate_configs/{config or 'cpu_2proc.yaml'}"
         launch = ["-m", "accelerate.commands.launch", "--config_file", path] if processes > 1 or config else []
         command = [sys.executable, *launch, f"scripts/{script}", *words, f"output_dir={folder}"]
-        self.folder = folder
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
@@ -75,11 +78,11 @@ def unbroken(hfbsz, ragged, tmp_path_factory):
     return folder
 
 
-def kill_and_go_on(folder, environment, words, times, seed):
+def kill_and_go_on(folder, environment, server, words, times, seed):
     """Kill the run at points drawn over its training, a quarter of them inside checkpoint writing; then let it end."""
     draw = random.Random(seed)
     for number in range(times):
-        run = Started(folder, environment, *words)
+        run = Started(folder, environment, *words, server=server)
         if number % 4 == 3:
             run.wait_for(lambda: list(folder.glob(".checkpoint-*.tmp")))
         else:
@@ -88,25 +91,25 @@ def kill_and_go_on(folder, environment, words, times, seed):
             run.wait_for(lambda run=run, target=target: run.step() >= min(target, 84))
         run.end(signal.SIGKILL)
         assert read_status(folder)["state"] == "running"
-    last = Started(folder, environment, *words)
+    last = Started(folder, environment, *words, server=server)
     _, err = last.process.communicate(timeout=120)
     assert last.process.returncode == 0, err
 
 
-def test_a_run_killed_five_times_is_the_unbroken_run(unbroken, ragged, environment, tmp_path):
+def test_a_run_killed_five_times_is_the_unbroken_run(unbroken, ragged, environment, fork_server, tmp_path):
     """SIGKILL: records without gap or double, final weights bit-identical."""
     folder = tmp_path / "run"
-    kill_and_go_on(folder, environment, [*WORDS, f"data.files={ragged}"], times=5, seed=0)
+    kill_and_go_on(folder, environment, fork_server, [*WORDS, f"data.files={ragged}"], times=5, seed=0)
     assert told(folder) == told(unbroken) and same_weights(folder, unbroken)
     assert not list(folder.glob("attempt-*")) and read_status(folder)["state"] == "finished"
     assert [record["state"] for record in records(folder, "lifecycle")][-1] == "finished"
 
 
 @pytest.mark.slow
-def test_two_hundred_kills(unbroken, ragged, environment, tmp_path):
+def test_two_hundred_kills(unbroken, ragged, environment, fork_server, tmp_path):
     for number in range(40):
         folder = tmp_path / f"run-{number}"
-        kill_and_go_on(folder, environment, [*WORDS, f"data.files={ragged}"], times=5, seed=number)
+        kill_and_go_on(folder, environment, fork_server, [*WORDS, f"data.files={ragged}"], times=5, seed=number)
         assert told(folder) == told(unbroken) and same_weights(folder, unbroken), number
 
 
@@ -138,10 +141,10 @@ def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environ
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-9)
 
 
-def test_what_a_resume_takes_and_what_it_refuses(hfbsz, ragged, environment, tmp_path):
+def test_what_a_resume_takes_and_what_it_refuses(hfbsz, ragged, environment, fork_server, tmp_path):
     folder = tmp_path / "run"
     words = [TINY, f"data.files={ragged}", "checkpoint.every=5steps"]
-    run = Started(folder, environment, *words)
+    run = Started(folder, environment, *words, server=fork_server)
     run.wait_for(lambda: run.step() >= 12)
     run.end(signal.SIGKILL)
     place = f"output_dir={folder}"

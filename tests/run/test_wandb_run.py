@@ -92,12 +92,12 @@ def test_a_server_that_is_down_costs_a_warning(hfbsz, ragged, tmp_path):
     assert len(lines(run)) == 60
 
 
-def test_a_run_that_was_killed_and_resumed_offline_is_sent_once(hfbsz, ragged, environment, tmp_path):
+def test_a_run_that_was_killed_and_resumed_offline_is_sent_once(hfbsz, ragged, environment, fork_server, tmp_path):
     """Two offline folders of one id, which `wandb sync` would lay over each other; records.jsonl has each row once."""
     run = tmp_path / "run"
     words = [TINY, f"data.files={ragged}", "log.wandb=offline", "duration=90steps", "checkpoint.every=7steps"]
     words += ["threads=1"]
-    first = Started(run, environment, *words)
+    first = Started(run, environment, *words, server=fork_server)
     first.wait_for(lambda: first.step() >= 12)
     first.end(signal.SIGKILL)
     ended = hfbsz("pretrain.py", *words, f"output_dir={run}")
