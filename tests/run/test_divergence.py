@@ -37,7 +37,7 @@ def test_case_d03_weights_that_are_not_finite_end_the_run(hfbsz, ragged, tmp_pat
     status = read_status(run)
     assert ended.code == 1 and status["state"] == "diverged", ended.err
     assert "weights are not finite (model.embed_tokens.weight): the run has diverged; it has no checkpoint" in ended.err
-    assert status["why"] in ended.err and ("Traceback" in ended.err) == (processes == 2)  # the launcher's own
+    assert status["why"] in ended.err and "Traceback" not in ended.err
     assert not steps(run) and not list(run.glob("*.safetensors")) and (run / "report.html").is_file()
     assert records(run, "lifecycle")[-1]["state"] == "diverged"
     assert math.isnan(final_result(read_run(run)).loss)
