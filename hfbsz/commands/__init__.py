@@ -5,6 +5,7 @@ COMMANDS = {
     "pretrain": "pretrain a language model (accelerate launch -m hfbsz pretrain)",
     "finetune": "fine-tune a model (accelerate launch -m hfbsz finetune)",
     "compare": "compare batch sizes",
+    "critical": "fit the critical batch to steps over batches",
     "report": "write an HTML report of one or more runs",
     "sync": "upload the missing records of runs to Weights & Biases",
     "dashboard": "create a W&B view and report for a project",

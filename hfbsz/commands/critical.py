@@ -1,0 +1,133 @@
+"""The critical batch: how many steps a larger batch saves until a target loss, and where it stops saving them.
+
+    hfbsz critical table=FILE.csv [first=256] [picture=FILE]
+
+table: a CSV file with the columns batch (sequences) and steps (optimizer steps to the target loss, with the learning
+rate tuned at each batch); several rows of one batch are its seeds. first: the batch from which scaling counts as
+perfect, in sequences (default: the smallest in the table). picture: a PNG or SVG file to draw the fit to.
+"""
+
+import csv
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfbsz.display import one_line
+from hfbsz.errors import MISUSED, UserError, complain, did_you_mean
+from hfbsz.recipe.amounts import short
+
+if TYPE_CHECKING:
+    from hfbsz.measure.critical_batch import CriticalBatch, Interval
+
+_OPTIONS = ("table", "first", "picture")
+_COLUMNS = ("batch", "steps")
+_MARKS = (b"\x89PNG", b"<?xml", b"<svg")  # of pictures, which may be replaced
+
+
+def main(words: list[str]) -> int:
+    """Print the fit of a table; returns the exit code."""
+    if "--help" in words or "-h" in words or not words:
+        print(__doc__.strip())
+        return 0 if words else MISUSED
+    try:
+        options = _options(words)
+        from hfbsz.measure.critical_batch import fit  # imports scipy: only once the words are checked
+
+        table = Path(options["table"])
+        batches, steps = read_table(table)
+        found = fit(batches, steps)
+        first = _positive("first", options["first"]) if "first" in options else min(batches)
+        print("\n".join(lines_of(found, first, table.name)))
+        if "picture" in options:
+            from hfbsz.experiment.page.critical_batch import draw
+            from hfbsz.system.files import refuse_others
+
+            picture = Path(options["picture"])
+            if picture.suffix not in (".png", ".svg"):
+                raise UserError(f"picture={picture}: a picture is a .png or an .svg file")
+            refuse_others("picture", picture, *_MARKS)
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw(found, first, picture)
+            print(f"picture      {one_line(str(picture))}")
+    except UserError as problem:
+        return complain(problem.lines)
+    except OSError as problem:
+        return complain([f"{problem.filename}: {problem.strerror}"])
+    return 0
+
+
+def read_table(path: Path) -> tuple[list[float], list[float]]:
+    """The batches (sequences) and steps of a CSV file with these columns; others are ignored. Raises UserError."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, skipinitialspace=True)
+            missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                there = ", ".join(rows.fieldnames or ()) or "none"
+                raise UserError(
+                    f"{path}: there is no column {' and no column '.join(missing)}; the columns are {there}"
+                )
+            pairs = [
+                tuple(_positive(f"{path}, line {rows.line_num}: {name}", row[name]) for name in _COLUMNS)
+                for row in rows
+            ]
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise UserError(f"{path}: not a CSV file in UTF-8: {problem}") from None
+    except OSError as problem:
+        raise UserError(f"table={path}: {problem.strerror}") from None
+    batches, steps = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
+    return batches, steps
+
+
+def lines_of(found: "CriticalBatch", first: float, name: str) -> list[str]:
+    """The fit as text: both definitions of the critical batch with their intervals, and the fit at each batch."""
+    lines = [
+        f"critical batch of {one_line(name)}",
+        f"fit          S = a + b ÷ B: a = {short(found.least_steps)} steps, b = {short(found.least_sequences)} "
+        f"sequences; residual {100 * found.spread:.2g} % over {len(found.batches)} points",
+        f"balance      {_shown(found.balance)}: b ÷ a, twice the least steps and twice the least sequences "
+        "(McCandlish et al. 2018)",
+        f"overhead     {_shown(found.overhead(first))}: 20 % more steps than perfect scaling from {first:,.0f} "
+        "sequences (Zhang et al. 2024)",
+    ]
+    if not found.is_reached:
+        lines.append("note         the data do not bound the critical batch from above: measure larger batches")
+    lines += ["", f"{'batch':>12} {'steps':>10} {'fit':>10} {'95 %':>19} {'d log S ÷ d log B':>18}"]
+    for batch in sorted(set(found.batches)):
+        steps = [step for at, step in zip(found.batches, found.steps, strict=True) if at == batch]
+        band = found.band_at(batch)
+        interval = f"{band.low:,.0f} to {band.high:,.0f}"
+        mean = sum(steps) / len(steps)
+        lines.append(
+            f"{batch:>8,.0f} seq {mean:>10,.0f} {band.value:>10,.0f} {interval:>19} {found.slope_at(batch):>18.2f}"
+        )
+    return lines
+
+
+def _shown(interval: "Interval") -> str:
+    """A batch with its 95 % interval."""
+    high = "unbounded" if math.isinf(interval.high) else f"{interval.high:,.0f}"
+    return f"{interval.value:,.0f} sequences (95 %: {interval.low:,.0f} to {high})"
+
+
+def _options(words: list[str]) -> dict[str, str]:
+    options = {}
+    for word in words:
+        name, equals, value = word.lstrip("-").partition("=")
+        if not equals or name not in _OPTIONS:
+            near = did_you_mean(name, _OPTIONS)
+            raise UserError(f"{word!r}: no such option{near}; write {', '.join(f'{one}=…' for one in _OPTIONS)}")
+        options[name] = value
+    if not options.get("table"):
+        raise UserError("table=FILE.csv is missing: a CSV file with the columns batch and steps")
+    return options
+
+
+def _positive(where: str, text: str | None) -> float:
+    try:
+        value = float((text or "").replace(",", "").removesuffix("seq"))
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"{where}: {text!r} is not a positive number")
+    return value

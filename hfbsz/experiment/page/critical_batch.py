@@ -1,0 +1,59 @@
+"""A figure of the critical batch: steps to a target loss over the batch, with the fit and both definitions."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from hfbsz.measure.critical_batch import CriticalBatch
+
+_COLOR, _GRAY = "#0072b2", "#666666"
+
+
+def draw(found: CriticalBatch, first: float, path: Path) -> None:
+    """Write a PNG or SVG figure; `first`: the batch from which scaling counts as perfect."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    low, high = min(found.batches), max(found.batches)
+    batches = np.geomspace(low / 1.4, high * 1.4, 200)
+    bands = [found.band_at(float(batch)) for batch in batches]
+    axes.fill_between(
+        batches, [band.low for band in bands], [band.high for band in bands], color=_COLOR, alpha=0.15, linewidth=0
+    )
+    axes.plot(batches, [band.value for band in bands], color=_COLOR, label="S = a + b ÷ B, 95 % band")
+    axes.plot(
+        batches,
+        found.steps_at(first) * first / batches,
+        color=_GRAY,
+        linestyle=(0, (5, 2)),
+        label=f"perfect scaling from {first:,.0f} sequences",
+    )
+    axes.plot(found.batches, found.steps, "o", color=_COLOR, markersize=5, alpha=0.8, label="measured")
+    for (name, interval), dashes in zip(
+        (
+            ("balance b ÷ a (McCandlish et al. 2018)", found.balance),
+            ("20 % overhead (Zhang et al. 2024)", found.overhead(first)),
+        ),
+        ((1, 2), (6, 2, 1, 2)),
+        strict=True,
+    ):
+        if batches[0] <= interval.value <= batches[-1]:
+            end = interval.high if math.isfinite(interval.high) else batches[-1]
+            axes.axvspan(max(interval.low, batches[0]), min(end, batches[-1]), color="#d55e00", alpha=0.07, linewidth=0)
+            label = f"{name}: {interval.value:,.0f}"
+            axes.axvline(interval.value, color="#d55e00", linestyle=(0, dashes), linewidth=1.4, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.minorticks_off()
+    axes.set_xlim(batches[0], batches[-1])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel("batch (sequences, log scale)")
+    axes.set_ylabel("optimizer steps to the target loss (log scale)")
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=9, facecolor="white", framealpha=0.9, edgecolor="none")
+    figure.savefig(path, dpi=160, facecolor="white")
