@@ -25,7 +25,7 @@ def test_a_number_has_a_unit_or_a_heading_that_tells_what_it_is():
         ("eval/films/loss", METRICS["eval/loss"]),
         ("full/films/bits_per_byte", METRICS["full/bits_per_byte"]),
         ("eval/rouge_l", metrics.Metric("rouge l", "", "rouge_l")),
-        ("noise/scale", metrics.Metric("scale", "", "scale")),
+        ("other/scale", metrics.Metric("scale", "", "scale")),
     ],
 )
 def test_the_entry_of_a_name(name, expected):
@@ -35,4 +35,9 @@ def test_the_entry_of_a_name(name, expected):
 def test_sections_hold_each_metric_once():
     titles = {entry.section for entry in METRICS.values()} - {""}
     assert sum(len(section(title)) for title in titles) == sum(bool(entry.section) for entry in METRICS.values())
-    assert list(section(metrics.NOISE)) == ["train/grad_norm", "train/skipped"]
+    assert list(section(metrics.AT_END)) == ["full/loss", "full/accuracy", "full/bits_per_byte", "last/loss"]
+
+
+def test_the_noise_scale_of_a_layer_has_an_entry():
+    entry = metric("noise/layer/model.layers.0.input_layernorm")
+    assert (entry.unit, entry.heading) == ("sequences", "noise scale of model.layers.0.input_layernorm")
