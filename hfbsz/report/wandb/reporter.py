@@ -296,6 +296,9 @@ def end_service() -> None:
         with suppress(psutil.Error):
             if child.name() == "wandb-core":
                 child.kill()
+    ending = threading.Thread(target=tear_down, daemon=True)  # W&B's own end would print that its service is gone
+    ending.start()
+    ending.join(SLACK_SECONDS)
 
 
 def tear_down() -> None:
