@@ -25,6 +25,7 @@ class MicroBatchNorms:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._device = next(model.parameters()).device
         self._weights: list[torch.Tensor] | None = None
         self._handles: list[RemovableHandle] = []
         self._squares: list[torch.Tensor] = []
@@ -48,7 +49,7 @@ class MicroBatchNorms:
     def take(self) -> torch.Tensor:
         """The squared norm of the gradient since the last call: that of one backward pass, a scalar on the device."""
         squares, self._squares = self._squares, []
-        return torch.stack(squares).sum()
+        return torch.stack(squares).sum() if squares else torch.tensor(torch.nan, device=self._device)
 
 
 class SequenceNorms:
@@ -56,7 +57,8 @@ class SequenceNorms:
 
     A sequence's gradient of a layer's scale is Σ_t dy_t ⊙ x̂_t, of its bias Σ_t dy_t, with dy the gradient of the
     layer's output and x̂ its normalized input (Gray et al. 2024, arXiv 2411.00999). Exact for these weights, at the cost
-    of normalizing their inputs once more.
+    of normalizing their inputs once more. Left out are layers with further inputs, and those whose input does not have
+    a row for each sequence.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -79,9 +81,9 @@ class SequenceNorms:
 
     def _listener(self, name: str) -> Any:
         def after_forward(module: Any, inputs: Sequence[Any], named: Mapping[str, Any], output: torch.Tensor) -> None:
-            if output.requires_grad:
-                states = inputs[0] if inputs else next(iter(named.values()))
-                output.register_hook(lambda gradient: self._add(name, module, states, gradient))
+            given = [*inputs, *named.values()]
+            if len(given) == 1 and isinstance(output, torch.Tensor) and output.requires_grad:
+                output.register_hook(lambda gradient: self._add(name, module, given[0], gradient))
 
         return after_forward
 
@@ -97,8 +99,7 @@ class SequenceNorms:
         self._sums[name] = parts if before is None else [old + new for old, new in zip(before, parts, strict=True)]
 
     def take(self, rows: int) -> dict[str, torch.Tensor]:
-        """By layer, the squared norms of the gradients of the `rows` sequences of one backward pass: [rows]. A layer
-        whose input does not have a row for each sequence is left out."""
+        """By layer, the squared norms of the gradients of the `rows` sequences of one backward pass: [rows]."""
         sums, self._sums = self._sums, {}
         return {
             name: torch.stack([part.square().sum(-1) for part in parts]).sum(0)

@@ -102,3 +102,15 @@ def test_a_layer_without_a_row_for_each_sequence_is_left_out():
     norms.open()
     layer(torch.randn(15, 8)).sum().backward()  # 3 sequences of 5 tokens in one dimension
     assert norms.take(3) == {}
+
+
+def test_a_layer_with_further_inputs_is_left_out():
+    class Gated(torch.nn.LayerNorm):
+        def forward(self, states, gate):
+            return super().forward(states) * gate
+
+    layer = Gated(8)
+    norms = SequenceNorms(torch.nn.Sequential(layer))
+    norms.open()
+    layer(torch.randn(3, 5, 8), torch.randn(3, 5, 8)).sum().backward()
+    assert norms.take(3) == {}
