@@ -75,6 +75,7 @@ def _noise_picture(runs: Sequence[RunData]) -> Markup:
     """Noise scale, with its standard error, and batch over tokens; where a run has only that of the norms, this one."""
     figure = Figure(figsize=(4.8, 3.1), layout="constrained")
     axes = figure.add_subplot()
+    drawn: list[float] = []
     for index, run in enumerate(runs):
         color, _ = style(index)
         name = SCALE if run.values(SCALE) else NORM_SCALE
@@ -87,8 +88,8 @@ def _noise_picture(runs: Sequence[RunData]) -> Markup:
             axes.fill_between(x[known], low, y[known] + error, color=color, alpha=0.15, linewidth=0)
         x, batch = run.series("batch/global", TOKENS)
         axes.plot(np.r_[0, x], np.r_[batch[:1], batch], drawstyle="steps-pre", color=color, linestyle=(0, (5, 2)))
-    values = [value for run in runs for name in (SCALE, NORM_SCALE, "batch/global") for value in run.values(name)]
-    _powers_of_two(axes, [value for value in values if value > 0])
+        drawn += [value for value in (*y, *batch) if value > 0]
+    _powers_of_two(axes, drawn)
     axes.set(xlabel=_axis(runs, TOKENS)[0], ylabel=f"sequences ({DASHED} batch)")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6))
