@@ -9,6 +9,7 @@ from torch import nn
 
 from hfbsz.plan.plan import Plan, PlannedStep
 from hfbsz.train.fsdp import shard_like
+from hfbsz.train.muon import Muon
 
 Group = dict[str, Any]
 
@@ -118,7 +119,7 @@ def build_optimizer(model: Any, plan: Plan) -> Optimizers:
             return Optimizers([torch.optim.Adafactor(groups, **common)])
         case "muon":
             hidden, rest = _split_hidden(model, groups)
-            muon = torch.optim.Muon(hidden, **common, momentum=optim.momentum, adjust_lr_fn="match_rms_adamw")
+            muon = Muon(hidden, **common, momentum=optim.momentum)
             return Optimizers([muon, torch.optim.AdamW(rest, **adam, fused=True)])
         case "lamb":
             from pytorch_optimizer import Lamb
