@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _OPTIONS = ("table", "first", "picture")
 _COLUMNS = ("batch", "steps")
-_MARKS = (b"\x89PNG", b"<?xml", b"<svg")  # of pictures, which may be replaced
 
 
 def main(words: list[str]) -> int:
@@ -40,12 +39,12 @@ def main(words: list[str]) -> int:
         print("\n".join(lines_of(found, first, table.name)))
         if "picture" in options:
             from hfbsz.experiment.page.critical_batch import draw
-            from hfbsz.system.files import refuse_others
+            from hfbsz.experiment.request import refuse_overwriting
 
             picture = Path(options["picture"])
             if picture.suffix not in (".png", ".svg"):
                 raise UserError(f"picture={picture}: a picture is a .png or an .svg file")
-            refuse_others("picture", picture, *_MARKS)
+            refuse_overwriting({"picture": str(picture)})
             picture.parent.mkdir(parents=True, exist_ok=True)
             draw(found, first, picture)
             print(f"picture      {one_line(str(picture))}")

@@ -11,12 +11,9 @@ from hfbsz.data.batches import Batch
 from hfbsz.measure.gradient_norms import MicroBatchNorms, SequenceNorms, squares_of_gradients
 from hfbsz.measure.noise_scale import Measurement, NoiseScale
 from hfbsz.plan.plan import Plan, PlannedStep
-from hfbsz.records.metrics import LAYERS
+from hfbsz.records.metrics import LAYERS, NOISE_LEAST, NOISE_SHARE
 from hfbsz.records.noise import NoiseSummary, noise_of
 from hfbsz.records.record import Clock
-
-_SHARE = 0.05  # of the measurements of a run that an estimate averages over,
-_LEAST = 20  # but at least so many
 
 
 class NoiseCollector:
@@ -39,7 +36,7 @@ class NoiseCollector:
         self.micro_norms = MicroBatchNorms(model) if noise.method in ("auto", "two_batch") else None
         per_sequence = noise.method in ("auto", "per_sequence") and not plan.recipe.model.compile
         self.sequence_norms = SequenceNorms(model) if per_sequence else None
-        memory = max(_LEAST, _SHARE * plan.intervals(noise.every, plan.steps, plan.total))
+        memory = max(NOISE_LEAST, NOISE_SHARE * plan.intervals(noise.every, plan.steps, plan.total))
         self.last = Clock(*saved.get("last", ()))  # of the newest measurement
         self.two_batch = NoiseScale(memory, saved.get("two_batch"))
         self.per_sequence = NoiseScale(memory, saved.get("per_sequence"))

@@ -144,7 +144,7 @@ def noise_warnings(given: Given, walked: Sequence[Phase], micro: int | None) -> 
     """At which batches the noise scale is not measured."""
     recipe = given.recipe
     method, compiled = recipe.measure.noise.method, recipe.model.compile
-    single = [phase.batch for phase in walked if micro is not None and phase.batch == micro * given.world_size == micro]
+    single = [phase.batch for phase in walked if given.world_size == 1 and phase.batch == micro]
     if single and (method == "two_batch" or (method == "auto" and compiled)):
         remedy = "lower batch.micro_max" if compiled else "take measure.noise.method=auto, or lower batch.micro_max"
         yield (

@@ -44,6 +44,8 @@ class Metric:
         return f"{value:{self.format}} {self.unit}".rstrip()
 
 
+NOISE_SHARE, NOISE_LEAST = 0.05, 20  # measurements that an estimate of the noise scale averages: a share of the run's
+
 # What one evaluation measures.
 MEASURES: dict[str, Metric] = {
     "loss": Metric("loss", "nats/target", "ΣNLL ÷ Σtargets", ".4f"),
@@ -168,7 +170,7 @@ METRICS: dict[str, Metric] = {
         "noise scale",
         "sequences",
         "gradient noise scale tr Σ ÷ |G|² of all trained weights, from micro-batches (McCandlish et al. 2018), "
-        "averaged over the last 5 % of the measurements of the run (at least 20)",
+        f"averaged over the last {NOISE_SHARE:.0%} of the measurements of the run (at least {NOISE_LEAST})",
         ",.0f",
         "",
         NOISE,

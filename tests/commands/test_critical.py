@@ -58,3 +58,15 @@ def test_wrong_words_are_told_in_one_line(tmp_path, capsys, words, part):
     assert main([word.format(table=table) for word in words]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and part in err and table.read_text() == TABLE
+
+
+@pytest.mark.parametrize("name", ["fit.png", "fit.svg"])
+def test_its_own_picture_is_replaced_and_another_is_not(tmp_path, capsys, name):
+    table, picture = tmp_path / "t.csv", tmp_path / name
+    table.write_text(TABLE)
+    for _ in range(2):
+        assert main([f"table={table}", f"picture={picture}"]) == 0
+    other = b"\x89PNG another" if name.endswith("png") else b"<?xml version='1.0'?><svg/>"
+    picture.write_bytes(other)
+    assert main([f"table={table}", f"picture={picture}"]) == 2
+    assert "another file is there" in capsys.readouterr().err and picture.read_bytes() == other
