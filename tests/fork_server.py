@@ -7,6 +7,7 @@ imports read from the environment is that of the server.
 import atexit
 import contextlib
 import importlib
+import io
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,6 +72,14 @@ def rank_variables(rank: int, ranks: int) -> dict[str, str]:
     return {name: str(number) for name, number in numbers.items()}
 
 
+def environments_of(env: Mapping[str, str], config: str | None, ranks: int) -> list[dict[str, str]]:
+    """The environment of each rank."""
+    if config is None:
+        return [dict(env)]
+    common = CONFIGS[config] | {"MASTER_PORT": str(free_port())}
+    return [dict(env) | common | rank_variables(rank, ranks) for rank in range(ranks)]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -81,14 +91,18 @@ class Forked:
 
     def __init__(self, server: "ForkServer", pid: int, err: Path) -> None:
         self._server, self.pid, self._err, self.returncode = server, pid, err, None
-        self.stderr = err.open()
+
+    @property
+    def stderr(self) -> io.StringIO:
+        """What it has written to its standard error so far."""
+        return io.StringIO(self._err.read_text(errors="replace"))
 
     def poll(self) -> int | None:
         if self.returncode is None:
             self.returncode = self._server.ask({"poll": self.pid})
         return self.returncode
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float = 600) -> int:
         deadline = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > deadline:
@@ -100,9 +114,12 @@ class Forked:
         self.wait(timeout)
         return None, self._err.read_text(errors="replace")
 
-    def kill(self) -> None:
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class ForkServer:
@@ -111,9 +128,13 @@ class ForkServer:
     def __init__(self, environment: Mapping[str, str], folder: Path, cwd: Path) -> None:
         self._environment, self._folder, self._cwd = dict(environment), folder, cwd
         self._process: subprocess.Popen[str] | None = None
-        self._number = itertools.count()
+        self._number, self._lock = itertools.count(), threading.Lock()
 
     def ask(self, job: Mapping[str, object]) -> int | None:
+        with self._lock:
+            return self._ask(job)
+
+    def _ask(self, job: Mapping[str, object]) -> int | None:
         if self._process is None:
             command = [sys.executable, __file__]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -131,22 +152,28 @@ class ForkServer:
         out, err = self._folder / "out", self._folder / "err"
         for path in (out, err):
             path.write_text("")
-        environments = [dict(env)]
-        if config is not None:
-            common = CONFIGS[config] | {"MASTER_PORT": str(free_port())}
-            environments = [dict(env) | common | rank_variables(rank, ranks) for rank in range(ranks)]
-        code = self.ask({"words": list(words), "envs": environments, "timeout": int(timeout), **self._paths(out, err)})
+        envs = environments_of(env, config, ranks)
+        code = self.ask({"words": list(words), "envs": envs, "timeout": int(timeout), **self._paths(out, err)})
         if code == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(words, timeout, out.read_text(), err.read_text())
         code = int(code != 0) if config is not None else code
         return code, out.read_text(errors="replace"), err.read_text(errors="replace")
 
-    def start(self, words: Sequence[str], env: Mapping[str, str]) -> Forked:
-        """A script, left at work."""
-        err = self._folder / f"err-{next(self._number)}"
-        err.write_text("")
-        job = {"words": list(words), "envs": [dict(env)], "timeout": 0, "start": True}
-        return Forked(self, self.ask(job | self._paths(Path(os.devnull), err)), err)
+    def start(
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str],
+        out: Path | None = None,
+        cwd: Path | None = None,
+        config: str | None = None,
+    ) -> Forked:
+        """A script, left at work; `out`: the file of its output and errors. With a configuration of CONFIGS, two
+        ranks, children of the process that is returned."""
+        err = out or self._folder / f"err-{next(self._number)}"
+        err.touch()
+        envs = environments_of(env, config, 1 if config is None else 2)
+        job = {"words": list(words), "envs": envs, "timeout": 0, "start": True, "cwd": cwd and str(cwd)}
+        return Forked(self, self.ask(job | self._paths(out or Path(os.devnull), err)), err)
 
     def _paths(self, out: Path, err: Path) -> dict[str, str]:
         return {"out": str(out), "err": str(err), "modules": str(self._folder / "modules")}
@@ -159,6 +186,8 @@ class ForkServer:
 
 def serve() -> None:
     load(IMPORTS)
+    with contextlib.suppress(ImportError):  # what every first model that is saved computes in Transformers
+        importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     for line in sys.stdin:
         job = json.loads(line)
         print(json.dumps(poll(job["poll"]) if "poll" in job else fork(job)), flush=True)
@@ -170,7 +199,12 @@ def poll(pid: int) -> int | None:
 
 
 def fork(job: Mapping[str, object]) -> int:
-    """Fork the ranks of a job: the exit code of the first that fails, or 0; of a job to `start`, its process."""
+    """Fork the ranks of a job: the exit code of the first that fails, or 0; of a job to `start`, its process, which is
+    the parent of its ranks if there are several."""
+    if job.get("start") and len(job["envs"]) > 1:
+        if (supervisor := os.fork()) == 0:
+            os._exit(int(fork(job | {"start": False}) != 0))
+        return supervisor
     children = []
     for env in job["envs"]:
         if (child := os.fork()) == 0:
@@ -210,6 +244,7 @@ def become(job: Mapping[str, object], env: Mapping[str, str]) -> None:
     ):
         os.dup2(os.open(path, flags, 0o600), descriptor)
     signal.alarm(job["timeout"])
+    os.chdir(job.get("cwd") or os.getcwd())
     os.environ.clear()
     os.environ.update(env)
     if "CRASH_AT" in os.environ:

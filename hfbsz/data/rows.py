@@ -28,7 +28,7 @@ from hfbsz.plan.plan import Facts
 from hfbsz.recipe.fields import Data, EvalSet
 from hfbsz.recipe.tasks import RowKind
 
-_VERSION = 7  # of the cache's format
+_VERSION = 8  # of the cache's format
 _AT_ONCE = 2**30  # bytes: Arrow files up to this size are verified when they are opened, in 0.3 s
 
 

@@ -11,11 +11,29 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Protocol
 
 from hfbsz.experiment.jobs import Job
 from hfbsz.records.folder import cpu_cores, has_diverged, has_finished, is_held, read_status
 
 _POLL_SECONDS = 0.5
+
+
+class Process(Protocol):
+    """A process that was started: the part of `subprocess.Popen` that a launcher uses."""
+
+    def wait(self) -> int:
+        """Wait until it has ended; returns its exit code, -N if signal N ended it."""
+        ...
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        ...
+
+
+def start_process(words: Sequence[str], log: IO[str]) -> Process:
+    """Start a command in a session of its own, with `log` as its output."""
+    return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 @dataclass
@@ -27,13 +45,14 @@ class Launcher:
     on_end: Callable[[Job, str], None]
     keep_checkpoints: bool = True
     scripts: Path | None = None  # folder of the scripts to run; None: the commands of this package
+    start: Callable[[Sequence[str], IO[str]], Process] = start_process
     seconds: dict[Path, float] = field(default_factory=dict)  # by folder: duration of each run that ended here
     running: dict[Path, float] = field(default_factory=dict)  # by folder: start time (monotonic) of each active run
     failures: dict[Path, str] = field(default_factory=dict)  # by folder: the reason, in one line
 
     def __post_init__(self) -> None:
         self._stopped = threading.Event()
-        self._processes: dict[Path, subprocess.Popen[bytes]] = {}
+        self._processes: dict[Path, Process] = {}
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run the jobs that are not finished; returns when all have ended, or after `stop`."""
@@ -93,8 +112,7 @@ class Launcher:
             words.append(f"threads={max(1, cpu_cores() // self.max_parallel)}")
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("w") as log:
-            process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-            self._processes[job.folder] = process
+            process = self._processes[job.folder] = self.start(words, log)
             if self.stopped:
                 process.send_signal(signal.SIGTERM)
             code = process.wait()

@@ -180,6 +180,12 @@ class Data(Origin):
     validation: AmountField = Field(
         Amount(5, "%"), description="share of the documents or rows held out for validation, chosen by a hash"
     )
+    validation_unit: Literal["document", "section"] | None = Field(
+        None,
+        description="what is held out of a text: complete documents, or sections of about 1,000 characters of them, so "
+        "that few and unlike documents give two parts that can be compared; null: sections of the default corpus, "
+        "documents of other text (language modeling)",
+    )
     validation_files: PathsField | None = Field(
         None, description="paths or globs of validation files, instead of holding out a share"
     )
@@ -199,7 +205,15 @@ class Data(Origin):
     def _one_validation(self) -> Self:
         if self.validation_files is not None and self.validation_split is not None:
             raise ValueError("validation_files and validation_split are two validation sets: set only one")
+        own = "validation_files" if self.validation_files is not None else "validation_split"
+        if self.validation_unit is not None and getattr(self, own) is not None:
+            raise ValueError(f"validation_unit is for a share that is held out, and {own} is set: leave one out")
         return self
+
+    @property
+    def holds_out_sections(self) -> bool:
+        """Whether sections of documents are held out for validation, rather than complete documents."""
+        return self.validation_unit == "section" or (self.validation_unit is None and not self.sources())
 
     def read_as(self, columns: "EvalSet") -> "Data":
         """A copy of this section for reading an evaluation set: the columns that the set names replace those of data,

@@ -102,6 +102,8 @@ class Recipe(Section):
         data, fine_tuning = self.data, self.row_kind is not RowKind.TEXT
         if fine_tuning and (data.pack or data.stream):
             raise ValueError(f"data.pack and data.stream are not supported for {self.task}: a row is one example")
+        if fine_tuning and data.validation_unit is not None:
+            raise ValueError(f"data.validation_unit is not supported for {self.task}: rows or groups are held out")
         chat_columns = ("messages", "prompt", "response", "system", "tools")
         unsupported = {RowKind.LABEL: chat_columns, RowKind.CONVERSATION: ("label", "labels")}.get(
             self.row_kind, ("label", "labels", *chat_columns, "group", "rows", "id", "skip")

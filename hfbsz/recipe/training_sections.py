@@ -202,6 +202,7 @@ class Log(Section):
     project: str = Field("hfbsz", description="W&B project")
     entity: str | None = Field(None, description="W&B team")
     group: str | None = Field(None, description="W&B group: the experiment to which the run belongs")
+    page: bool = Field(True, description="draw report.html at the end of the run; the command `report` draws it later")
 
 
 class Checkpoint(Section):

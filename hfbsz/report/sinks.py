@@ -38,6 +38,7 @@ class Reports:
         sent: Collection[tuple[str, int]],
     ) -> None:
         recipe, self.console, self.path = plan.recipe, console, path
+        self.has_page = recipe.log.page
         write_text(path / "plan.json", json.dumps(plan.to_dict(), indent=1))
         write_text(path / "machine.json", json.dumps(self._since(machine, path, step), indent=1))
         self.records = JsonLines(path / "records.jsonl")
@@ -70,9 +71,12 @@ class Reports:
             self.console.evaluation(reading)
 
     def close(self, state: str, status: Mapping[str, Any] | None = None) -> None:
-        """End the records and the W&B run, and write the page; `status`: what will be written to status.json."""
+        """End the records and the W&B run, and write the page unless `log.page` is false; `status`: what will be
+        written to status.json."""
         self.records.close()
         self.wandb.finish(0 if state == "finished" else 1)
+        if not self.has_page:
+            return
         from hfbsz.report.page import page
 
         try:

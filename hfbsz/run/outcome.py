@@ -142,7 +142,10 @@ def hints(path: Path, loaded: LoadedRecipe) -> list[str]:
     """What to do next, one line each. The two recipes of the README's comparison refer to each other."""
     name = loaded.name
     loads = _MODEL_CLASS.get(loaded.recipe.row_kind, "AutoModelForCausalLM")
-    page = f"open the report      {command('open', path / 'report.html')}"
+    if (path / "report.html").is_file():
+        page = f"open the report      {command('open', path / 'report.html')}"
+    else:
+        page = f"draw the report      {command_name('report')} {command(path)}"
     load = f"load the model       {loads}.from_pretrained({str(path)!r})"
     if name not in ("large_batch", "small_batch_pretrain"):
         return [page, load]

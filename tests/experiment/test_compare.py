@@ -5,13 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import pytest
 from conftest import ROOT
+from fork_server import Forked
 
+from hfbsz.commands.compare import main
 from hfbsz.experiment.compare import ComparisonRunner
+from hfbsz.experiment.launch import Launcher
 from hfbsz.experiment.page import page
 from hfbsz.experiment.request import parse
 from hfbsz.experiment.results import Experiment, Outcome
@@ -33,6 +39,27 @@ def start(environment, tmp_path):
             command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, words)]
             process = subprocess.Popen(command, cwd=tmp_path / folder, env=environment, stdout=out, stderr=out)
         return process, output
+
+    return run
+
+
+@pytest.fixture
+def compare(fork_server, environment, tmp_path, monkeypatch, capsys):
+    """Run the command in this process, in a separate folder, its runs in forks; returns its exit code and output."""
+
+    def start(words: Sequence[str], log: IO[str]) -> Forked:
+        script, *rest = words[words.index("hfbsz") + 1 :]
+        here = Path.cwd()
+        return fork_server.start([f"{ROOT}/scripts/{script}.py", *rest], environment, here / log.name, here)
+
+    def run(folder: str, *words: str) -> tuple[int, str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        monkeypatch.setattr("hfbsz.experiment.compare.Launcher", partial(Launcher, start=start))
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        capsys.readouterr()
+        code = main([*map(str, words)])
+        return code, "".join(capsys.readouterr())
 
     return run
 
@@ -64,11 +91,10 @@ def read(folder: Path, monkeypatch, *words: str) -> Experiment:
     return runner.run()  # all runs are finished
 
 
-def test_a_comparison_killed_twice_gives_the_same_page(start, ragged, tmp_path, monkeypatch):
+def test_a_comparison_killed_twice_gives_the_same_page(start, compare, ragged, tmp_path, monkeypatch):
     words = (TINY, f"data.files={ragged}", "duration=240seq", "batch.size=4seq,8seq", "jobs=2", *QUICK)
     words = (*words, "checkpoint.every=4steps")
-    unbroken, _ = start("unbroken", *words)
-    assert unbroken.wait(300) == 0
+    assert compare("unbroken", *words)[0] == 0
     runs = tmp_path / "broken" / "runs"
     for wait_for in (1, 3):  # checkpoints written
         process, output = start("broken", *words)
@@ -78,21 +104,20 @@ def test_a_comparison_killed_twice_gives_the_same_page(start, ragged, tmp_path, 
             time.sleep(0.05)
         process.kill()
         process.wait()
-    last, output = start("broken", *words)
-    assert last.wait(300) == 0, output.read_text()
+    code, output = compare("broken", *words)
+    assert code == 0, output
     pages = [
         page.render(without_times(read(tmp_path / folder, monkeypatch, *words))) for folder in ("unbroken", "broken")
     ]
     assert pages[0] == pages[1] and "8 sequences" in pages[0]
-    again, output = start("broken", *words)  # nothing is run twice
-    assert again.wait(60) == 0 and output.read_text().count(": finished (") <= 2
+    code, output = compare("broken", *words)  # nothing is run twice
+    assert code == 0 and output.count(": finished (") <= 2
 
 
-def test_an_arm_that_fails_is_said_and_the_rest_is_shown(start, ragged, tmp_path):
+def test_an_arm_that_fails_is_reported_and_the_rest_is_shown(compare, ragged, tmp_path):
     words = (TINY, f"data.files={ragged}", "duration=64seq", "optim.lr=1e-3,1e30", *QUICK, "out=table.json")
-    process, output = start("w", *words)
-    assert process.wait(120) == 1
-    text = output.read_text()
+    code, text = compare("w", *words)
+    assert code == 1
     (failed,) = (line for line in text.splitlines() if line.startswith("diverged: "))
     assert "not finite" in failed
     table = json.loads((tmp_path / "w" / "table.json").read_text())
@@ -119,11 +144,11 @@ def test_sigterm_ends_the_runs_at_work_with_a_checkpoint_and_the_same_command_go
     assert 'http-equiv="refresh"' in report.read_text()  # the page of an unfinished comparison reloads
 
 
-def test_the_rate_is_tuned_for_each_batch(start, ragged, tmp_path, monkeypatch):
+def test_the_rate_is_tuned_for_each_batch(compare, ragged, tmp_path, monkeypatch):
     words = (TINY, f"data.files={ragged}", "duration=96seq", "batch.size=4seq,8seq", "tune=optim.lr:3")
     words = (*words, "optim.lr=1.2e-2", "jobs=2", *QUICK)
-    process, output = start("w", *words)
-    assert process.wait(400) == 0, output.read_text()
+    code, output = compare("w", *words)
+    assert code == 0, output
     experiment = read(tmp_path / "w", monkeypatch, *words)
     assert len(experiment.arms) == 2 and all(len(arm.trials) == 1 for arm in experiment.arms)
     for arm in experiment.arms:
@@ -134,16 +159,16 @@ def test_the_rate_is_tuned_for_each_batch(start, ragged, tmp_path, monkeypatch):
         assert arm.trials[0].final_loss == losses[chosen]
 
 
-def test_equal_steps_gives_all_arms_the_steps_of_the_largest_batch(start, ragged, tmp_path, monkeypatch):
+def test_equal_steps_gives_all_arms_the_steps_of_the_largest_batch(compare, ragged, tmp_path, monkeypatch):
     words = (TINY, f"data.files={ragged}", "duration=96seq", "batch.size=4seq,16seq", "equal=steps", *QUICK)
-    process, output = start("w", *words)
-    assert process.wait(200) == 0, output.read_text()
+    code, output = compare("w", *words)
+    assert code == 0, output
     experiment = read(tmp_path / "w", monkeypatch, *words)
     assert [arm.trials[0].optimizer_steps for arm in experiment.arms] == [6, 6]
     assert any("6 steps" in note for note in experiment.notes)
 
 
-def test_models_of_equal_loss_are_handed_to_fine_tuning(start, ragged, tmp_path, monkeypatch):
+def test_models_of_equal_loss_are_handed_to_fine_tuning(compare, ragged, tmp_path, monkeypatch):
     chats = tmp_path / "chats.jsonl"
     turns = [{"prompt": f"what is {n} and {n}", "response": f"it is {2 * n}"} for n in range(60)]
     chats.write_text("\n".join(map(json.dumps, turns)))
@@ -155,8 +180,8 @@ def test_models_of_equal_loss_are_handed_to_fine_tuning(start, ragged, tmp_path,
         f"recipe: {ROOT}/tests/tiny.yaml\nmodel.shape: null\ntask: instruction\ndata.files: {chats}\n"
         "data.prompt: prompt\ndata.response: response\nduration: 32 sequences\nbatch.size: [4 sequences, 8 sequences]\n"
     )
-    process, output = start("w", str(file), *QUICK)
-    assert process.wait(400) == 0, output.read_text()
+    code, output = compare("w", file, *QUICK)
+    assert code == 0, output
     experiment = read(tmp_path / "w", monkeypatch, str(file), *QUICK)
     assert len(experiment.arms) == 4 and all(len(arm.trials) == 1 for arm in experiment.arms)
     assert any("pretrained models" in note and "within the tolerance of 0.2" in note for note in experiment.notes)

@@ -26,7 +26,14 @@ from hfbsz.train.checkpoint import steps
 
 @pytest.fixture(scope="module")
 def words(ragged):
-    return [TINY, f"data.files={ragged}", "duration=20 steps", "eval.every=5 steps", "checkpoint.every=5 steps"]
+    return [
+        TINY,
+        f"data.files={ragged}",
+        "duration=20 steps",
+        "eval.every=5 steps",
+        "checkpoint.every=5 steps",
+        "log.page=true",
+    ]
 
 
 @pytest.fixture(scope="module")

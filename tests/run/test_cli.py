@@ -162,7 +162,8 @@ def test_sigint_to_rank_0_alone_stops_both_ranks_and_saves(words, tmp_path, envi
         "scripts/pretrain.py",
         *words,
     ]
-    process = subprocess.Popen([*command, "duration=100000seq"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    command += ["duration=100000seq", "log.page=true"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     run = tmp_path / "run"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not ((run / "records.jsonl").exists() and len(records(run, "step")) > 5):
@@ -177,7 +178,7 @@ def test_sigint_to_rank_0_alone_stops_both_ranks_and_saves(words, tmp_path, envi
 
 
 def test_a_diverging_run_fails_and_says_what_to_do(hfbsz, words, tmp_path):
-    ended = hfbsz("pretrain.py", *words, "optim.lr=1e30", "optim.clip=null", "schedule.warmup=0seq")
+    ended = hfbsz("pretrain.py", *words, "optim.lr=1e30", "optim.clip=null", "schedule.warmup=0seq", "log.page=true")
     assert ended.code == 1 and "lower optim.lr" in lines_of(ended)[0] and "training rows" in lines_of(ended)[0]
     assert read_status(tmp_path / "run")["state"] == "diverged"
     assert records(tmp_path / "run", "lifecycle")[-1]["state"] == "diverged"  # and the page shows what happened

@@ -31,7 +31,7 @@ def test_case_d03_weights_that_are_not_finite_end_the_run(hfbsz, ragged, tmp_pat
     ended = hfbsz(
         "pretrain.py",
         *(TINY, f"data.files={ragged}", f"output_dir={run}", "duration=3 steps", "schedule.warmup=1 steps"),
-        *(OVERFLOW, *words),
+        *(OVERFLOW, "log.page=true", *words),
         processes=processes,
     )
     status = read_status(run)

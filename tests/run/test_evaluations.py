@@ -26,7 +26,7 @@ def text_of(page: str) -> str:
 
 
 def page_of(folder: Path) -> str:
-    return text_of((folder / "report.html").read_text())
+    return text_of(html.render([runs.read_run(folder)]))
 
 
 @pytest.fixture(scope="module")

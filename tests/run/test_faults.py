@@ -24,7 +24,10 @@ LONG = [TINY, "duration=3000steps", "checkpoint.every=20steps", "checkpoint.best
 
 
 def ranks(launcher: int) -> dict[str, psutil.Process]:
+    """The ranks of `accelerate launch`, or of a process that forked them in their order."""
     children = psutil.Process(launcher).children(recursive=True)
+    if any("fork_server.py" in word for word in psutil.Process(launcher).cmdline()):
+        return {str(rank): child for rank, child in enumerate(sorted(children, key=lambda child: child.pid))}
     return {child.environ().get("RANK", "0"): child for child in children if "scripts/pretrain.py" in child.cmdline()}
 
 
@@ -37,9 +40,9 @@ def whole_checkpoint(folder: Path) -> bool:
     return newest(folder, complaints.append) is not None and not complaints
 
 
-def test_a_rank_that_dies_ends_the_others(ragged, environment, tmp_path):
+def test_a_rank_that_dies_ends_the_others(ragged, environment, fork_server, tmp_path):
     folder = tmp_path / "run"
-    run = Started(folder, environment, *LONG, f"data.files={ragged}", processes=2)
+    run = Started(folder, environment, *LONG, f"data.files={ragged}", processes=2, server=fork_server)
     run.wait_for(lambda: checkpoints(folder))
     ranks(run.process.pid)["1"].kill()
     _, err = run.process.communicate(timeout=60)
@@ -50,10 +53,10 @@ def test_a_rank_that_dies_ends_the_others(ragged, environment, tmp_path):
     assert whole_checkpoint(folder)
 
 
-def test_a_rank_that_hangs_does_not_hold_a_signalled_one(ragged, environment, tmp_path):
+def test_a_rank_that_hangs_does_not_hold_a_signalled_one(ragged, environment, fork_server, tmp_path):
     """Ten seconds, and twice the slowest step: then the rank leaves unsaved."""
     folder = tmp_path / "run"
-    run = Started(folder, environment, *LONG, f"data.files={ragged}", processes=2)
+    run = Started(folder, environment, *LONG, f"data.files={ragged}", processes=2, server=fork_server)
     run.wait_for(lambda: checkpoints(folder))
     found = ranks(run.process.pid)
     found["1"].suspend()
@@ -249,12 +252,12 @@ def test_other_data_are_refused(hfbsz, ragged, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["evaluating", "saving"])
-def test_a_signal_at_any_moment_ends_both_ranks_with_a_checkpoint(ragged, environment, tmp_path, moment):
+def test_a_signal_at_any_moment_ends_both_ranks_with_a_checkpoint(ragged, environment, fork_server, tmp_path, moment):
     folder = tmp_path / "run"
     words = [TINY, f"data.files={ragged}", "duration=3000steps", "checkpoint.every=3steps", "eval.every=0%"]
     if moment == "evaluating":
         words += ["eval.every=1steps", "eval.rows=100000", "checkpoint.best=false"]  # nearly all of the time
-    run = Started(folder, environment, *words, processes=2)
+    run = Started(folder, environment, *words, processes=2, server=fork_server)
     reached = {
         "evaluating": lambda: run.step() >= 3,
         "saving": lambda: list(folder.glob(".checkpoint-*.tmp")),

@@ -28,7 +28,8 @@ class Started:
     def __init__(self, folder, environment, *words, processes=1, config=None, script="pretrain.py", server=None):
         self.folder = folder
         if server is not None:
-            self.process = server.start([str(ROOT / "scripts" / script), *words, f"output_dir={folder}"], environment)
+            command = [str(ROOT / "scripts" / script), *words, f"output_dir={folder}"]
+            self.process = server.start(command, environment, config="cpu_2proc.yaml" if processes > 1 else None)
             return
         path = f"accelerate_configs/{config or 'cpu_2proc.yaml'}"
         launch = ["-m", "accelerate.commands.launch", "--config_file", path] if processes > 1 or config else []

@@ -1,6 +1,7 @@
 """Preparation of a text corpus: documents are tokenised and written as training or evaluation rows, in one pass."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hfbsz.data.manifest import TRAIN, VALIDATION, Manifest, SetCounts
 from hfbsz.data.prepare.budget import BYTES_PER_TOKEN, Needed
-from hfbsz.data.prepare.documents import Document, Documents, split_documents
+from hfbsz.data.prepare.documents import Document, Documents, split_documents, split_sections
 from hfbsz.data.prepare.pieces import PIECE
 from hfbsz.data.prepare.row_writer import RowWriter
 from hfbsz.data.sources.hub import Hub
@@ -28,6 +30,8 @@ Split = Iterable[tuple[Document, bool]]  # documents, and whether each is held o
 
 _TOKENIZER_TEXT = 50_000_000  # characters that train a tokenizer at most: half a minute
 _DOCUMENTS_AT_ONCE = 256
+_UNLIKE = 0.1  # nats/token: from this difference of unigram cross-entropies a note says that two texts differ
+_MIN_TOKENS = 10_000  # validation tokens for that
 # a tokenizer uses about 100 bytes of memory per character
 _CHARACTERS_AT_ONCE = max(2**21, 2 * PIECE * (os.cpu_count() or 1))
 
@@ -40,6 +44,7 @@ class Builder:
         self.data, self.sources, self.progress, self.needed = data, sources, progress, needed
         self.max_characters = None if needed is None else needed.sequences * data.sequence_length * BYTES_PER_TOKEN
         self.share = 0.0 if VALIDATION in sources else share_of(data)
+        self.by_section = self.share > 0 and data.holds_out_sections
         self.documents = Documents(sources[TRAIN])
         self.notes: list[str] = []
         self.cuts = self.changed = 0  # cuts in long documents, and those at which tokens may differ
@@ -74,6 +79,8 @@ class Builder:
         return tokenizer
 
     def _split(self) -> Iterator[tuple[Document, bool]]:
+        if self.by_section:
+            return split_sections(self.documents, self.share)
         # with few documents twice as much, because a token may stand for more text than usual
         limit = None if self.max_characters is None else 2 * self.max_characters
         return split_documents(self.documents, self.share, limit)
@@ -158,6 +165,7 @@ class Builder:
     def _manifest(self, train: RowWriter, validation: RowWriter, sets: Mapping[str, RowWriter]) -> Manifest:
         counts, tally, columns = train.close(), self.documents.tally, self.documents.columns
         validation_counts = _close_evaluation(validation, train)
+        self._note_unlike_parts(train, validation)
         digest = hashlib.sha256(train.digest.digest())
         digest.update(validation.digest.digest())  # further sets may be added or removed between two starts
         manifest = Manifest(
@@ -172,6 +180,16 @@ class Builder:
         )
         self._refuse_empty(manifest)
         return manifest
+
+    def _note_unlike_parts(self, train: RowWriter, validation: RowWriter) -> None:
+        """Note held-out text whose token frequencies show that it is of another kind than the training text."""
+        held_out, trained = (unigram_nats(part.frequencies, train.frequencies) for part in (validation, train))
+        if self.share and abs(held_out - trained) > _UNLIKE and validation.frequencies.sum() >= _MIN_TOKENS:
+            advice = "" if self.by_section else "; data.validation_unit=section holds out parts of all documents"
+            self.notes.append(
+                f"validation and training text differ: token frequencies alone give {held_out:.2f} and {trained:.2f} "
+                f"nats/token, so that the two losses cannot be compared{advice}"
+            )
 
     def _refuse_empty(self, manifest: Manifest) -> None:
         train = manifest.train
@@ -235,9 +253,14 @@ class _Beginning:
 
 
 def _close_evaluation(writer: RowWriter, train: RowWriter) -> SetCounts:
-    """The counts of an evaluation set; its unigram cross-entropy is under the training tokens' frequencies, each plus
-    one (Laplace smoothing)."""
-    counts, frequencies = writer.close(), train.frequencies
-    probabilities = (frequencies + 1) / (frequencies.sum() + len(frequencies))
-    bits = float(-(writer.frequencies * np.log2(probabilities)).sum())
+    """The counts of an evaluation set, with its unigram cross-entropy under the training tokens' frequencies."""
+    counts = writer.close()
+    bits = unigram_nats(writer.frequencies, train.frequencies) * float(writer.frequencies.sum()) / math.log(2)
     return replace(counts, unigram_bits_per_byte=bits / max(1, counts.bytes or 0))
+
+
+def unigram_nats(frequencies: NDArray[np.int64], training: NDArray[np.int64]) -> float:
+    """The cross-entropy in nats/token of tokens with these frequencies under those of the training tokens, each plus
+    one (Laplace smoothing); 0 without tokens. Both have the shape (vocabulary,)."""
+    probabilities = (training + 1) / (training.sum() + len(training))
+    return float(-(frequencies * np.log(probabilities)).sum() / max(1, frequencies.sum()))

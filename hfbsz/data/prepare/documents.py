@@ -1,6 +1,7 @@
 """Documents: the texts of a source, and their split into training and held-out documents."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,8 @@ from hfbsz.data.sources.sources import Opened
 from hfbsz.errors import UserError
 
 FEW_DOCUMENTS = 20  # with fewer documents, validation is the end of the corpus
+SECTION = 800  # characters of a section at least, and half of what it has at most
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 
 @dataclass(frozen=True)
@@ -99,16 +102,59 @@ class Documents:
 def split_documents(
     documents: Documents, share: float, max_characters: int | None = None
 ) -> Iterator[tuple[Document, bool]]:
-    """Pairs of a document and whether it is held out: by a hash of its name, or, with few documents, the end of the
-    text, of which about `max_characters` are then read."""
+    """Pairs of a document and whether it is held out: by a hash of its text, so that equal texts are in one part; or,
+    with few documents, the end of the text, of which about `max_characters` are then read."""
     if share and (characters := documents.few(max_characters)) is not None:
         return split_tail(documents, characters, share)
-    return ((document, is_held_out(document.name, share)) for document in documents)
+    return _split_by_text(documents, share)
 
 
-def is_held_out(name: str, share: float) -> bool:
-    """Whether a document belongs to validation, by a hash of its name: the same on every machine."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < share
+def _split_by_text(documents: Iterable[Document], share: float) -> Iterator[tuple[Document, bool]]:
+    held = more = False
+    for document in documents:
+        if not more:  # the first piece decides for all of a document
+            held = is_held_out(document.text.strip(), share)
+        more = document.more
+        yield document, held
+
+
+def split_sections(documents: Iterable[Document], share: float) -> Iterator[tuple[Document, bool]]:
+    """Pairs of a document and whether it is held out, where sections of documents are held out, each by a hash of its
+    text: equal sections are in one part. The text between two of them is one training document.
+
+    Both parts then have text of the same documents: their losses can be compared, also where few documents differ much.
+    """
+    for document in documents:
+        text = ""
+        for number, section in enumerate(sections(document.text), 1):
+            if not is_held_out(section.strip(), share):
+                text += section
+                continue
+            if text.strip():
+                yield Document(document.name, text), False
+            if section.strip():
+                yield Document(f"{document.name} (section {number})", section), True
+            text = ""
+        if text.strip():
+            yield Document(document.name, text), False
+
+
+def sections(text: str) -> Iterator[str]:
+    """The text in sections of SECTION to 2·SECTION characters that end after a blank line, if there is none after a
+    line, and else anywhere; the last may be shorter."""
+    start = 0
+    while len(text) - start > 2 * SECTION:
+        first, last = start + SECTION, start + 2 * SECTION
+        blank = _BLANK_LINE.search(text, first - 1, last)
+        end = blank.end() if blank else text.rfind("\n", first, last) + 1 or last
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a text or a group belongs to validation, by a hash: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < share
 
 
 def split_tail(documents: Iterable[Document], characters: int, share: float) -> Iterator[tuple[Document, bool]]:
