@@ -6,6 +6,7 @@ imports read from the environment is that of the server.
 
 import atexit
 import contextlib
+import gc
 import importlib
 import io
 import itertools
@@ -19,8 +20,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 NEVER = ("wandb", "__m")  # W&B reads the environment when it is imported
 IMPORTS = (
@@ -188,6 +191,7 @@ def serve() -> None:
     load(IMPORTS)
     with contextlib.suppress(ImportError):  # what every first model that is saved computes in Transformers
         importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
+    gc.freeze()  # what is shared with the forks stays shared
     for line in sys.stdin:
         job = json.loads(line)
         print(json.dumps(poll(job["poll"]) if "poll" in job else fork(job)), flush=True)
@@ -255,8 +259,31 @@ def become(job: Mapping[str, object], env: Mapping[str, str]) -> None:
     sys.argv = job["words"]
     sys.path[0] = str(Path(job["words"][0]).parent)
     atexit.register(lambda: Path(job["modules"]).write_text(json.dumps(list(sys.modules))))
-    runpy.run_path(job["words"][0], run_name="__main__")
-    sys.exit(0)
+    code: object = 0
+    try:
+        runpy.run_path(job["words"][0], run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    end(code)
+
+
+def end(code: object) -> NoReturn:
+    """End as Python does, but for the objects of thousands of modules, which take seconds to destroy one by one."""
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(int(code or 0) & 0xFF)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def words(ragged):
 def whole(hfbsz, words, tmp_path_factory):
     """The folder of a finished run, with its newest checkpoints."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    ended = hfbsz("pretrain.py", *words, f"output_dir={folder}")
+    ended = hfbsz("pretrain.py", *words, "log.page=true", f"output_dir={folder}")
     assert ended.code == 0, ended.err
     return folder
 
@@ -79,7 +79,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_case_d05_side_files_that_are_damaged_cost_no_run(hfbsz, words, whole, killed, damage):
     DAMAGES[damage](killed)
-    ended = hfbsz("pretrain.py", *words, f"output_dir={killed}")
+    ended = hfbsz("pretrain.py", *words, "log.page=true", f"output_dir={killed}")
     assert ended.code == 0 and f"resumes from {killed}/checkpoint-20" in ended.out, ended.err
     assert read_status(killed)["state"] == "finished" and (killed / "report.html").is_file()
     assert sha256(killed / "model.safetensors") == sha256(whole / "model.safetensors")
@@ -88,7 +88,7 @@ def test_case_d05_side_files_that_are_damaged_cost_no_run(hfbsz, words, whole, k
 
 def test_case_d06_finished_is_written_last(hfbsz, words, whole, killed):
     """The page is drawn as of the end, though status.json does not say so yet."""
-    hfbsz("pretrain.py", *words, f"output_dir={killed}")
+    hfbsz("pretrain.py", *words, "log.page=true", f"output_dir={killed}")
     status, page = killed / "status.json", killed / "report.html"
     assert status.stat().st_mtime_ns >= page.stat().st_mtime_ns
     assert 'class="state finished"' in page.read_text()
