@@ -1,6 +1,6 @@
-"""Five tiny runs in float64, whose losses, gradient norms and final weights a change of the layout must keep.
+"""Five tiny runs in float64, whose losses, gradient norms and final weights a refactoring must not change.
 
-`python tests/golden.py` runs them and writes tests/golden.json: only where what is computed is meant to change.
+`python tests/golden.py` runs them and writes tests/golden.json. Run it only if the computation is meant to change.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ RUNS: dict[str, tuple[list[str], int]] = {  # words, processes
 
 
 def write_inputs(folder: Path) -> list[str]:
-    """A corpus of fixed words and a tokenizer that knows them; returns the words that name them."""
+    """Write a corpus of fixed words and a tokenizer with these words; returns the command-line words that name both."""
     draw = random.Random(0)
     rows = []
     for number in range(240):
@@ -48,31 +48,31 @@ def write_inputs(folder: Path) -> list[str]:
 
 
 def numbers_of(run: Path) -> dict:
-    """What is kept of a run that has finished."""
+    """The reference values of a finished run."""
     lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
-    kept = {name: [line[name] for line in lines if name in line] for name in NUMBERS}
+    values = {name: [line[name] for line in lines if name in line] for name in NUMBERS}
     weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
-    return {**kept, "weights": {machine(): weights}}
+    return {**values, "weights": {machine(): weights}}
 
 
 def machine() -> str:
-    """What the last digits of a sum follow from."""
+    """The torch version and CPU instruction set, on which the last digits of a sum depend."""
     return f"torch {torch.__version__.partition('+')[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def main() -> None:
-    found = {}
-    with tempfile.TemporaryDirectory() as place:
-        inputs = write_inputs(Path(place))
+    results = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        inputs = write_inputs(Path(temporary))
         for name, (words, processes) in RUNS.items():
             config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
             script = "finetune.py" if "task=classification" in words else "pretrain.py"
-            run = Path(place) / name
+            run = Path(temporary) / name
             command = [*launch, f"scripts/{script}", *words, *inputs, "log.wandb=off", f"output_dir={run}"]
             subprocess.run(command, cwd=ROOT, check=True)
-            found[name] = numbers_of(run)
-    GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+            results[name] = numbers_of(run)
+    GOLDEN.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,18 @@ def test_imports_go_down():
             assert folder in ALLOWED.get(package, {folder}), f"{path} imports {name}"
 
 
+def test_public_definitions_have_docstrings():
+    def without(node: ast.Module | ast.ClassDef) -> Iterator[str]:
+        for child in node.body:
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and child.name[0] != "_":
+                if not ast.get_docstring(child):
+                    yield child.name
+                if isinstance(child, ast.ClassDef):
+                    yield from (f"{child.name}.{name}" for name in without(child))
+
+    assert [f"{path}: {name}" for _, path in files() for name in without(ast.parse(path.read_text()))] == []
+
+
 def test_no_files_import_each_other_in_a_circle():
     modules = {".".join(("hfbsz", *path.relative_to(HOUSE).with_suffix("").parts)): path for _, path in files()}
     graph = {

@@ -1,4 +1,4 @@
-"""What five tiny runs compute stays as it was: `python tests/golden.py` wrote what is compared."""
+"""Five tiny runs reproduce the reference values that `python tests/golden.py` wrote."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ def inputs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_computes_what_it_did(hfbsz, inputs, environment, fork_server, tmp_path, name):
+def test_a_run_reproduces_its_reference(hfbsz, inputs, environment, fork_server, tmp_path, name):
     words, processes = RUNS[name]
     words, run = [*words, *inputs], tmp_path / "run"
     if name == "resumed":
@@ -25,8 +25,8 @@ def test_a_run_computes_what_it_did(hfbsz, inputs, environment, fork_server, tmp
     ended = hfbsz(script, *words, f"output_dir={run}", processes=processes)
     assert ended.code == 0, ended.err
     assert ("resumes from" in ended.out) == (name == "resumed")
-    there, found = json.loads(GOLDEN.read_text())[name], numbers_of(run)
+    expected, actual = json.loads(GOLDEN.read_text())[name], numbers_of(run)
     for number in NUMBERS:
-        assert found[number] == pytest.approx(there[number], rel=1e-9), number
-    if machine() in there["weights"]:
-        assert found["weights"] == there["weights"]
+        assert actual[number] == pytest.approx(expected[number], rel=1e-9), number
+    if machine() in expected["weights"]:
+        assert actual["weights"] == expected["weights"]

@@ -1,10 +1,10 @@
-"""The critical batch: how many steps a larger batch saves until a target loss, and where it stops saving them.
+"""The critical batch: the batch above which a larger batch hardly reduces the steps to a target loss.
 
     hfbsz critical table=FILE.csv [first=256] [picture=FILE]
 
 table: a CSV file with the columns batch (sequences) and steps (optimizer steps to the target loss, with the learning
-rate tuned at each batch); several rows of one batch are its seeds. first: the batch from which scaling counts as
-perfect, in sequences (default: the smallest in the table). picture: a PNG or SVG file to draw the fit to.
+rate tuned at each batch); rows with the same batch are its seeds. first: the batch up to which scaling is taken to be
+perfect, in sequences (default: the smallest in the table). picture: a PNG or SVG file to save a figure of the fit to.
 """
 
 import csv
@@ -24,7 +24,7 @@ _COLUMNS = ("batch", "steps")
 
 
 def main(words: list[str]) -> int:
-    """Print the fit of a table; returns the exit code."""
+    """Fit a table of steps and print the critical batch; returns the exit code."""
     if "--help" in words or "-h" in words or not words:
         print(__doc__.strip())
         return 0 if words else MISUSED
@@ -34,19 +34,19 @@ def main(words: list[str]) -> int:
 
         table = Path(options["table"])
         batches, steps = read_table(table)
-        found = fit(batches, steps)
+        result = fit(batches, steps)
         first = _positive("first", options["first"]) if "first" in options else min(batches)
-        print("\n".join(lines_of(found, first, table.name)))
+        print("\n".join(lines_of(result, first, table.name)))
         if "picture" in options:
             from hfbsz.experiment.page.critical_batch import draw
             from hfbsz.experiment.request import refuse_overwriting
 
             picture = Path(options["picture"])
             if picture.suffix not in (".png", ".svg"):
-                raise UserError(f"picture={picture}: a picture is a .png or an .svg file")
+                raise UserError(f"picture={picture}: the name of a picture ends in .png or .svg")
             refuse_overwriting({"picture": str(picture)})
             picture.parent.mkdir(parents=True, exist_ok=True)
-            draw(found, first, picture)
+            draw(result, first, picture)
             print(f"picture      {one_line(str(picture))}")
     except UserError as problem:
         return complain(problem.lines)
@@ -56,15 +56,18 @@ def main(words: list[str]) -> int:
 
 
 def read_table(path: Path) -> tuple[list[float], list[float]]:
-    """The batches (sequences) and steps of a CSV file with these columns; others are ignored. Raises UserError."""
+    """The batches (sequences) and the steps of a CSV file with the columns batch and steps; other columns are ignored.
+
+    Raises UserError for a file that cannot be read, a missing column, and a value that is not a positive number.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, skipinitialspace=True)
             missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
             if missing:
-                there = ", ".join(rows.fieldnames or ()) or "none"
+                columns = ", ".join(rows.fieldnames or ()) or "none"
                 raise UserError(
-                    f"{path}: there is no column {' and no column '.join(missing)}; the columns are {there}"
+                    f"{path}: there is no column {' and no column '.join(missing)}; the columns are {columns}"
                 )
             pairs = [
                 tuple(_positive(f"{path}, line {rows.line_num}: {name}", row[name]) for name in _COLUMNS)
@@ -78,44 +81,50 @@ def read_table(path: Path) -> tuple[list[float], list[float]]:
     return batches, steps
 
 
-def lines_of(found: "CriticalBatch", first: float, name: str) -> list[str]:
-    """The fit as text: both definitions of the critical batch with their intervals, and the fit at each batch."""
+def lines_of(result: "CriticalBatch", first: float, name: str) -> list[str]:
+    """The fit as lines of text: both definitions of the critical batch with their intervals, and the fit at each batch.
+
+    `first`: the batch up to which scaling is taken to be perfect, in sequences; `name`: the name of the table.
+    """
     lines = [
         f"critical batch of {one_line(name)}",
-        f"fit          S = a + b ÷ B: a = {short(found.least_steps)} steps, b = {short(found.least_sequences)} "
-        f"sequences; residual {100 * found.spread:.2g} % over {len(found.batches)} points",
-        f"balance      {_shown(found.balance)}: b ÷ a, twice the least steps and twice the least sequences "
+        f"fit          S = a + b ÷ B: a = {short(result.least_steps)} steps, b = {short(result.least_sequences)} "
+        f"sequences; residual {100 * result.residual_std:.2g} % over {len(result.batches)} points",
+        f"balance      {_shown(result.balance)}: b ÷ a, needs twice the minimum steps and twice the minimum sequences "
         "(McCandlish et al. 2018)",
-        f"overhead     {_shown(found.overhead(first))}: 20 % more steps than perfect scaling from {first:,.0f} "
+        f"overhead     {_shown(result.overhead(first))}: needs 20 % more steps than perfect scaling from {first:,.0f} "
         "sequences (Zhang et al. 2024)",
     ]
-    if not found.is_reached:
+    if not result.is_bounded:
         lines.append("note         the data do not bound the critical batch from above: measure larger batches")
     lines += ["", f"{'batch':>12} {'steps':>10} {'fit':>10} {'95 %':>19} {'d log S ÷ d log B':>18}"]
-    for batch in sorted(set(found.batches)):
-        steps = [step for at, step in zip(found.batches, found.steps, strict=True) if at == batch]
-        band = found.band_at(batch)
+    for batch in sorted(set(result.batches)):
+        steps = [step for at, step in zip(result.batches, result.steps, strict=True) if at == batch]
+        band = result.band_at(batch)
         interval = f"{band.low:,.0f} to {band.high:,.0f}"
         mean = sum(steps) / len(steps)
         lines.append(
-            f"{batch:>8,.0f} seq {mean:>10,.0f} {band.value:>10,.0f} {interval:>19} {found.slope_at(batch):>18.2f}"
+            f"{batch:>8,.0f} seq {mean:>10,.0f} {band.value:>10,.0f} {interval:>19} {result.slope_at(batch):>18.2f}"
         )
     return lines
 
 
 def _shown(interval: "Interval") -> str:
-    """A batch with its 95 % interval."""
+    """A batch with its 95 % confidence interval."""
     high = "unbounded" if math.isinf(interval.high) else f"{interval.high:,.0f}"
     return f"{interval.value:,.0f} sequences (95 %: {interval.low:,.0f} to {high})"
 
 
 def _options(words: list[str]) -> dict[str, str]:
+    """The options by name. Raises UserError for an unknown one, and if `table` is missing."""
     options = {}
     for word in words:
         name, equals, value = word.lstrip("-").partition("=")
         if not equals or name not in _OPTIONS:
             near = did_you_mean(name, _OPTIONS)
-            raise UserError(f"{word!r}: no such option{near}; write {', '.join(f'{one}=…' for one in _OPTIONS)}")
+            raise UserError(
+                f"{word!r}: no such option{near}; the options are {', '.join(f'{one}=…' for one in _OPTIONS)}"
+            )
         options[name] = value
     if not options.get("table"):
         raise UserError("table=FILE.csv is missing: a CSV file with the columns batch and steps")
@@ -123,6 +132,7 @@ def _options(words: list[str]) -> dict[str, str]:
 
 
 def _positive(where: str, text: str | None) -> float:
+    """A positive number from text, such as `1,024` or `256seq`. Raises UserError, which begins with `where`."""
     try:
         value = float((text or "").replace(",", "").removesuffix("seq"))
     except ValueError:

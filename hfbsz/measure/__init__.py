@@ -1,1 +1,1 @@
-"""Measurements: metrics of evaluations, and the detection of overfitting."""
+"""Measurements: metrics of evaluations, overfitting, the gradient noise scale and the critical batch."""

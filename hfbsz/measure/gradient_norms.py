@@ -1,7 +1,7 @@
-"""Squared gradient norms of micro-batches and of single sequences, read by hooks during an ordinary step.
+"""Squared gradient norms of micro-batches and of single sequences, measured by hooks during an ordinary step.
 
-Nothing is computed twice and no gradient is copied: a hook on a weight sees the gradient of one micro-batch before it
-is added to the others, and a hook on a normalization layer sees what its weights' gradients are made from.
+No backward pass is repeated and no gradient is copied: the hook of a weight receives the gradient of one micro-batch
+before it is accumulated, and the hooks of a normalization layer receive its input and the gradient of its output.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +17,10 @@ from hfbsz.train.fsdp import is_sharded
 
 
 class MicroBatchNorms:
-    """The squared norm of each micro-batch's gradient, over all weights that are trained.
+    """The squared norm of the gradient of each micro-batch, over all trainable weights.
 
-    Under DDP a hook sees the gradient before ranks average it. Under FSDP2 it sees that of the unsharded weights, so
-    that micro-batches are those of one rank there too, and nothing is communicated.
+    Under DDP a hook receives the gradient before it is averaged over ranks. Under FSDP2 it receives the gradient of the
+    unsharded weight, so that a micro-batch is that of one rank there too. Nothing is communicated.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,23 +31,24 @@ class MicroBatchNorms:
         self._squares: list[torch.Tensor] = []
 
     def open(self) -> None:
-        """Begin to listen."""
+        """Register the hooks."""
         if self._weights is None:
             self._weights = list(_leaves(self._model))
         self._squares = []
-        self._handles = [weight.register_hook(self._see) for weight in self._weights]
+        self._handles = [weight.register_hook(self._record) for weight in self._weights]
 
     def close(self) -> None:
-        """Stop listening."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def _see(self, gradient: torch.Tensor) -> None:
+    def _record(self, gradient: torch.Tensor) -> None:
         self._squares.append(square(gradient))
 
     def take(self) -> torch.Tensor:
-        """The squared norm of the gradient since the last call: that of one backward pass, a scalar on the device."""
+        """The squared norm of the gradient of one backward pass, called after each: a scalar on the device, NaN if no
+        weight received a gradient."""
         squares, self._squares = self._squares, []
         return torch.stack(squares).sum() if squares else torch.tensor(torch.nan, device=self._device)
 
@@ -55,35 +56,36 @@ class MicroBatchNorms:
 class SequenceNorms:
     """The squared norms of the gradients of single sequences, over the weights of the normalization layers.
 
-    A sequence's gradient of a layer's scale is Σ_t dy_t ⊙ x̂_t, of its bias Σ_t dy_t, with dy the gradient of the
-    layer's output and x̂ its normalized input (Gray et al. 2024, arXiv 2411.00999). Exact for these weights, at the cost
-    of normalizing their inputs once more. Left out are layers with further inputs, and those whose input does not have
-    a row for each sequence.
+    The gradient of one sequence is Σ_t dy_t ⊙ x̂_t for the scale of a layer and Σ_t dy_t for its bias, with dy the
+    gradient of the layer's output and x̂ its normalized input (Gray et al. 2024, arXiv 2411.00999). It is exact for
+    these weights and costs one further normalization of the input. Layers with further inputs are skipped, and layers
+    whose input does not have one row per sequence.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = dict(_norm_layers(model))
-        self._sums: dict[str, list[torch.Tensor]] = {}  # of a layer: [rows, size] for its scale and for its bias
+        self._sums: dict[str, list[torch.Tensor]] = {}  # by layer: gradients of scale and bias, [rows, size] each
         self._handles: list[RemovableHandle] = []
 
     def open(self) -> None:
-        """Begin to listen."""
+        """Register the hooks."""
         self._sums = {}
         self._handles = [
-            module.register_forward_hook(self._listener(name), with_kwargs=True) for name, module in self.layers.items()
+            module.register_forward_hook(self._forward_hook(name), with_kwargs=True)
+            for name, module in self.layers.items()
         ]
 
     def close(self) -> None:
-        """Stop listening."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def _listener(self, name: str) -> Any:
+    def _forward_hook(self, name: str) -> Any:
         def after_forward(module: Any, inputs: Sequence[Any], named: Mapping[str, Any], output: torch.Tensor) -> None:
-            given = [*inputs, *named.values()]
-            if len(given) == 1 and isinstance(output, torch.Tensor) and output.requires_grad:
-                output.register_hook(lambda gradient: self._add(name, module, given[0], gradient))
+            arguments = [*inputs, *named.values()]
+            if len(arguments) == 1 and isinstance(output, torch.Tensor) and output.requires_grad:
+                output.register_hook(lambda gradient: self._add(name, module, arguments[0], gradient))
 
         return after_forward
 
@@ -95,11 +97,12 @@ class SequenceNorms:
             parts.append(_by_row(gradient * _derivative(module, states)))
         if (bias := getattr(module, "bias", None)) is not None and bias.requires_grad:
             parts.append(_by_row(gradient))
-        before = self._sums.get(name)  # of a layer that the model applies more than once
+        before = self._sums.get(name)  # from another call of the same layer in this forward pass
         self._sums[name] = parts if before is None else [old + new for old, new in zip(before, parts, strict=True)]
 
     def take(self, rows: int) -> dict[str, torch.Tensor]:
-        """By layer, the squared norms of the gradients of the `rows` sequences of one backward pass: [rows]."""
+        """The squared norms of the gradients of the `rows` sequences of one backward pass, called after each: shape
+        [rows], by layer. Layers without one row per sequence are left out."""
         sums, self._sums = self._sums, {}
         return {
             name: torch.stack([part.square().sum(-1) for part in parts]).sum(0)
@@ -109,18 +112,18 @@ class SequenceNorms:
 
 
 def _by_row(values: torch.Tensor) -> torch.Tensor:
-    """Sum over all but the first and the last dimension: [rows, size]."""
+    """The sum over all dimensions but the first and the last: [rows, size]."""
     return values.sum(tuple(range(1, values.ndim - 1))) if values.ndim > 2 else values
 
 
 def square(tensor: torch.Tensor) -> torch.Tensor:
-    """The squared ℓ2 norm of a tensor (float64 where it is float64, else float32), a scalar on its device."""
+    """The squared ℓ2 norm of a tensor: a scalar on its device, float64 for a float64 tensor, else float32."""
     return torch.linalg.vector_norm(_at_least_float32(tensor.detach())).square()
 
 
 def squares_of_gradients(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The squared norm of the `.grad` of each weight, 0 where there is none: [weights]. All ranks call it: under FSDP2
-    they add their shards."""
+    """The squared norm of the gradient (`.grad`) of each weight, 0 without one: shape [weights]. All ranks call it:
+    under FSDP2 the values of the shards are summed over ranks."""
     gradients = [weight.new_zeros(()) if weight.grad is None else weight.grad for weight in weights]
     squares = torch.stack([square(value.to_local() if _is_sharded(value) else value) for value in gradients])
     if any(map(_is_sharded, weights)):
@@ -129,14 +132,14 @@ def squares_of_gradients(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _leaves(model: nn.Module) -> Iterator[torch.Tensor]:
-    """The weights that autograd sees in a forward pass and that are trained: under FSDP2 the unsharded ones, which stay
-    the same tensors (their memory comes and goes). All ranks call it."""
+    """The trainable weights that a forward pass uses. Under FSDP2 they are the unsharded weights: the same tensors at
+    every step, whose memory is freed in between. All ranks call it."""
     if not is_sharded(model):
         yield from (weight for weight in model.parameters() if weight.requires_grad)
         return
     unit: Any
     for unit in filter(is_sharded, model.modules()):
-        unit.unshard()  # its own weights: those of the units inside stay sharded
+        unit.unshard()  # only its own weights: those of nested units stay sharded
         yield from (weight for weight in unit.parameters() if weight.requires_grad and not _is_sharded(weight))
         unit.reshard()
 
@@ -146,7 +149,7 @@ def _is_sharded(tensor: Any) -> TypeGuard[DTensor]:
 
 
 def _norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The normalization layers with a trained scale (LayerNorm, RMSNorm and the like), by name."""
+    """(name, module) of the normalization layers with a trainable scale, such as LayerNorm and RMSNorm."""
     module: Any
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -156,8 +159,8 @@ def _norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _derivative(module: Any, states: torch.Tensor) -> torch.Tensor:
-    """∂output ÷ ∂scale of a normalization layer, in float32 (float64): its output is affine in its scale, so this is
-    its output at scale 1 less that at scale 0, whether it multiplies by w or by 1 + w."""
+    """∂output ÷ ∂scale of a normalization layer, in float32, or float64 for float64 states. The output is affine in the
+    scale, so this is the output at scale 1 minus that at scale 0, whether the layer multiplies by w or by 1 + w."""
     states = _at_least_float32(states)
     zeros = {name: states.new_zeros(weight.shape) for name, weight in module.named_parameters(recurse=False)}
     at_zero = torch.func.functional_call(module, zeros, (states,))

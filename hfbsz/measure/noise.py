@@ -1,4 +1,4 @@
-"""Measures the gradient noise scale during training: a collector (train/loop) of measured windows."""
+"""Measurement of the gradient noise scale during training, as a collector of the loop (train/loop)."""
 
 import math
 from collections.abc import Mapping
@@ -17,19 +17,23 @@ from hfbsz.records.record import Clock
 
 
 class NoiseCollector:
-    """The noise scale of a run, measured at logged steps in the interval `measure.noise.every`, on every rank alike.
+    """The noise scale of a run, measured at logged steps at the interval `measure.noise.every`; equal on all ranks.
 
-    two_batch: the gradients of the micro-batches of all ranks against that of the whole batch, over all trained
-    weights. per_sequence: the gradients of single sequences against that of the whole batch, over the weights of the
-    normalization layers; it needs neither accumulation nor several ranks, and follows the first up to a factor (Gray et
-    al. 2024), which is recorded where both are known. auto: both.
+    The methods of `measure.noise.method`:
 
-    A row is the unit, also where rows have different numbers of targets: its gradient is that of its loss sum ÷ the
-    mean number of targets of a row.
+    - two_batch compares the gradients of the micro-batches of all ranks with the gradient of the global batch, over all
+      trainable weights.
+    - per_sequence compares the gradients of single sequences with the gradient of the global batch, over the weights of
+      the normalization layers. It needs neither accumulation nor several ranks. Its result is proportional to that of
+      two_batch (Gray et al. 2024); the factor is recorded if both are known.
+    - auto: both.
+
+    The unit is a row, even if rows have different numbers of targets: the gradient of a row is that of its summed loss
+    ÷ the mean number of targets of a row.
     """
 
     def __init__(self, plan: Plan, model: Any, world_size: int, saved: Mapping[str, Any] | None = None) -> None:
-        """`model` is prepared by the accelerator, or sharded; `saved`: the result of `to_dict` when a run resumes."""
+        """`model`: prepared by the accelerator, or sharded; `saved`: the result of `to_dict` when a run resumes."""
         noise, saved = plan.recipe.measure.noise, saved or {}
         self.plan, self.world_size = plan, world_size
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -37,7 +41,7 @@ class NoiseCollector:
         per_sequence = noise.method in ("auto", "per_sequence") and not plan.recipe.model.compile
         self.sequence_norms = SequenceNorms(model) if per_sequence else None
         memory = max(NOISE_LEAST, NOISE_SHARE * plan.intervals(noise.every, plan.steps, plan.total))
-        self.last = Clock(*saved.get("last", ()))  # of the newest measurement
+        self.last = Clock(*saved.get("last", ()))  # before the step of the newest measurement
         self.two_batch = NoiseScale(memory, saved.get("two_batch"))
         self.per_sequence = NoiseScale(memory, saved.get("per_sequence"))
         names = self.sequence_norms.layers if self.sequence_norms is not None else ()
@@ -54,50 +58,55 @@ class NoiseCollector:
         }
 
     def due(self, at: Clock) -> bool:
-        """Whether an interval has ended since the newest measurement."""
+        """Whether an interval of `measure.noise.every` has ended since the newest measurement."""
         every = self.plan.recipe.measure.noise.every
         return self.plan.intervals(every, at.step, at.sequences) > self.plan.intervals(
             every, self.last.step, self.last.sequences
         )
 
     def before_window(self, model: Any, planned: PlannedStep, at: Clock) -> None:
-        """Begin to listen."""
+        """Start the measurement of a step that begins at `at`."""
         self.last = at
         self.rows = planned.next_clock - planned.clock
         device = self.trained[0].device
         single = planned.accumulation is not None and planned.accumulation * self.world_size == 1
-        self.listens_to_micro = self.micro_norms is not None and not single
-        self.micro = torch.zeros(3, dtype=torch.float64, device=device)  # Σ|g|², Σ 1 ÷ rows, micro-batches
+        self.measures_micro = self.micro_norms is not None and not single
+        self.micro = torch.zeros(3, dtype=torch.float64, device=device)  # Σ|g|², Σ 1 ÷ rows, number of micro-batches
         self.sequences = torch.zeros(len(self.layers), dtype=torch.float64, device=device)  # by layer, Σ|g|² over rows
-        if self.micro_norms is not None and self.listens_to_micro:
+        if self.micro_norms is not None and self.measures_micro:
             self.micro_norms.open()
         if self.sequence_norms is not None:
             self.sequence_norms.open()
 
     def after_micro(self, index: int, batch: Batch) -> None:
-        """Add the norms of a micro-batch and of its sequences."""
+        """Add the norms of one micro-batch and of its sequences, after its backward pass."""
         rows = len(batch.labels) if batch.targets else 0
-        factor = (self.rows / self.world_size) ** 2  # from a share of the mean over the window to the mean over one row
-        if self.micro_norms is not None and self.listens_to_micro:
+        factor = (
+            self.rows / self.world_size
+        ) ** 2  # converts a share of the mean over the step to the mean over one row
+        if self.micro_norms is not None and self.measures_micro:
             squares = self.micro_norms.take().double()
             if rows:
                 one = torch.ones_like(squares)
                 self.micro += torch.stack([squares * (factor / rows**2), one / rows, one])
         if self.sequence_norms is not None:
-            squares_of, unknown = self.sequence_norms.take(rows), self.sequences.new_tensor(torch.nan)
-            sums = [squares_of[name].double().sum() if name in squares_of else unknown for name in self.layers]
+            squares_by_layer, unknown = self.sequence_norms.take(rows), self.sequences.new_tensor(torch.nan)
+            sums = [
+                squares_by_layer[name].double().sum() if name in squares_by_layer else unknown for name in self.layers
+            ]
             if rows and sums:
                 self.sequences += torch.stack(sums) * factor
 
     def after_window(self) -> dict[str, float]:
-        """Stop listening, and add the window to the estimates; returns their present values by metric name."""
+        """End the measurement of a step and add it to the estimates; returns the estimates by metric name. All ranks
+        call it."""
         for norms in (self.micro_norms, self.sequence_norms):
             if norms is not None:
                 norms.close()
         if self.world_size > 1:
             dist.all_reduce(self.micro)
             dist.all_reduce(self.sequences)
-        if self.listens_to_micro:
+        if self.measures_micro:
             total, inverse, count = self.micro.tolist()
             large = float(squares_of_gradients(self.trained).double().sum())
             self.two_batch.add(Measurement(total / count, large, inverse / count, 1 / self.rows))
@@ -124,22 +133,22 @@ class NoiseCollector:
         self.per_sequence.add(Measurement(small, total, 1.0, 1 / self.rows))
 
     def summary(self) -> NoiseSummary | None:
-        """The newest estimate, with the batch of its step; None if nothing has been measured."""
+        """The newest estimate, with the batch of its step; None if there is no estimate."""
         batch = self.plan.batch_at(max(0, self.last.sequences - 1))
         return noise_of([{**self.values(), "batch/global": batch}])
 
     def values(self) -> dict[str, float]:
-        """The estimates by metric name; those that are not determined are left out."""
-        both, norms = self.two_batch.scale, self.per_sequence.scale
+        """The estimates by metric name, without those that the measurements do not determine."""
+        scale, norm_scale = self.two_batch.scale, self.per_sequence.scale
         values = {
-            "noise/scale": both,
+            "noise/scale": scale,
             "noise/scale_error": self.two_batch.error,
-            "noise/scale_tokens": both and both * self.plan.tokens_per_row,
+            "noise/scale_tokens": scale and scale * self.plan.tokens_per_row,
             "noise/variance": self.two_batch.noise,
             "noise/gradient_square": self.two_batch.signal,
-            "noise/norm_scale": norms,
+            "noise/norm_scale": norm_scale,
             "noise/norm_scale_error": self.per_sequence.error,
-            "noise/norm_ratio": both / norms if both is not None and norms is not None else None,
-            **{f"{LAYERS}{name}": scale.scale for name, scale in self.layers.items()},
+            "noise/norm_ratio": scale / norm_scale if scale is not None and norm_scale is not None else None,
+            **{f"{LAYERS}{name}": layer.scale for name, layer in self.layers.items()},
         }
         return {name: value for name, value in values.items() if value is not None}

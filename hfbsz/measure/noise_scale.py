@@ -1,34 +1,34 @@
-"""The gradient noise scale: how large a batch may be before averaging more gradients stops to pay.
+"""The gradient noise scale: the batch above which averaging more gradients brings diminishing returns.
 
 With g the gradient of the mean loss over B sequences, G its expectation and Σ the covariance of the gradient of one
 sequence, E|g|² = |G|² + tr Σ ÷ B. Two batch sizes give both terms, and the noise scale is their ratio tr Σ ÷ |G|²: the
 batch at which noise and signal are equal (McCandlish et al. 2018, arXiv 1812.06162, appendix A.1).
 
-It is that of plain SGD and of the training loss at this point of the run. Under Adam the critical batch can be orders
-of magnitude larger (Merrill et al. 2025, arXiv 2505.23971): it is a proxy, not a measurement of the critical batch.
+It applies to plain SGD, and to the current point of the run. It is a proxy of the critical batch, not a measurement:
+under Adam the critical batch can be orders of magnitude larger (Merrill et al. 2025, arXiv 2505.23971).
 """
 
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-_LEAST = 3  # measurements for a standard error
+_MIN_MEASUREMENTS = 3  # for a standard error
 
 
 class Measurement(NamedTuple):
-    """Squared gradient norms at two batch sizes, of the same weights.
+    """Squared gradient norms of the same weights at two batch sizes.
 
-    The sequences of the small batches may be part of the large batch: expectations are linear.
+    The small batches may be parts of the large batch: the estimates are linear in the norms, so they stay unbiased.
     """
 
     small: float  # mean of |g|² over the small batches
     large: float  # |g|² of the large batch
     inverse_small: float  # mean of 1 ÷ sequences over the small batches
-    inverse_large: float
+    inverse_large: float  # 1 ÷ sequences of the large batch
 
     @property
     def noise(self) -> float:
-        """An unbiased estimate of tr Σ, of a single sequence."""
+        """An unbiased estimate of tr Σ, the gradient variance of a single sequence."""
         return (self.small - self.large) / (self.inverse_small - self.inverse_large)
 
     @property
@@ -43,16 +43,17 @@ class Measurement(NamedTuple):
 
 
 class NoiseScale:
-    """A running estimate of the noise scale from measurements: the ratio of two exponential averages.
+    """A running estimate of the noise scale: the ratio of two exponential moving averages over measurements.
 
-    Numerator and denominator are averaged apart, because the mean of their ratios is biased (a measurement's signal can
-    be near zero).
+    Numerator and denominator are averaged separately, because the mean of ratios is biased (the signal of a single
+    measurement can be near zero).
     """
 
     _NAMES = ("weight", "weight2", "noise", "signal", "noise2", "signal2", "product")
 
     def __init__(self, memory: float = math.inf, saved: Mapping[str, float] | None = None) -> None:
-        """`memory`: measurements after which one has lost 63 % of its weight; `saved`: the result of `to_dict`."""
+        """`memory`: number of measurements after which the weight of one is down to 37 % (1 ÷ e); `saved`: the result
+        of `to_dict` when a run resumes."""
         self.decay = 1 - 1 / memory
         self.sums = {name: float((saved or {}).get(name, 0.0)) for name in self._NAMES}
 
@@ -61,7 +62,7 @@ class NoiseScale:
         return dict(self.sums)
 
     def add(self, measurement: Measurement) -> None:
-        """Add a measurement; one that is not usable is ignored."""
+        """Add a measurement; it is ignored if it is not usable."""
         if not measurement.is_usable:
             return
         noise, signal = measurement.noise, measurement.signal
@@ -82,16 +83,17 @@ class NoiseScale:
 
     @property
     def scale(self) -> float | None:
-        """The noise scale in sequences; None where the averages do not determine one (no signal above the noise)."""
+        """The noise scale in sequences; None if the averages do not determine it, because one is not positive."""
         noise, signal = self.noise, self.signal
         return noise / signal if noise is not None and signal is not None and noise > 0 and signal > 0 else None
 
     @property
     def error(self) -> float | None:
-        """The standard error of `scale` in sequences, from the spread of the measurements (delta method for a ratio of
-        means); what changed while they were taken adds to it. None with fewer than three measurements."""
+        """The standard error of `scale` in sequences, from the variance of the measurements (delta method for a ratio
+        of means); a change of the noise scale over the measurements adds to it. None with fewer than three
+        measurements."""
         scale, signal, count = self.scale, self.signal, self.count
-        if scale is None or signal is None or count < _LEAST:
+        if scale is None or signal is None or count < _MIN_MEASUREMENTS:
             return None
         variance = self._covariance("noise2", "noise", "noise")
         variance += scale**2 * self._covariance("signal2", "signal", "signal")
@@ -107,6 +109,6 @@ class NoiseScale:
         return self.sums[name] / self.sums["weight"] if self.sums["weight"] else None
 
     def _covariance(self, product: str, first: str, second: str) -> float:
-        """Of two quantities over the measurements, by the weights."""
+        """The weighted covariance of two quantities over the measurements."""
         weight = self.sums["weight"]
         return self.sums[product] / weight - self.sums[first] * self.sums[second] / weight**2

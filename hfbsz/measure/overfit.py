@@ -23,7 +23,7 @@ class OverfittingMonitor:
     """
 
     def __init__(self, patience: int | None, saved: Mapping[str, Any] | None = None) -> None:
-        """`saved`: the result of `to_dict` when a run resumes."""
+        """`saved`: the result of `to_dict` when a run resumes, else None."""
         self.patience, saved = patience, saved or {}
         self.best_step: int | None = saved.get("best_step")
         self.best_nll = np.array(saved.get("best_nll", []))  # [rows], nats, at the best evaluation

@@ -1,4 +1,4 @@
-"""The batches that a recipe names, in whole sequences, and the micro-batch that divides them."""
+"""The batches of a recipe in sequences, and the micro-batch that divides them."""
 
 import math
 from collections.abc import Iterator
@@ -6,51 +6,51 @@ from dataclasses import dataclass
 
 from hfbsz.plan import laws
 from hfbsz.plan.given import Given, batch_unit_problems
-from hfbsz.recipe.amounts import Amount
+from hfbsz.recipe.amounts import Amount, counted
 from hfbsz.recipe.law_name import LawName
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Global batches, in sequences."""
+    """The global batches that a recipe names, in sequences."""
 
     first: int
-    last: int  # of a ramp: its final batch; of a staged one, the largest
-    named: tuple[int, ...]  # all that the recipe names, ascending
+    last: int  # the final batch of a ramp; of a staged ramp, the largest
+    named: tuple[int, ...]  # all batches that the recipe names, ascending
 
 
 def batches(given: Given) -> Batches:
-    """The batches that a recipe names; without `batch_problems`."""
+    """The batches that a recipe names. Valid only if `batch_problems` yields nothing."""
     batch, ramp = given.recipe.batch, given.ramp
     if in_ramp := _named_by_ramp(given):
         first, last = in_ramp[0], in_ramp[-1] if ramp and ramp.ends else max(in_ramp)
     else:
         last = _size(given) or 1
-        first = _whole(given, batch.start) or last
+        first = _in_sequences(given, batch.start) or last
     points = [int(size) for _, size in ramp.points] if ramp else []
     return Batches(first, last, tuple(sorted({first, last, *points})))
 
 
 def batch_problems(given: Given) -> Iterator[str]:
-    """Why a recipe does not name its batches."""
+    """The problems with `batch.size`, `batch.start` and `batch.ramp`, one line each."""
     batch, ramp = given.recipe.batch, given.ramp
     yield from _size_problems(given)
-    yield from _whole_problems(given, "batch.start", batch.start)
-    start, in_ramp = _whole(given, batch.start), _named_by_ramp(given)
+    yield from _amount_problems(given, "batch.start", batch.start)
+    start, in_ramp = _in_sequences(given, batch.start), _named_by_ramp(given)
     if any(size < 1 for size in in_ramp):
         yield f"batch.ramp: '{batch.ramp}' names a batch below 1 sequence"
     if in_ramp:
-        yield from _named_twice(given, in_ramp)
+        yield from _conflicts_with_ramp(given, in_ramp)
     elif batch.size is None:
-        yield "batch.size: say how many sequences or tokens an optimizer step takes, such as 64seq"
+        yield "batch.size: not set: write the sequences or tokens of an optimizer step, such as 64seq"
     if ramp is not None and batch.start is None and not in_ramp:
-        yield f"batch.start: the ramp '{batch.ramp}' needs a first batch, such as 8seq"
+        yield f"batch.start: not set: the ramp '{batch.ramp}' needs a first batch, such as 8seq"
     size = _size(given)
     if start is not None and ramp is None and start != size:
-        yield "batch.start: a first batch needs a ramp to the size: batch.ramp=doubling:75%"
+        yield "batch.start: a first batch needs a ramp to batch.size: set batch.ramp=doubling:75%"
     kind = ramp.kind if ramp is not None else ""
     if start is not None and size is not None and start > size and kind in ("doubling", "seesaw"):
-        yield f"batch.start: {start} is above batch.size, {size}: a {kind} ramp only grows"
+        yield f"batch.start: {start} is above batch.size, {size}: a {kind} ramp only grows: set a smaller batch.start"
 
 
 def _named_by_ramp(given: Given) -> list[int]:
@@ -61,21 +61,22 @@ def _named_by_ramp(given: Given) -> list[int]:
     return [int(size) for size in ramp.ends or [size for _, size in ramp.points]]
 
 
-def _named_twice(given: Given, in_ramp: list[int]) -> Iterator[str]:
+def _conflicts_with_ramp(given: Given, in_ramp: list[int]) -> Iterator[str]:
+    """Values of `batch.size` and `batch.start` that differ from the batches that the ramp names."""
     batch = given.recipe.batch
     size = _size(given)
     if size is not None and size != max(in_ramp):
         yield f"batch.size: {size} is not the largest batch of the ramp, {max(in_ramp)}: leave it out"
-    start = _whole(given, batch.start)
+    start = _in_sequences(given, batch.start)
     if start is not None and start != in_ramp[0]:
         yield f"batch.start: {start} is not the first batch of the ramp, {in_ramp[0]}: leave it out"
 
 
 def _size(given: Given) -> int | None:
-    """`batch.size` in sequences; None where it is not given, or has problems."""
+    """`batch.size` in sequences; None if it is not set or has problems."""
     size = given.recipe.batch.size
     if not isinstance(size, LawName):
-        return _whole(given, size)
+        return _in_sequences(given, size)
     return None if any(_size_problems(given)) else laws.batch_of(given, size)
 
 
@@ -83,17 +84,17 @@ def _size_problems(given: Given) -> Iterator[str]:
     size = given.recipe.batch.size
     if isinstance(size, LawName):
         return laws.problems(given, "batch.size", size, laws.law_of(size).batch_needs_size)
-    return _whole_problems(given, "batch.size", size)
+    return _amount_problems(given, "batch.size", size)
 
 
-def _whole(given: Given, amount: Amount | None) -> int | None:
-    """A batch in whole sequences; None where there is none, or where it has problems."""
-    if amount is None or any(_whole_problems(given, "", amount)):
+def _in_sequences(given: Given, amount: Amount | None) -> int | None:
+    """A batch in sequences; None if it is not set or has problems."""
+    if amount is None or any(_amount_problems(given, "", amount)):
         return None
     return round(given.sequences(amount))
 
 
-def _whole_problems(given: Given, field: str, amount: Amount | None) -> Iterator[str]:
+def _amount_problems(given: Given, field: str, amount: Amount | None) -> Iterator[str]:
     if amount is None:
         return
     if amount.unit not in ("sequences", "tokens"):
@@ -101,15 +102,15 @@ def _whole_problems(given: Given, field: str, amount: Amount | None) -> Iterator
         return
     size, tokens = given.sequences(amount), given.tokens_per_row
     if given.facts.tokens_per_row is not None and not given.recipe.data.pack:
-        size = round(size)  # rows of different lengths: tokens mean about tokens ÷ mean length
+        size = round(size)  # rows of different lengths: the batch is the nearest number of rows of mean length
     if size < 1 or size != int(size):
         nearest = dict.fromkeys((max(1, math.floor(size)), math.ceil(size) or 1))
-        either = " or ".join(f"{count * tokens:g} tokens ({count} sequences)" for count in nearest)
-        yield f"{field}: '{amount}' is {size:g} sequences, not a whole number above 0: take {either}"
+        either = " or ".join(f"{count * tokens:g} tokens ({counted(count, 'sequence')})" for count in nearest)
+        yield f"{field}: '{amount}' is {size:g} sequences, not a whole number above 0: use {either}"
 
 
 def division_problems(named: tuple[int, ...], world_size: int) -> Iterator[str]:
-    """Which batches the processes cannot share equally, and the nearest that they can."""
+    """The batches that do not divide over the processes, one line each with the nearest batches that do."""
     for size in named:
         if size % world_size:
             low = size // world_size * world_size
@@ -118,8 +119,11 @@ def division_problems(named: tuple[int, ...], world_size: int) -> Iterator[str]:
 
 
 def micro_batch(given: Given, named: tuple[int, ...]) -> int | None:
-    """The largest micro-batch up to `batch.micro_max` that divides a process's share of every named batch, so that
-    compiled code serves a whole ramp and only the accumulation changes. None: filled by `batch.micro_tokens`."""
+    """The largest micro-batch, at most `batch.micro_max`, that divides each process's share of every named batch.
+
+    It stays the same during a ramp, so that compiled code is reused and only the accumulation changes. None if
+    micro-batches are filled up to `batch.micro_tokens`.
+    """
     if given.recipe.batch.micro_tokens is not None:
         return None
     shared = math.gcd(*(size // given.world_size for size in named))
@@ -127,12 +131,12 @@ def micro_batch(given: Given, named: tuple[int, ...]) -> int | None:
 
 
 def micro_batch_warnings(given: Given, named: tuple[int, ...], micro: int | None) -> Iterator[str]:
-    """Whether the micro-batch is far below its limit, and which batches would allow a larger one."""
+    """A warning if the micro-batch is less than half of `batch.micro_max`, with batches that allow a larger one."""
     limit = given.recipe.batch.micro_max
     if micro is not None and micro < limit / 2 and min(named) > micro * given.world_size:
         step = limit * given.world_size
         better = ", ".join(f"{size}→{max(step, round(size / step) * step)}" for size in named)
         yield (
-            f"micro-batch {micro} is below half of batch.micro_max={limit}, because it must divide every batch of "
-            f"a process; sizes that allow {limit}: {better} sequences"
+            f"micro-batch {micro} is below half of batch.micro_max={limit}, because it must divide the share of "
+            f"a process in every batch; batches that allow {limit}: {better} sequences"
         )

@@ -1,4 +1,4 @@
-"""What a plan is worked out from, and how a recipe's amounts become sequences."""
+"""The inputs of a plan, and the conversion of a recipe's amounts to sequences."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,34 +21,36 @@ class Given:
 
     @cached_property
     def ramp(self) -> Ramp | None:
+        """The ramp of `batch.ramp`; None if the batch is constant."""
         return Ramp.parse(self.recipe.batch.ramp) if self.recipe.batch.ramp else None
 
     @property
     def tokens_per_row(self) -> float:
-        """Mean input tokens of a row."""
+        """The mean number of input tokens in a row: that of the data if it is known, else `data.sequence_length`."""
         return self.facts.tokens_per_row or float(self.recipe.data.sequence_length)
 
     def sequences(self, amount: Amount, total: float | None = None) -> float:
-        """An amount in sequences; `total` (sequences) is what a % is of. Raises LookupError for an unknown fact, and
-        ValueError for steps."""
+        """Convert an amount to sequences; `total` is the number of sequences that 100% stands for. Raises LookupError
+        if a fact that the conversion needs is unknown, and ValueError for steps."""
         return amount.sequences(total=total, rows=self.facts.rows, tokens_per_row=self.tokens_per_row)
 
     def amount_problems(self, field: str, amount: Amount, total: float | None = None) -> Iterator[str]:
-        """Why `sequences` cannot convert the amount of a field."""
+        """The reason why `sequences` cannot convert the amount of a field; yields nothing if it can."""
         try:
             self.sequences(amount, total)
         except (LookupError, ValueError) as problem:
-            epochs = ", which is not known before the data is prepared: give train_rows=N"
+            epochs = ", which is unknown until the data is prepared: set train_rows=N"
             yield f"{field}: {problem.args[0]}{epochs if amount.unit == 'epochs' else ''}"
 
 
 def batch_unit_problems(field: str, amount: Amount, example: str) -> Iterator[str]:
-    """Why an amount is not a batch: only sequences and tokens are."""
+    """The problem with a batch whose unit is neither sequences nor tokens."""
     if amount.unit not in ("sequences", "tokens"):
-        yield f"{field}: '{amount}' is not a batch: write sequences or tokens, such as {example}"
+        unit = "%" if amount.unit == "%" else f"in {amount.unit}"
+        yield f"{field}: '{amount}' is {unit}, but a batch is a number of sequences or tokens: write {example}"
 
 
 def refuse(problems: Iterable[str]) -> None:
-    """Raise UserError with every problem, if there is one."""
+    """Raise UserError with all problems, each once; do nothing if there are none."""
     if lines := list(dict.fromkeys(problems)):
         raise UserError(lines)

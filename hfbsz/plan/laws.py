@@ -1,7 +1,7 @@
-"""First guesses of batch and learning rate from scaling laws that others fitted: a start for tuning, not its result.
+"""First guesses of batch and learning rate from published scaling laws: a starting point for tuning, not its result.
 
-N is the number of weights outside the embeddings, D the tokens of the run, C = 6·N·D its FLOPs (attention's own left
-out). Every law was fitted with AdamW on English or mixed web text, on the range that it names.
+N is the number of weights outside the embeddings, D the number of tokens of the run, and C = 6·N·D its FLOPs, without
+those of attention scores. Every law was fitted with AdamW on English or mixed web text, over the ranges in `Law`.
 """
 
 import math
@@ -18,9 +18,10 @@ ANY: Range = (0.0, float("inf"))
 
 @dataclass(frozen=True)
 class Law:
-    """A published law. `batch` gives tokens, `rate` the peak learning rate at that batch; each takes N and D.
+    """A published scaling law.
 
-    `*_needs_size`: whether N enters. The ranges are those of the fit.
+    `batch` gives the batch in tokens and `rate` the peak learning rate at that batch, both from N and D.
+    `batch_needs_size`: whether the batch depends on N. `parameters`, `tokens` and `flops` are the ranges of the fit.
     """
 
     source: str
@@ -34,23 +35,23 @@ class Law:
     flops: Range = ANY
 
     def outside(self, parameters: float | None, tokens: float) -> list[str]:
-        """What of a run lies outside the range of the fit, in words."""
-        seen = [("tokens", tokens, self.tokens)]
+        """The sizes of a run that are outside the range of the fit, as text; unknown parameters are not checked."""
+        sizes = [("tokens", tokens, self.tokens)]
         if parameters is not None:
-            seen += [
+            sizes += [
                 ("parameters outside the embeddings", parameters, self.parameters),
                 ("FLOPs", flops(parameters, tokens), self.flops),
             ]
         return [
             f"{value:.3g} {name}, fitted on {low:.3g} to {high:.3g}" if high < ANY[1] else
             f"{value:.3g} {name}, fitted from {low:.3g}"
-            for name, value, (low, high) in seen
+            for name, value, (low, high) in sizes
             if not low <= value <= high
         ]  # fmt: skip
 
 
 def flops(parameters: float, tokens: float) -> float:
-    """C = 6·N·D (Kaplan et al. 2020)."""
+    """The training FLOPs C = 6·N·D of N parameters and D tokens (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1)."""
     return 6 * parameters * tokens
 
 
@@ -90,57 +91,57 @@ def law_of(named: LawName) -> Law:
 
 
 def problems(given: Given, field: str, named: LawName, needs_size: bool) -> Iterator[str]:
-    """Why a field cannot take its value from a law: D, or the N that it needs, is not known."""
+    """The problems with a field whose value is a law: D is unknown, or N is unknown and needed."""
     duration = given.recipe.duration
     if duration.unit in ("steps", "%"):
-        yield f"{field}: {named} follows from the tokens of the run: write duration in tokens, not steps"
+        yield f"{field}: {named} depends on the tokens of the run: write duration in tokens, not in {duration.unit}"
     elif unknown := list(given.amount_problems("duration", duration)):
         yield from unknown
     elif not given.sequences(duration):
         yield f"duration: '{duration}' is less than one token"
     if needs_size and given.facts.parameters is None:
-        yield f"{field}: {named} needs the size of the model: give parameters=N (outside the embeddings)"
+        yield f"{field}: {named} depends on the size of the model: set parameters=N (outside the embeddings)"
 
 
 def batch_tokens(given: Given, named: LawName) -> float:
-    """The batch of a law, in tokens; without `problems`."""
+    """The batch of a law, in tokens. Valid only if `problems` yields nothing."""
     return law_of(named).batch(*_size_and_tokens(given))
 
 
 def batch_of(given: Given, named: LawName) -> int:
-    """`batch.size=law:…` in sequences: the power of two nearest to what the law gives, in ratio."""
+    """`batch.size=law:…` in sequences: the batch of the law, rounded to a power of two on a logarithmic scale."""
     return int(2 ** max(0, round(math.log2(batch_tokens(given, named) / given.tokens_per_row))))
 
 
 def rate_of(given: Given, named: LawName) -> float:
-    """The peak learning rate of a law, at its own batch."""
+    """The peak learning rate of a law at the law's own batch. Valid only if `problems` yields nothing."""
     rate = law_of(named).rate
-    assert rate is not None  # optimizer.rate_problems
+    assert rate is not None  # checked by optimizer.rate_problems
     return rate(*_size_and_tokens(given))
 
 
 def _size_and_tokens(given: Given) -> tuple[float, float]:
-    """N, where it is known (else 1, which no law that needs it gets to see), and D."""
+    """N and D. If N is unknown it is 1: `problems` has refused the laws that depend on it."""
     return float(given.facts.parameters or 1), given.sequences(given.recipe.duration) * given.tokens_per_row
 
 
 def guesses(given: Given) -> Iterator[str]:
-    """What the laws of a recipe gave, in words."""
+    """The values that a recipe takes from laws, one line each with formula and source."""
     size, rate = given.recipe.batch.size, given.recipe.optim.lr
     if isinstance(size, LawName):
         law, tokens = law_of(size), batch_tokens(given, size)
         yield (
-            f"batch.size={size}: {law.batch_formula} = {short(tokens)} tokens, as a power of two "
-            f"{batch_of(given, size):,} sequences   {law.source}"
+            f"batch.size={size}: {law.batch_formula} = {short(tokens)} tokens, rounded to "
+            f"{batch_of(given, size):,} sequences, a power of two   {law.source}"
         )
     if isinstance(rate, LawName):
         law = law_of(rate)
-        yield f"optim.lr={rate}: {law.rate_formula} = {rate_of(given, rate):.3g} at its own batch   {law.source}"
+        yield f"optim.lr={rate}: {law.rate_formula} = {rate_of(given, rate):.3g} at the law's own batch   {law.source}"
 
 
 def warnings(given: Given) -> Iterator[str]:
-    """Where the run lies outside the range that a law was fitted on."""
+    """A warning for each law whose fitted range does not include the run."""
     for named in dict.fromkeys((given.recipe.batch.size, given.recipe.optim.lr)):
         if isinstance(named, LawName):
             for outside in law_of(named).outside(given.facts.parameters, _size_and_tokens(given)[1]):
-                yield f"{named} is outside its fit ({outside}): a first guess, tune from there"
+                yield f"{named} is outside its fitted range ({outside}): a first guess to tune from"

@@ -43,7 +43,7 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
 
     # 4. The length of the run in sequences. A warmup counted in steps at the reference grows with the first batch.
     warmup_factor = sizes.first / reference if recipe.scaling.warmup == "steps" else 1.0
-    ground = phases.Ground(given, sizes, (micro or 1) * world_size, warmup_factor, rule.name)
+    ground = phases.PhaseInputs(given, sizes, (micro or 1) * world_size, warmup_factor, rule.name)
     refuse(phases.duration_problems(ground))
     total = phases.total(ground)
 

@@ -1,4 +1,4 @@
-"""What all sections of a recipe share: their base class, and the types of their fields."""
+"""The base class of all sections of a recipe, and the types of their fields."""
 
 import os
 from typing import Annotated
@@ -34,12 +34,14 @@ NumberOrLaw = Discriminator(lambda value: "law" if isinstance(value, LawName) el
 
 
 def validate_ramp(text: object) -> object:
+    """The text unchanged. Raises ValueError if it is not None and `Ramp.parse` cannot read it."""
     if text is not None:
         Ramp.parse(str(text))
     return text
 
 
 def amount_or_law(text: object) -> object:
+    """The law that a text names (`law:NAME`), else the amount that it gives. Raises ValueError if it is neither."""
     named = LawName.parse(text)
     return named if isinstance(named, LawName) else Amount.parse(text)
 
@@ -61,6 +63,8 @@ PathsField = Annotated[str | list[str], BeforeValidator(expand_home)]
 
 
 class Section(BaseModel):
+    """A frozen section of a recipe, which accepts no unknown fields and no NaN or infinity."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), allow_inf_nan=False
     )

@@ -136,12 +136,12 @@ class Eval(Section):
     """Evaluation: when, on which rows, with which metrics, and early stopping."""
 
     every: AmountField = Field(
-        Amount(10, "%"), description="interval between evaluations on a fixed sample of the validation rows"
+        Amount(10, "%"), description="interval between evaluations on a fixed part of the validation rows"
     )
-    rows: int = Field(128, ge=1, description="number of rows in the fixed sample")
+    rows: int = Field(128, ge=1, description="number of rows in the fixed part")
     full: bool | None = Field(
         None,
-        description="rows of the final evaluation: true: all; false: only the fixed sample; null: as many as "
+        description="rows of the final evaluation: true: all; false: only the fixed part; null: as many as "
         f"{FINAL_SHARE:.0%} of the sequences of the run (about a sixth of its time), evenly spaced, or all if there "
         "are fewer",
     )
@@ -153,7 +153,7 @@ class Eval(Section):
     )
     watch: bool | None = Field(
         None,
-        description="also evaluate a fixed sample of the training rows, to detect overfitting; null: if training rows "
+        description="also evaluate a fixed part of the training rows, to detect overfitting; null: if training rows "
         "are seen more than once",
     )
     patience: int | None = Field(

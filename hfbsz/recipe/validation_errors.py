@@ -6,7 +6,7 @@ from pydantic_core import ErrorDetails
 
 from hfbsz.display import quoted
 from hfbsz.errors import did_you_mean
-from hfbsz.recipe.values import SET, known_fields
+from hfbsz.recipe.values import SET, known_fields, reason_for_set
 
 _LISTS = ("list_type", "tuple_type")
 _MAPPINGS = ("dict_type", "model_type")
@@ -24,7 +24,7 @@ def error_line(detail: ErrorDetails, sources: Mapping[str, str]) -> str:
     name = ".".join(path)
     known = known_fields(name)
     if detail["type"] == "extra_forbidden":
-        return f"{name}: no such field{did_you_mean(name, known)}"
+        return f"{name}: no such field{reason_for_set(name) or did_you_mean(name, known)}"
     while len(path) > 1 and name not in known and not SET.fullmatch(name):
         path.pop()
         name = ".".join(path)

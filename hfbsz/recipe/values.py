@@ -58,6 +58,14 @@ def known_fields(key: str) -> list[str]:
     return list(_fields(_set_of(key)))
 
 
+def reason_for_set(key: str) -> str:
+    """Why an evaluation set has no field `key`, if `data` has a field of that name; else an empty text."""
+    eval_set, name = _set_of(key), key.rpartition(".")[2]
+    if not eval_set or key != f"{eval_set}.{name}" or not is_field(f"data.{name}"):
+        return ""
+    return f": evaluation sets do not have it, only data does (data.{name})"
+
+
 def path_of(key: str) -> list[str]:
     """The parts of a dotted name; the column name in `skip.COLUMN` is one part, even if it contains dots."""
     skip = SKIP.fullmatch(key)

@@ -10,7 +10,7 @@ from hfbsz.recipe.fields import PRESETS
 from hfbsz.recipe.foreign import to_type
 from hfbsz.recipe.foreign_words import TABLE, answer, is_foreign
 from hfbsz.recipe.presets import ROOTS, find_preset, looks_like_data, names_of
-from hfbsz.recipe.values import is_field, known_fields, why_invalid
+from hfbsz.recipe.values import is_field, known_fields, reason_for_set, why_invalid
 
 COMMAND_LINE = "command line"  # the source of a value that does not come from a file
 _LISTS = ("target_modules", "lora_target_modules")  # flags that take several words
@@ -47,6 +47,8 @@ def no_such_field(key: str, value: object, source: str, values: Mapping[str, str
 
     `values` are all values of the command line by key.
     """
+    if reason := reason_for_set(key):
+        return f"{key}: no such field ({source}){reason}"
     known = known_fields(key)
     inner = [name for name in known if name.startswith(f"{key}.")]
     if (advice := answer(key, value, values)) is not None and (not inner or not _is_mapping(value)):

@@ -1,4 +1,4 @@
-"""`records.jsonl`: all that was logged, one flat JSON object a line; what W&B and the page show is drawn from it."""
+"""`records.jsonl`: everything that a run logs, one flat JSON object per line; W&B and the page show these records."""
 
 import json
 import math
@@ -13,36 +13,36 @@ from hfbsz.records.record import Reading
 from hfbsz.system.disk import sync
 from hfbsz.system.files import write_text
 
-# JSON has no numbers that are not finite: they are written as texts, as in the JSON mapping of Protocol Buffers
+# JSON has no NaN or infinity: they are written as strings, as in the JSON mapping of Protocol Buffers
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def as_json(value: float | str) -> float | str:
-    """A value as it is written: a number that is not finite as a word."""
+    """A value as it is written to JSON: "NaN", "Infinity" or "-Infinity" for a number that is not finite."""
     if isinstance(value, str) or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def from_json(value: Any) -> Any:
-    """A value as it was before it was written."""
+    """A value read from JSON, as it was before `as_json`."""
     return _WORDS.get(value, value) if isinstance(value, str) else value
 
 
-NUMBER = "record"  # of a record in its file, from 0: what is missing, or there twice, shows by it
+NUMBER = "record"  # number of a record in its file, from 0, by which missing and duplicate records are detected
 
 
 class JsonLines:
-    """Appends readings to a file; every line is on its way to the disk before the next step."""
+    """Appends readings to a file; every line is flushed to the operating system before the next step."""
 
     def __init__(self, path: Path) -> None:
-        if path.is_symlink():  # is not written through
+        if path.is_symlink():  # the file that it points to stays unchanged
             path.unlink()
         self._next = path.read_bytes().count(b"\n") if path.is_file() else 0
         self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, reading: Reading) -> dict[str, float | str]:
-        """Append a line, and return it with its numbers as they are."""
+        """Append a reading as one line; returns the record, with NaN and infinity as numbers."""
         flat = {**reading.flat(), "time": round(time.time(), 3), NUMBER: self._next}
         self._file.write(json.dumps({name: as_json(value) for name, value in flat.items()}) + "\n")
         self._file.flush()
@@ -50,11 +50,12 @@ class JsonLines:
         return flat
 
     def sync(self) -> None:
-        """Wait until all records are on the disk: a checkpoint of their steps is about to be."""
+        """Wait until all records are on the disk. Called before a checkpoint of their steps is saved."""
         os.fsync(self._file.fileno())
         sync(self._path.parent)
 
     def close(self) -> None:
+        """Sync the file to disk and close it."""
         try:
             self.sync()
         finally:
@@ -62,12 +63,14 @@ class JsonLines:
 
 
 def trim(path: Path, step: int) -> frozenset[tuple[str, int]]:
-    """Cut records.jsonl back to what was written up to `step`, without the `final` record: a run that goes on writes it
-    again. Returns (event, step) of the records cut off, now or by an earlier start, which W&B may have already. A line
-    that a crash cut short goes too."""
-    kept: list[dict[str, Any]] = []
-    seen = path.with_name("sent.json")  # a start that was cut off sooner must not forget what the one before had sent
-    cut, numbers = _seen(seen), []
+    """Remove the records after `step` and the `final` record from records.jsonl: a resumed run writes them again. Lines
+    that a crash left incomplete are removed too.
+
+    Returns (event, step) of the records removed now or by earlier starts: W&B may already have them.
+    """
+    remaining: list[dict[str, Any]] = []
+    sent = path.with_name("sent.json")  # adds up over starts: one that crashed early has not logged its steps again
+    removed, numbers = _read_sent(sent), []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
@@ -76,32 +79,32 @@ def trim(path: Path, step: int) -> frozenset[tuple[str, int]]:
             continue
         numbers.append(record.get(NUMBER))
         if at <= step and event != "final":
-            kept.append(record)
+            remaining.append(record)
         else:
-            cut.add((event, at))
-    if numbers == list(range(len(numbers))):  # else it stays visible that some are missing
-        kept = [{**record, NUMBER: number} for number, record in enumerate(kept)]
-    write_text(seen, json.dumps(sorted(cut)))
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return frozenset(cut)
+            removed.add((event, at))
+    if numbers == list(range(len(numbers))):  # else the numbers stay, so that `gaps` still reports the missing ones
+        remaining = [{**record, NUMBER: number} for number, record in enumerate(remaining)]
+    write_text(sent, json.dumps(sorted(removed)))
+    write_text(path, "".join(json.dumps(record) + "\n" for record in remaining))
+    return frozenset(removed)
 
 
 def gaps(records: Sequence[Mapping[str, Any]]) -> str | None:
-    """What is missing from a file's records, or there twice, by their numbers; None: nothing is."""
+    """A message about missing and duplicate numbers in a file's records; None if there are none."""
     numbers = [number for record in records if isinstance(number := record.get(NUMBER), int)]
     missing = sorted({*range(max(numbers, default=-1) + 1)} - {*numbers})
-    doubles = sorted({number for number, count in Counter(numbers).items() if count > 1})
-    told = [f"{what} {_some(found)}" for what, found in (("lacks", missing), ("holds twice", doubles)) if found]
-    return " and ".join(told) if told else None
+    duplicates = sorted({number for number, count in Counter(numbers).items() if count > 1})
+    parts = [f"{verb} {_listed(group)}" for verb, group in (("lacks", missing), ("holds twice", duplicates)) if group]
+    return " and ".join(parts) if parts else None
 
 
-def _some(numbers: Sequence[int]) -> str:
+def _listed(numbers: Sequence[int]) -> str:
     shown = ", ".join(f"{number:,}" for number in numbers[:3]) + (", …" if len(numbers) > 3 else "")
     return f"{len(numbers):,} record{'s' * (len(numbers) > 1)} (number {shown})"
 
 
-def _seen(path: Path) -> set[tuple[str, int]]:
-    """(event, step) of records that an earlier start has cut off; none where that cannot be read."""
+def _read_sent(path: Path) -> set[tuple[str, int]]:
+    """(event, step) of the records that earlier starts removed; empty if the file cannot be read."""
     try:
         return {(str(event), int(at)) for event, at in json.loads(path.read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError, RecursionError):

@@ -1,4 +1,4 @@
-"""What flows from the loop to records and reports: `Step` and `Reading`. Names of metrics: records/metrics."""
+"""`Step` and `Reading`: what the loop passes to records and reports. The names of metrics are in records/metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,23 +6,23 @@ from typing import Any, NamedTuple
 
 
 class Clock(NamedTuple):
-    """A moment of a run, on the four axes over which its numbers are drawn."""
+    """A moment of a run, on the four axes of its figures."""
 
     step: int = 0  # optimizer steps since the start
-    sequences: int = 0  # seen since the start: what schedule and ramp follow
-    tokens: int = 0  # input tokens seen since the start, without padding
+    sequences: int = 0  # trained on since the start; the schedule and the ramp follow it
+    tokens: int = 0  # input tokens since the start, without padding
     seconds: float = 0.0  # training time since the start, without evaluations
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step as the loop did it. Counts are over all devices; what costs a synchronisation is None
-    on a step that is not logged."""
+    """One optimizer step. Counts are over all devices. Values that need a synchronization with the device are None on
+    steps that are not logged."""
 
     at: Clock  # after the step
     global_batch: int
-    micro_batch: int  # with batch.micro_tokens the largest of this rank, and how many it made
-    accumulation: int
+    micro_batch: int  # with batch.micro_tokens: the largest micro-batch of this rank
+    accumulation: int  # micro-batches of a device in this step
     ratio: float  # κ
     learning_rate: float
     weight_decay: float
@@ -34,11 +34,13 @@ class Step:
     skipped: int | None = None  # steps skipped since the start
     tokens_per_second: float | None = None
     step_seconds: float | None = None
-    padding: float | None = None  # share of the positions computed since the last logged step; None: rows are packed
-    collected: Mapping[str, float] = field(default_factory=dict)  # what collectors measured on this step
+    padding: float | None = (
+        None  # share of padding among the positions since the last logged step; None: rows are packed
+    )
+    collected: Mapping[str, float] = field(default_factory=dict)  # measurements of the collectors, by metric name
 
     def reading(self, rows: int, peak_memory_bytes: int) -> "Reading":
-        """The record of a logged step; `rows` are the training rows (an epoch)."""
+        """The record of a logged step, without metrics that are None; `rows`: number of training rows (one epoch)."""
         values = {
             "train/loss": self.loss,
             "train/grad_norm": self.grad_norm,
@@ -57,20 +59,19 @@ class Step:
             "perf/peak_memory_bytes": peak_memory_bytes,
             **self.collected,
         }
-        kept = {name: value for name, value in values.items() if value is not None}
-        return Reading("step", self.at, kept)
+        return Reading("step", self.at, {name: value for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was measured at one moment of a run: `values` maps metric names to numbers."""
+    """The measurements at one moment of a run; `values` maps metric names to numbers."""
 
     event: str  # step | eval (fixed parts) | final (whole sets, of the saved model) | measure | lifecycle
     at: Clock
     values: Mapping[str, float | str] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float | str]:
-        """One flat object: the four axes and the values."""
+        """The event, the four axes and the values in one flat dictionary."""
         axes = {
             "train/global_step": self.at.step,
             "train/sequences": self.at.sequences,
@@ -80,13 +81,13 @@ class Reading:
         return {"event": self.event, **axes, **self.values}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as a checkpoint holds it."""
+        """The reading as plain data, for a checkpoint."""
         step, clock, tokens, seconds = self.at
         axes = {"step": step, "clock": clock, "tokens": tokens, "seconds": seconds}
         return {"event": self.event, **axes, "values": dict(self.values)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Reading":
-        """The inverse of `to_dict`."""
+        """A reading from the result of `to_dict`."""
         at = Clock(data["step"], data["clock"], data["tokens"], data["seconds"])
         return cls(data["event"], at, data["values"])

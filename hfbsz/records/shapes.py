@@ -1,6 +1,6 @@
-"""What the JSON of a run's folder looks like, as far as it is read back: what looks otherwise counts as missing.
+"""The schemas of the JSON files in a run's folder, as far as they are read back. Invalid content counts as missing.
 
-Fields may be missing, and others may be there: a folder may be of another version of hfbsz, or of somebody else.
+Fields may be missing or unknown: another version of hfbsz, or another program, may have written the folder.
 """
 
 import math
@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hfbsz.records.jsonl import from_json
 from hfbsz.system.files import json_object
 
-_LARGEST = 2.0**63  # of a number, in size
+_LARGEST = 2.0**63  # bound on the absolute value of a number
 Number = Annotated[int | float, Field(gt=-_LARGEST, lt=_LARGEST)]
 AXES = ("train/global_step", "train/sequences", "train/num_input_tokens_seen", "train/seconds")
-_TEXTS = ("event", "state")  # of a record: all else in it is a number
+_TEXTS = ("event", "state")  # the fields of a record that are strings; others are numbers and flags
 
 
 class _Part(BaseModel):
@@ -71,7 +71,7 @@ class _Recipe(_Part):
 
 
 class _Rates(_Part):
-    first_batch: int | float = 0  # of any size: a run at 1e30 has diverged, and is shown
+    first_batch: int | float = 0  # without a bound: a diverged run is shown too
     largest_batch: int | float = 0
 
 
@@ -88,42 +88,43 @@ class _Plan(_Part):
     recipe: _Recipe = _Recipe()
 
 
-def plan_in(text: str) -> dict[str, Any] | None:
-    """The plan that a plan.json holds; None where it holds none."""
-    found = json_object(text)
+def parse_plan(text: str) -> dict[str, Any] | None:
+    """The plan in the text of a plan.json, as plain data; None if the text is not a valid plan."""
+    data = json_object(text)
     try:
-        _Plan.model_validate(found)
+        _Plan.model_validate(data)
     except ValidationError:
         return None
-    return found
+    return data
 
 
-def record_in(line: str) -> dict[str, Any] | None:
-    """The record that a line of records.jsonl holds, without what is neither a number nor one of its texts; None where
-    it holds none, or one that stands nowhere."""
-    found = json_object(line) or {}
-    read = {name: from_json(value) for name, value in found.items() if isinstance(name, str)}
-    kept = {name: value for name, value in read.items() if is_number(value) or _is_other(name, value)}
-    placed = all(_is_place(found.get(axis, 0)) for axis in AXES)
-    return kept if placed and kept.get("event") else None
+def parse_record(line: str) -> dict[str, Any] | None:
+    """The record in a line of records.jsonl, without fields of an unexpected type; None if the line is not a record, or
+    its event is missing or an axis is invalid."""
+    data = json_object(line) or {}
+    values = {name: from_json(value) for name, value in data.items() if isinstance(name, str)}
+    record = {name: value for name, value in values.items() if is_number(value) or _is_flag_or_text(name, value)}
+    has_axes = all(_is_position(data.get(axis, 0)) for axis in AXES)
+    return record if has_axes and record.get("event") else None
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a number, finite or not, that a 64-bit one can hold."""
+    """Whether a value is a number (not a bool): NaN, infinite, or below 2⁶³ in absolute value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return -_LARGEST < value < _LARGEST or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _is_other(name: str, value: object) -> bool:
+def _is_flag_or_text(name: str, value: object) -> bool:
     return isinstance(value, bool) or (name in _TEXTS and isinstance(value, str))
 
 
-def _is_place(value: object) -> bool:
+def _is_position(value: object) -> bool:
+    """Whether a value is a valid position on an axis."""
     return is_number(value) and math.isfinite(value) and value >= 0
 
 
-def machine_in(text: str) -> Mapping[str, Any]:
-    """What a machine.json says in texts and numbers."""
+def parse_machine(text: str) -> Mapping[str, Any]:
+    """The strings and numbers in the text of a machine.json; empty if it is not a JSON object."""
     plain = str | int | float | None
     return {name: value for name, value in (json_object(text) or {}).items() if isinstance(value, plain)}

@@ -67,7 +67,7 @@ class _State(_Part):
     progress: _Progress = _Progress()
     kept: dict[str, Count] = {}
     data_hash: str | None = None
-    optimizer: list[dict[str, Any]] = []
+    optimizer: list[dict[str, bool | Number]] = []
     frozen: str | None = None
     final: _Final | None = None
     wandb_id: str | None = None

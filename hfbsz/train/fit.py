@@ -1,4 +1,4 @@
-"""Checks that a built model fits its tokenizer, its rows and its task, by its modules and its behaviour."""
+"""Checks that a built model fits its tokenizer, its rows and its task, from its modules and its outputs."""
 
 from typing import Any, NamedTuple
 
@@ -13,14 +13,16 @@ from hfbsz.train.pretrained import field_of, quiet
 class Window(NamedTuple):
     """The context window of a model."""
 
-    tokens: int  # the longest row that the model takes
-    reserved: int  # positions in the table that no token can use
+    tokens: int  # length of the longest row that the model accepts
+    reserved: int  # positions in the embedding table that no token can use
 
 
 def window_of(model: Any) -> Window | None:
-    """The context window; None for models without a limit: recurrent ones, ALiBi, unlimited relative positions.
+    """The context window of a model; None for models without a limit: recurrent models, ALiBi, and unlimited relative
+    positions.
 
-    RoBERTa and related models count positions from the padding index + 1, so that a table of 514 holds 512 tokens.
+    RoBERTa and related models count positions from the padding index + 1, so that a table of 514 positions holds 512
+    tokens.
     """
     config = model.config
     limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
@@ -82,14 +84,15 @@ def vocabulary_of(model: Any) -> int | None:
 
 
 def _input_embeddings(model: Any) -> Any:
+    """The input embeddings of a model; None if it has none."""
     try:
         return model.get_input_embeddings()
-    except NotImplementedError:  # a model that hashes characters
+    except NotImplementedError:  # raised by transformers for models without a table of tokens, such as CANINE
         return None
 
 
 def check_finite(field: str, model: Any) -> None:
-    """Raise UserError for weights with values that are not finite; `field` is the recipe field and value."""
+    """Raise UserError for weights with values that are not finite; `field`: the recipe field and its value."""
     for name, weight in model.named_parameters():
         if weight.numel() and not all(torch.isfinite(extreme) for extreme in weight.detach().aminmax()):
             count = int((~torch.isfinite(weight)).sum())
@@ -102,7 +105,7 @@ def check_finite(field: str, model: Any) -> None:
 @torch.no_grad()
 def check_causal(model: Any) -> None:
     """Raise UserError for a language model whose positions attend to later tokens, such as an encoder with a language
-    model head. This is tested with a forward pass, unless the configuration says that the model is a decoder."""
+    modeling head. This is tested with a forward pass, unless the configuration declares the model a decoder."""
     if getattr(model.config, "is_decoder", None) is True:
         return
     tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]]) % model.config.vocab_size
@@ -126,7 +129,7 @@ def pad_token_of(model: Any, tokenizer: Any) -> int:
         if token is not None:
             return int(token)
     if not _ends_by_pad(model):
-        return 0  # padding is masked
+        return 0
     special = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "cls", "mask"))
     spare = token_count(tokenizer) if (vocabulary_of(model) or 0) > token_count(tokenizer) else None
     token = next((token for token in (*special, spare) if token is not None), None)

@@ -1,8 +1,9 @@
-"""Muon (Jordan et al. 2024): matrices of one shape are orthogonalized together, in a precision the device is fast in.
+"""The optimizer Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), batched over matrices.
 
-The update of a matrix is its momentum, orthogonalized by five steps of a Newton-Schulz iteration: X ← aX + (bA + cA²)X
-with A = XXᵀ, which drives all singular values to about 1. `torch.optim.Muon` iterates matrix by matrix in bfloat16,
-which a CPU without bfloat16 units emulates at a twentieth of its speed in float32.
+The update of a matrix is its momentum, orthogonalized by five steps of a Newton-Schulz iteration, X ← aX + (bA + cA²)X
+with A = XXᵀ, which brings all singular values near 1. `torch.optim.Muon` iterates one matrix at a time, and always in
+bfloat16, which a CPU without bfloat16 units emulates at a twentieth of its speed in float32. Here all matrices of one
+shape are iterated together, in a precision that the device computes fast.
 """
 
 import math
@@ -12,22 +13,21 @@ from typing import Any
 
 import torch
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan et al. 2024: the steepest start, not the closest end
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: chosen for a fast start rather than convergence to 1
 _STEPS = 5
-_SMALLEST = 1e-7  # Frobenius norm
+_MIN_NORM = 1e-7  # lower bound on the Frobenius norm that a matrix is divided by
 _MATCHED_RMS = 0.2  # of AdamW's updates, so that its learning rate and weight decay carry over (Liu et al. 2025)
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for matrices, with Nesterov momentum and decoupled weight decay.
 
-    An update has the RMS of AdamW's: lr · 0.2 · √max(rows, columns) (Liu et al. 2025, arXiv 2502.16982).
-
-    The iteration runs in bfloat16 on GPUs, in float32 on CPUs, and in float64 for weights in float64.
+    Updates are scaled by lr · 0.2 · √max(rows, columns), which gives them about the RMS of AdamW's (Liu et al. 2025,
+    arXiv 2502.16982). The iteration runs in bfloat16 on GPUs, in float32 on CPUs, and in float64 for float64 weights.
     """
 
     def __init__(self, params: Any, lr: float, weight_decay: float = 0.1, momentum: float = 0.95) -> None:
-        """`params`: matrices, or groups of them. Raises ValueError for other tensors."""
+        """`params`: matrices, or parameter groups of matrices. Raises ValueError for tensors of another dimension."""
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
             for weight in group["params"]:
@@ -36,17 +36,17 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update all matrices that have a gradient."""
+        """Update all matrices that have a gradient. `closure` is not supported and ignored."""
         for group in self.param_groups:
-            alike: dict[tuple[Any, ...], list[torch.Tensor]] = defaultdict(list)
+            by_shape: dict[tuple[Any, ...], list[torch.Tensor]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike[*weight.shape, weight.dtype, weight.device].append(weight)
-            for weights in alike.values():
+                    by_shape[*weight.shape, weight.dtype, weight.device].append(weight)
+            for weights in by_shape.values():
                 self._step(weights, group)
 
     def _step(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
-        """Update matrices of one shape."""
+        """Update matrices of the same shape, dtype and device."""
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         momentum = group["momentum"]
         for weight in weights:
@@ -61,11 +61,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: torch.Tensor, coefficients: Sequence[float] = _COEFFICIENTS) -> torch.Tensor:
-    """UVᵀ of each matrix USVᵀ of [count, rows, columns], up to singular values between about 0.7 and 1.2."""
+    """The orthogonal factor UVᵀ of each matrix USVᵀ, approximately: singular values are between about 0.7 and 1.2.
+
+    `matrices`: [count, rows, columns], as is the result; `coefficients`: (a, b, c) of the iteration.
+    """
     a, b, c = coefficients
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = (matrices if wide else matrices.mT).to(_precision(matrices))
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_SMALLEST)
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_MIN_NORM)
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -73,7 +76,7 @@ def orthogonalize(matrices: torch.Tensor, coefficients: Sequence[float] = _COEFF
 
 
 def _precision(matrices: torch.Tensor) -> torch.dtype:
-    """The fastest precision that the iteration bears on the device of the matrices."""
+    """The fastest dtype for the iteration on the device of the matrices, at sufficient precision."""
     if matrices.dtype == torch.float64:
         return torch.float64
     return torch.bfloat16 if matrices.device.type == "cuda" else torch.float32

@@ -78,13 +78,17 @@ class Optimizers:
     ) -> None:
         """Restore the results of `tensors` and `scalars`; all ranks call it.
 
-        Raises LookupError for unknown weights, ValueError for another number of groups.
+        Raises LookupError for another number of parameter groups, and for the state of an unknown optimizer or weight.
         """
+        if len(scalars) != len(self.param_groups):
+            raise LookupError(f"it has {len(scalars)} parameter groups, the optimizer has {len(self.param_groups)}")
         for group, saved in zip(self.param_groups, scalars, strict=True):
             group.update(saved)
         for name, tensor in tensors:
             number, _, rest = name.partition("/")
             weight_name, _, key = rest.rpartition("/")
+            if weight_name not in weights or number not in map(str, range(len(self.parts))):
+                raise LookupError(f"{name} is the state of no weight of this model and optimizer")
             weight = weights[weight_name]
             local = shard_like(tensor, weight) if tensor.shape == weight.shape else tensor
             self.parts[int(number)].state[weight][key] = local

@@ -50,7 +50,7 @@ def test_a_wrong_table_is_told_in_one_line(tmp_path, capsys, content, part):
     ("words", "part"),
     [(["tabel=x"], "did you mean 'table'"), (["first=8"], "table=FILE.csv is missing"),
      (["table=/nowhere.csv"], "No such file"), (["table={table}", "first=-1"], "first: '-1'"),
-     (["table={table}", "picture=x.pdf"], ".png or an .svg"), (["table={table}", "picture={table}"], ".png or an")],
+     (["table={table}", "picture=x.pdf"], ".png or .svg"), (["table={table}", "picture={table}"], ".png or .svg")],
 )  # fmt: skip
 def test_wrong_words_are_told_in_one_line(tmp_path, capsys, words, part):
     table = tmp_path / "t.csv"

@@ -20,9 +20,9 @@ ZHANG = [64 * 2**power for power in range(9)]  # sequences of 512 tokens (Zhang 
     ],
 )
 def test_published_tables(steps, overhead):
-    found = fit(ZHANG, steps)
-    assert found.overhead(256).value == pytest.approx(overhead, rel=1e-3)
-    assert found.balance.value > 2 * overhead and found.is_reached
+    result = fit(ZHANG, steps)
+    assert result.overhead(256).value == pytest.approx(overhead, rel=1e-3)
+    assert result.balance.value > 2 * overhead and result.is_bounded
 
 
 def test_planted_numbers_are_recovered_within_the_band():
@@ -31,27 +31,27 @@ def test_planted_numbers_are_recovered_within_the_band():
     held = {"balance": 0, "steps": 0, "overhead": 0}
     for seed in range(300):
         noise = np.exp(np.random.default_rng(seed).normal(0, 0.05, len(batches)))
-        found = fit(batches, (1000 + 64_000 / np.array(batches)) * noise)
+        result = fit(batches, (1000 + 64_000 / np.array(batches)) * noise)
         for name, interval, truth in (
-            ("balance", found.balance, 64),
-            ("steps", found.band_at(32), 3000),
-            ("overhead", found.overhead(2), 64 / 5 + 2.4),
+            ("balance", result.balance, 64),
+            ("steps", result.band_at(32), 3000),
+            ("overhead", result.overhead(2), 64 / 5 + 2.4),
         ):
             held[name] += interval.low <= truth <= interval.high
     assert all(0.91 <= count / 300 <= 0.99 for count in held.values()), held
 
 
 def test_the_definitions_hold_at_the_fitted_batches():
-    found = fit(ZHANG, [10_000 + 5_000_000 / batch for batch in ZHANG])
-    assert found.least_steps == pytest.approx(10_000) and found.least_sequences == pytest.approx(5_000_000)
-    balance = found.balance.value
-    assert found.steps_at(balance) == pytest.approx(2 * found.least_steps)
-    assert found.steps_at(balance) * balance == pytest.approx(2 * found.least_sequences)
-    overhead = found.overhead(256).value
-    assert found.steps_at(overhead) * overhead == pytest.approx(1.2 * found.steps_at(256) * 256)
-    assert found.slope_at(balance) == pytest.approx(-0.5)
-    near = [found.steps_at(batch) for batch in (499.0, 501.0)]
-    assert found.slope_at(500.0) == pytest.approx(math.log(near[1] / near[0]) / math.log(501 / 499), rel=1e-4)
+    result = fit(ZHANG, [10_000 + 5_000_000 / batch for batch in ZHANG])
+    assert result.least_steps == pytest.approx(10_000) and result.least_sequences == pytest.approx(5_000_000)
+    balance = result.balance.value
+    assert result.steps_at(balance) == pytest.approx(2 * result.least_steps)
+    assert result.steps_at(balance) * balance == pytest.approx(2 * result.least_sequences)
+    overhead = result.overhead(256).value
+    assert result.steps_at(overhead) * overhead == pytest.approx(1.2 * result.steps_at(256) * 256)
+    assert result.slope_at(balance) == pytest.approx(-0.5)
+    near = [result.steps_at(batch) for batch in (499.0, 501.0)]
+    assert result.slope_at(500.0) == pytest.approx(math.log(near[1] / near[0]) / math.log(501 / 499), rel=1e-4)
 
 
 def test_perfect_scaling_has_no_critical_batch_and_a_flat_curve_no_lower_bound():
@@ -59,15 +59,15 @@ def test_perfect_scaling_has_no_critical_batch_and_a_flat_curve_no_lower_bound()
     unbounded = flat = 0
     for seed in range(100):
         noise = np.exp(np.random.default_rng(seed).normal(0, 0.03, len(batches)))
-        unbounded += not fit(batches, 64_000 / batches * noise).is_reached
+        unbounded += not fit(batches, 64_000 / batches * noise).is_bounded
         flat += fit(batches, 1000 * noise).balance.low == 0
     assert unbounded >= 95 and flat >= 95
 
 
 def test_three_points_are_enough_and_exact_ones_have_no_error():
-    found = fit([4, 32, 256], [10 + 640 / batch for batch in (4, 32, 256)])
-    assert found.balance.value == pytest.approx(64, rel=1e-5)
-    assert found.balance.low == pytest.approx(64, rel=1e-3) and found.balance.high == pytest.approx(64, rel=1e-3)
+    result = fit([4, 32, 256], [10 + 640 / batch for batch in (4, 32, 256)])
+    assert result.balance.value == pytest.approx(64, rel=1e-5)
+    assert result.balance.low == pytest.approx(64, rel=1e-3) and result.balance.high == pytest.approx(64, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -76,16 +76,16 @@ def test_outside_the_fit_the_plan_says_so():
     ("words", "message"),
     [
         (["batch.size=law:chinchilla"], "there are law:step_law, law:deepseek, law:power_lines"),
-        (["batch.size=8seq", "optim.lr=law:power_lines"], "gives no rate"),
-        (["batch.size=law:deepseek"], "give parameters=N"),
+        (["batch.size=8seq", "optim.lr=law:power_lines"], "gives no learning rate"),
+        (["batch.size=law:deepseek"], "set parameters=N"),
         (["batch.size=8seq", "optim.lr=law:step_law", "optim.name=muon"], "was fitted with AdamW, not muon"),
-        (["batch.size=8seq", "optim.lr=law:step_law", "scaling.reference=8seq"], "brings its own reference"),
+        (["batch.size=8seq", "optim.lr=law:step_law", "scaling.reference=8seq"], "has its own reference batch"),
         (["batch.size=law:step_law", "duration=300steps"], "write duration in tokens"),
-        (["batch.size=law:step_law", "duration=2epochs"], "give train_rows=N"),
+        (["batch.size=law:step_law", "duration=2epochs"], "set train_rows=N"),
     ],
 )
 def test_what_a_law_cannot_do(words, message):
-    parameters = None if "give parameters" in message else 215_000_000
+    parameters = None if "set parameters" in message else 215_000_000
     assert any(message in line for line in refused(*words, parameters=parameters))
 
 

@@ -142,21 +142,24 @@ def test_steps_epochs_and_tokens_are_one_clock():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["batch.size=100tok"], "128 tokens (1 sequences)"),
+        (["batch.size=100tok"], "128 tokens (1 sequence)"),
         (["batch.ramp=0:8 50%:16 20%:32"], "thresholds must rise"),
         (["batch.ramp=0:8 50%:16", "batch.size=32seq"], "not the largest batch of the ramp"),
         (["batch.size=8seq", "optim.betas=[0.99,0.95]"], "β1²"),
         (["batch.size=8seq", "schedule.warmup=90%", "schedule.shape=wsd"], "shorten them"),
-        (["batch.size=8seq", "duration=10%"], "duration: '10%' is not a length"),
+        (["batch.size=8seq", "duration=10%"], "duration: '10%' has no total"),
         (["batch.size=8seq", "batch.start=4seq"], "needs a ramp"),
         (["batch.size=64seq", "batch.ramp=doubling:75%"], "needs a first batch"),
         ([*SEESAW, "scaling.rule=none"], "scaling.rule=sqrt"),
         ([*SEESAW, "schedule.shape=constant"], "decaying schedule.shape"),
         (["batch.start=64seq", "batch.size=8seq", "batch.ramp=doubling:75%"], "only grows"),
-        (["batch.size=8seq", "scaling.reference=0tok"], "scaling.reference"),
+        (["batch.size=8seq", "scaling.reference=0tok"], "scaling.reference: '0 tokens' is not above 0"),
         (["batch.size=0seq"], "not a whole number above 0"),
-        (["batch.size=3steps"], "batch.size: '3 steps' is not a batch"),
-        ([], "say how many"),
+        (
+            ["batch.size=3steps"],
+            "batch.size: '3 steps' is in steps, but a batch is a number of sequences or tokens: write 64seq",
+        ),
+        ([], "batch.size: not set"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(words, message):
@@ -307,9 +310,9 @@ def test_noise_and_surge_take_the_noise_scale_in_tokens_or_sequences():
     ("words", "message"),
     [
         (["scaling.rule=noise"], "scaling.noise_scale=120seq"),
-        (["scaling.rule=noise", "scaling.noise_scale=3steps"], "'3 steps' is not a batch"),
+        (["scaling.rule=noise", "scaling.noise_scale=3steps"], "'3 steps' is in steps"),
         (["scaling.rule=sqrt", "scaling.noise_scale=64seq"], "does not use it"),
-        (["scaling.rule=sqrt", "scaling.exponent=0.4"], "the rule sqrt has none"),
+        (["scaling.rule=sqrt", "scaling.exponent=0.4"], "the rule sqrt has no exponent"),
         (["scaling.rule=sde", "scaling.beta2=half_life"], "sets the betas itself"),
         (["scaling.rule=sde", "optim.name=lamb"], "derived for Adam, not lamb"),
         (["scaling.rule=sde", "batch.size=128seq"], "κ(1−β) = 1.6 is not below 1"),

@@ -19,7 +19,7 @@ from hfbsz.experiment.page import page
 from hfbsz.experiment.page.terminal import lines_of
 from hfbsz.experiment.results import ArmResult, Experiment, rows
 from hfbsz.records.run_data import read_run
-from hfbsz.records.shapes import plan_in, record_in
+from hfbsz.records.shapes import parse_plan, parse_record
 from hfbsz.report.page import page as html
 from hfbsz.report.wandb.reporter import config_of, read_identity
 from hfbsz.report.wandb.sync import _read
@@ -57,44 +57,44 @@ def copied(run: Path, folder: Path, **texts: str) -> Path:
         *('"x"', "null", "{", '{"steps": 1e999}', '{"steps": 1' + "0" * 400 + "}", "[" * 10**5, '{"a":' * 10**5),
     ],
 )
-def test_case_s16_a_plan_of_other_types_counts_as_missing_and_is_told_of(run, tmp_path, text):
+def test_case_s16_a_plan_of_other_types_is_ignored_with_a_note(run, tmp_path, text):
     folder = copied(run, tmp_path / "other", plan=text)
-    told: list[str] = []
-    drawn = html.write([folder, run], tmp_path / "page.html", told.append).read_text()
-    assert told == [f"{folder / 'plan.json'}: not a run's plan: read without it"]
+    notes: list[str] = []
+    drawn = html.write([folder, run], tmp_path / "page.html", notes.append).read_text()
+    assert notes == [f"{folder / 'plan.json'}: not the plan of a run: ignored"]
     assert "other" in drawn and "no evaluation yet" not in drawn
     with suppress(UserError):
         config_of(folder)
 
 
-def test_case_s16_the_script_says_so_in_a_line(run, tmp_path):
+def test_case_s16_the_script_prints_the_note(run, tmp_path):
     folder = copied(run, tmp_path / "other", plan='{"steps": "x"}')
     command = [sys.executable, str(ROOT / "scripts" / "report.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"{folder}/report.html\n")
-    assert done.stderr == f"note: {folder}/plan.json: not a run's plan: read without it\n"
+    assert done.stderr == f"note: {folder}/plan.json: not the plan of a run: ignored\n"
 
 
-def test_a_plan_of_fewer_or_further_fields_is_one():
-    assert plan_in('{"steps": 7, "new": {"a": [1]}}') == {"steps": 7, "new": {"a": [1]}} and plan_in("{}") == {}
+def test_a_plan_with_missing_or_unknown_fields_is_valid():
+    assert parse_plan('{"steps": 7, "new": {"a": [1]}}') == {"steps": 7, "new": {"a": [1]}} and parse_plan("{}") == {}
 
 
-def test_records_hold_numbers_that_stand_somewhere():
-    found = record_in(json.dumps({"event": "eval", **AXES, "eval/loss": "NaN", "eval/rows": [1], "note": "x"}))
-    assert found is not None and found.keys() == {"event", "eval/loss", *AXES}
+def test_records_have_valid_axes_and_only_fields_of_known_types():
+    record = parse_record(json.dumps({"event": "eval", **AXES, "eval/loss": "NaN", "eval/rows": [1], "note": "x"}))
+    assert record is not None and record.keys() == {"event", "eval/loss", *AXES}
     for name in AXES:
         for value in ("x", None, [1], -1, 10**400, math.inf, math.nan):
-            assert record_in(json.dumps({"event": "step", **AXES, name: value})) is None
+            assert parse_record(json.dumps({"event": "step", **AXES, name: value})) is None
     for line in ("[]", "x", "", "{}", "[" * 10**5, json.dumps({**AXES, "event": [1]})):
-        assert record_in(line) is None
+        assert parse_record(line) is None
 
 
 @pytest.mark.parametrize("text", ["[]", '[["id", "x"]]', '{"id": 5}', "{}", "[" * 10**5, "x"])
-def test_an_identity_of_other_types_is_one_line(run, tmp_path, text):
+def test_an_identity_of_wrong_types_is_reported_in_one_line(run, tmp_path, text):
     folder = copied(run, tmp_path / "other", wandb=text)
-    with pytest.raises(UserError, match=r"wandb\.json cannot be read") as told:
+    with pytest.raises(UserError, match=r"wandb\.json cannot be read") as caught:
         read_identity(folder)
-    assert len(told.value.lines) == 1
+    assert len(caught.value.lines) == 1
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -133,7 +133,7 @@ def test_whatever_is_changed_in_a_folder_the_pages_are_drawn(run, tmp_path, seed
     html.write([folder, run], tmp_path / "page.html")
     outcomes = (outcome_of(folder, 0), outcome_of(run, 1))
     stands = Experiment(name="n", command="c", task="language_modeling", folder=tmp_path, arms=())
-    whole = gather(stands, [(ArmResult("a", None, outcomes), ("a",), False)])
-    assert rows(whole) and lines_of(whole) and page.render(whole)
+    comparison = gather(stands, [(ArmResult("a", None, outcomes), ("a",), False)])
+    assert rows(comparison) and lines_of(comparison) and page.render(comparison)
     with suppress(UserError), ExitStack() as held:
         _read(folder, held)

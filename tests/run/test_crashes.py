@@ -19,7 +19,7 @@ FRESH, RESUMED = "fresh", "resumed"
 
 
 class Case:
-    """A command whose run and cache lie in one folder, which is copied from `start`."""
+    """A command with its run and cache in one folder, a copy of `start`."""
 
     def __init__(self, hfbsz, ragged, tmp_path, start: Path | None):
         self.hfbsz, self.tmp_path, self.start = hfbsz, tmp_path, start
@@ -48,7 +48,7 @@ class Case:
 @pytest.fixture(scope="module")
 def unbroken(hfbsz, ragged, tmp_path_factory):
     case = Case(hfbsz, ragged, tmp_path_factory.mktemp("unbroken"), None)
-    folder = case.fresh("whole")
+    folder = case.fresh("unbroken")
     ended, operations = case.crash(folder, 0, False)
     assert ended.code == 0, ended.err
     assert len(operations) > 100
@@ -57,7 +57,7 @@ def unbroken(hfbsz, ragged, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def half(hfbsz, ragged, tmp_path_factory, unbroken):
-    """A run that was killed where the second checkpoint was begun."""
+    """A run that was killed when it began to write the second checkpoint."""
     case = Case(hfbsz, ragged, tmp_path_factory.mktemp("half"), None)
     folder = case.fresh("probe")
     _, operations = case.crash(folder, 0, False)
@@ -69,15 +69,15 @@ def half(hfbsz, ragged, tmp_path_factory, unbroken):
 
 
 def names(folder: Path) -> list[str]:
-    """All files but locks, the list of what W&B may have already of records that are written again, and the records of
-    a start that ended before its first checkpoint."""
-    found = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix != ".lock"]
-    found = [path for path in found if path.name != "sent.json" and "attempt-1" not in path.parts]
-    return sorted(map(str, found))
+    """All files but locks, the list of records that W&B may already have, and the records of a start that ended before
+    its first checkpoint."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix != ".lock"]
+    paths = [path for path in paths if path.name != "sent.json" and "attempt-1" not in path.parts]
+    return sorted(map(str, paths))
 
 
-def holds(case: Case, unbroken: Path, number: int, power_cut: bool) -> str | None:
-    """None, or what is wrong after a crash at an operation and the same command again."""
+def problem_after_crash(case: Case, unbroken: Path, number: int, power_cut: bool) -> str | None:
+    """What is wrong after a crash at an operation and a second run of the same command; None if nothing is."""
     folder = case.fresh("run")
     ended, operations = case.crash(folder, number, power_cut)
     if ended.code != -signal.SIGKILL:
@@ -90,29 +90,29 @@ def holds(case: Case, unbroken: Path, number: int, power_cut: bool) -> str | Non
         return f"{at}: other weights"
     if told(folder / "run") != told(unbroken / "run"):
         return f"{at}: other records"
-    if left := set(names(folder)) ^ set(names(unbroken)):
-        return f"{at}: files {sorted(left)[:5]}"
+    if differing := set(names(folder)) ^ set(names(unbroken)):
+        return f"{at}: files {sorted(differing)[:5]}"
     return None
 
 
-def checked(case: Case, unbroken: Path, power_cut: bool, sample: int | None) -> list[str]:
+def problems_after_crashes(case: Case, unbroken: Path, power_cut: bool, sample: int | None) -> list[str]:
     _, operations = case.crash(case.fresh("count"), 0, False)
     points = range(1, len(operations) + 1)
-    chosen = points if sample is None else sorted(random.Random(sample).sample(points, sample))
-    found = []
-    for number in chosen:
-        if problem := holds(case, unbroken, number, power_cut):
-            found.append(problem)
+    selected = points if sample is None else sorted(random.Random(sample).sample(points, sample))
+    problems = []
+    for number in selected:
+        if problem := problem_after_crash(case, unbroken, number, power_cut):
+            problems.append(problem)
             print(problem)
-    print(f"{len(chosen)} points of {len(operations)}, {len(found)} wrong")
-    return found
+    print(f"{len(selected)} points of {len(operations)}, {len(problems)} wrong")
+    return problems
 
 
 @pytest.mark.parametrize("power_cut", [False, True])
 @pytest.mark.parametrize("start", [FRESH, RESUMED])
 def test_a_crash_at_some_file_operations(hfbsz, ragged, tmp_path, unbroken, half, start, power_cut):
     case = Case(hfbsz, ragged, tmp_path, None if start == FRESH else half)
-    assert checked(case, unbroken, power_cut, SAMPLE) == []
+    assert problems_after_crashes(case, unbroken, power_cut, SAMPLE) == []
 
 
 @pytest.mark.slow
@@ -120,17 +120,17 @@ def test_a_crash_at_some_file_operations(hfbsz, ragged, tmp_path, unbroken, half
 @pytest.mark.parametrize("start", [FRESH, RESUMED])
 def test_a_crash_at_every_file_operation(hfbsz, ragged, tmp_path, unbroken, half, start, power_cut):
     case = Case(hfbsz, ragged, tmp_path, None if start == FRESH else half)
-    found = checked(case, unbroken, power_cut, None)
-    assert not found, os.linesep.join(found)
+    problems = problems_after_crashes(case, unbroken, power_cut, None)
+    assert not problems, os.linesep.join(problems)
 
 
-# a bit that flips
+# flipped bits
 
 
-def flipped(folder: Path, draw: random.Random) -> str:
-    """Flip one bit of one file in a folder, each file as likely as its size; says which."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
-    files = sorted(path for path in found if path.stat().st_size)
+def flip_a_bit(folder: Path, draw: random.Random) -> str:
+    """Flip one bit of one file in a folder, drawn in proportion to size; returns the file and the bit."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    files = sorted(path for path in paths if path.stat().st_size)
     path = draw.choices(files, [max(2000, path.stat().st_size) for path in files])[0]  # small files are flipped too
     raw = bytearray(path.read_bytes())
     bit = draw.randrange(8 * len(raw))
@@ -139,15 +139,16 @@ def flipped(folder: Path, draw: random.Random) -> str:
     return f"{path.relative_to(folder)}, bit {bit}"
 
 
-def after_a_flip(case: Case, unbroken: Path, draw: random.Random) -> tuple[str, str]:
-    """(what came of a flipped bit and the same command: found, harmless, of a record, or what is wrong; where)."""
+def result_of_flip(case: Case, unbroken: Path, draw: random.Random) -> tuple[str, str]:
+    """(result, place) of a flipped bit and a second run of the same command. The result is `detected`, `harmless`,
+    `of a record`, or what is wrong."""
     folder = case.fresh("flipped")
-    where = flipped(folder, draw)
+    where = flip_a_bit(folder, draw)
     again = case.run(folder)
-    said = again.out + again.err
+    output = again.out + again.err
     if again.code:
-        named = "Traceback" not in said and (folder / "run").name in said
-        return ("found" if named else f"ended with {again.code}: {said[-300:]}"), where
+        named = "Traceback" not in output and (folder / "run").name in output
+        return ("detected" if named else f"ended with {again.code}: {output[-300:]}"), where
     if not same_weights(folder / "run", unbroken / "run"):
         return "other weights", where
     for name in ("config.json", "tokenizer.json"):
@@ -155,19 +156,19 @@ def after_a_flip(case: Case, unbroken: Path, draw: random.Random) -> tuple[str, 
             return f"another {name}", where
     if told(folder / "run") != told(unbroken / "run"):
         return ("of a record" if "records.jsonl" in where else "other records"), where
-    return ("found" if "damaged" in said or "skipped" in said else "harmless"), where
+    return ("detected" if "damaged" in output or "skipped" in output else "harmless"), where
 
 
 def flips(case: Case, unbroken: Path, seed: int, count: int) -> list[str]:
-    draw, found = random.Random(seed), Counter()
+    draw, counts = random.Random(seed), Counter()
     wrong = []
     for _ in range(count):
-        what, where = after_a_flip(case, unbroken, draw)
-        found[what] += 1
-        if what not in ("found", "harmless", "of a record"):
-            wrong.append(f"{where}: {what}")
+        result, where = result_of_flip(case, unbroken, draw)
+        counts[result] += 1
+        if result not in ("detected", "harmless", "of a record"):
+            wrong.append(f"{where}: {result}")
             print(wrong[-1])
-    print(dict(found))
+    print(dict(counts))
     return wrong
 
 

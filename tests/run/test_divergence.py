@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from conftest import TINY, records
-from test_loop import Bench, _here  # noqa: F401  (the fixture puts the cache in place)
+from test_loop import Bench, _here  # noqa: F401  (the fixture sets the cache folder)
 
 from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.recipe.load import load
@@ -47,9 +47,9 @@ def test_case_d11_a_checkpoint_that_is_not_finite_is_skipped(tmp_path):
     state = {"progress": {"clock": 8}}
     for step, value in ((2, 1.0), (4, math.nan), (6, math.inf)):
         save(tmp_path, step, Collected({"a": torch.full((3,), value)}, {}, [], None), state)
-    told = []
-    assert newest(tmp_path, told.append).path.name == "checkpoint-2"
-    assert told == [
+    warnings = []
+    assert newest(tmp_path, warnings.append).path.name == "checkpoint-2"
+    assert warnings == [
         f"{tmp_path}/checkpoint-{step}: values of a are not finite: the run had diverged: skipped" for step in (6, 4)
     ]
 
@@ -71,7 +71,7 @@ def test_numbers_that_are_not_finite_are_values_in_records(tmp_path):
     lines.close()
 
     def refuse(word):
-        raise AssertionError(f"{word} is no JSON")
+        raise AssertionError(f"{word} is not JSON")
 
     text = (tmp_path / "records.jsonl").read_text().splitlines()
     assert [json.loads(line, parse_constant=refuse)["eval/loss"] for line in text[1:]] == [
@@ -88,11 +88,11 @@ def test_case_d09_a_new_model_that_ends_worse_than_it_began_has_diverged(tmp_pat
     watch.begin(6.0 * targets, targets)
     watch.update(1, 18.0 * targets, targets, None)
     final = Reading("eval", Clock(1, 8, 8, 1.0), {"eval/loss": 18.0, "eval/rows": 4})
-    (told,) = _not_better(watch, final, recipe).values()
-    assert told.startswith(
+    (message,) = _not_better(watch, final, recipe).values()
+    assert message.startswith(
         "6.0000 nats/target on the fixed 4 rows: step 1 (18.0000) is not better than before training"
     )
-    assert ("has diverged: lower optim.lr" in told) == diverged
+    assert ("has diverged: lower optim.lr" in message) == diverged
     lines = JsonLines(tmp_path / "records.jsonl")
     for step, loss in enumerate((6.0, 18.0)):
         lines.write(Reading("eval", Clock(step, step, step, 0.0), {"eval/loss": loss}))

@@ -1,5 +1,5 @@
-"""What is said of evaluations: one curve is of the same rows, whole sets have names of their own, and nothing is the
-best that is not better than before training."""
+"""The evaluations of a run: all points of a curve are of the same rows, complete sets have their own names, and the
+best evaluation is better than before training."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def page_of(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def overfitted(hfbsz, ragged, tmp_path_factory):
-    """A run of few rows whose validation loss turns; 16 rows are evaluated along it, and all of them at its end."""
+    """A run on few rows that overfits; 16 validation rows are evaluated during the run, and all of them at its end."""
     folder = tmp_path_factory.mktemp("overfitted") / "run"
     words = [TINY, f"data.files={ragged}", "data.validation=96%", "duration=160steps", "optim.lr=1e-2", "eval.every=5%"]
     words += ["schedule.shape=constant", "checkpoint.save=best", "eval.full=true", "threads=1", f"output_dir={folder}"]
@@ -42,7 +42,7 @@ def overfitted(hfbsz, ragged, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def worse(hfbsz, ragged, tmp_path_factory):
-    """A run at a rate far too high: it is never better than before training."""
+    """A run with a learning rate far too high: no evaluation is better than before training."""
     folder = tmp_path_factory.mktemp("worse") / "run"
     words = [TINY, f"data.files={ragged}", "duration=40steps", "optim.lr=5", "schedule.warmup=0%", "eval.every=10%"]
     words += ["eval.watch=true", "checkpoint.save=best", "eval.patience=4", "threads=1", f"output_dir={folder}"]
@@ -60,7 +60,7 @@ def test_case_12_every_point_of_the_curve_is_of_the_same_rows(overfitted):
     assert not any(name.startswith(("full/", "last/")) for record in evaluations for name in record)
 
 
-def test_case_12_the_whole_set_has_a_name_of_its_own(overfitted):
+def test_case_12_metrics_of_complete_sets_have_their_own_names(overfitted):
     folder, ended = overfitted
     (final,) = records(folder, "final")
     assert final["full/rows"] == final["last/rows"] > 200 and not any(name.startswith("eval/") for name in final)
@@ -72,7 +72,7 @@ def test_case_12_the_whole_set_has_a_name_of_its_own(overfitted):
     assert f"| loss | {reached['loss']} |" in (folder / "README.md").read_text()
 
 
-def test_case_12_the_gap_is_that_of_the_two_numbers_beside_it(overfitted):
+def test_case_12_the_gap_is_the_difference_of_the_two_losses_shown_with_it(overfitted):
     folder, ended = overfitted
     lines = re.findall(r"validation loss (\S+) .*training rows (\S+) \(gap (\S+)\)", ended.out)
     assert len(lines) == len(records(folder, "eval")) == 21
@@ -92,22 +92,22 @@ def test_case_12_the_best_has_the_lowest_loss_of_the_curve_everywhere(overfitted
     losses = {record[STEP]: record["eval/loss"] for record in records(folder, "eval") if record[STEP]}
     best = min(losses, key=losses.__getitem__)
     assert 0 < best < 160
-    said = [line for line in ended.out.splitlines() if "the best so far" in line]
+    lines = [line for line in ended.out.splitlines() if "the best so far" in line]
     lowest = np.minimum.accumulate(list(losses.values()))
-    assert len(said) == len(set(lowest)) and f"{losses[best]:.4f}" in said[-1]
+    assert len(lines) == len(set(lowest)) and f"{losses[best]:.4f}" in lines[-1]
     (final,) = records(folder, "final")
     run = runs.read_run(folder)
-    found, result, seen = best_evaluation(run), final_result(run), overfitting_of(run)
-    assert found is not None and result is not None and seen is not None
-    assert final["model/step"] == found[STEP] == result.step == seen.best.step == best
+    evaluation, result, overfitting = best_evaluation(run), final_result(run), overfitting_of(run)
+    assert evaluation is not None and result is not None and overfitting is not None
+    assert final["model/step"] == evaluation[STEP] == result.step == overfitting.best.step == best
     assert best in steps(folder)
     fixed = read_status(folder)["reached"]["fixed part"]
     assert fixed.startswith(f"{losses[best]:.4f} nats/target (the fixed 16 rows") and "the best there" in fixed
-    shown = f"Validation loss, fixed part {losses[best]:.4f} nats/target, 16 rows"
-    assert shown in page_of(folder) and "this is the best" in page_of(folder)
+    line = f"Validation loss, fixed part {losses[best]:.4f} nats/target, 16 rows"
+    assert line in page_of(folder) and "this is the best" in page_of(folder)
 
 
-def test_case_12_without_whole_sets_the_loss_is_said_to_be_of_the_fixed_part(hfbsz, ragged, tmp_path):
+def test_case_12_without_complete_sets_the_loss_is_named_as_that_of_the_fixed_part(hfbsz, ragged, tmp_path):
     words = [TINY, f"data.files={ragged}", "duration=8steps", "eval.full=false", "threads=1"]
     ended = hfbsz("pretrain.py", *words, f"output_dir={tmp_path}/run")
     assert ended.code == 0, ended.err
@@ -118,7 +118,7 @@ def test_case_12_without_whole_sets_the_loss_is_said_to_be_of_the_fixed_part(hfb
 
 
 @pytest.mark.parametrize("words", [[], ["eval.full=true"]])
-def test_the_evaluation_at_the_end_is_in_proportion_to_the_run_or_of_all(hfbsz, ragged, tmp_path, words):
+def test_the_final_evaluation_is_in_proportion_to_the_run_or_complete(hfbsz, ragged, tmp_path, words):
     folder = tmp_path / "run"
     recipe = [TINY, f"data.files={ragged}", "duration=8steps", "threads=1", *words]
     ended = hfbsz("pretrain.py", *recipe, f"output_dir={folder}")
@@ -126,19 +126,19 @@ def test_the_evaluation_at_the_end_is_in_proportion_to_the_run_or_of_all(hfbsz, 
     (final,) = records(folder, "final")
     rows, of = final["full/rows"], final["full/set_rows"]
     assert rows == of if words else 32 <= rows <= 32 + 16 < of
-    told = f"all {of} rows of validation" if rows == of else f"{rows} of {of} rows of validation, evenly spread"
-    assert told in read_status(folder)["reached"]["loss"] and told in page_of(folder) and told in ended.out
+    text = f"all {of} rows of validation" if rows == of else f"{rows} of {of} rows of validation, evenly spread"
+    assert text in read_status(folder)["reached"]["loss"] and text in page_of(folder) and text in ended.out
 
 
-def test_case_22_nothing_is_the_best_that_is_not_better_than_before_training(worse):
+def test_case_22_there_is_no_best_evaluation_if_none_is_better_than_before_training(worse):
     folder, ended = worse
     first, *curve = records(folder, "eval")
     assert all(record["eval/loss"] > first["eval/loss"] for record in curve)
     assert all(record["overfit/best_step"] == 0 and "overfit/onset_step" not in record for record in curve)
-    told = [line for line in ended.out.splitlines() if re.match(r"step +[1-9]", line) and "validation loss" in line]
-    assert len(told) == len(curve)
+    lines = [line for line in ended.out.splitlines() if re.match(r"step +[1-9]", line) and "validation loss" in line]
+    assert len(lines) == len(curve)
     at_start = f"not better than before training ({first['eval/loss']:.4f} at step 0)"
-    assert all(at_start in line for line in told)
+    assert all(at_start in line for line in lines)
     card = (folder / "README.md").read_text()
     for text in (ended.out, card, page_of(folder), json.dumps(read_status(folder), ensure_ascii=False)):
         assert "not better than before training" in text.lower()
@@ -146,7 +146,7 @@ def test_case_22_nothing_is_the_best_that_is_not_better_than_before_training(wor
     assert "Best evaluation none" in page_of(folder) and "Onset of overfitting not detected" in page_of(folder)
 
 
-def test_case_22_the_last_weights_are_kept_with_a_note(worse):
+def test_case_22_the_last_weights_are_saved_with_a_note(worse):
     folder, _ = worse
     last, status = records(folder, "eval")[-1][STEP], read_status(folder)
     assert records(folder, "final")[0]["model/step"] == last == status["step"] == max(steps(folder))
@@ -168,22 +168,22 @@ def at(step: int, event: str = "eval") -> dict:
 
 
 def old(step: int, loss: float, train: float, gap: float, **marks: int) -> dict:
-    """As earlier versions wrote it: `full` and `best` mark evaluations of other rows and other weights."""
-    watched = {"overfit/train_loss": train, "overfit/gap": gap, "overfit/best_step": 10.0}
+    """A record in the form of earlier versions: `full` and `best` mark evaluations of other rows and other weights."""
+    overfit = {"overfit/train_loss": train, "overfit/gap": gap, "overfit/best_step": 10.0}
     marks = {"full": 0, **marks}
-    return {**at(step), "eval/loss": loss, **watched, **{f"eval/{name}": value for name, value in marks.items()}}
+    return {**at(step), "eval/loss": loss, **overfit, **{f"eval/{name}": value for name, value in marks.items()}}
 
 
-def test_records_of_earlier_versions_are_read_as_now(tmp_path):
+def test_records_of_earlier_versions_are_converted(tmp_path):
     start, first = old(0, 0.7, 0.7, 0.0), old(10, 0.5, 0.4, 0.1)
-    whole = old(20, 0.93, 0.001, 0.62, full=1)  # the loss is of all rows, the gap of the fixed part
+    full = old(20, 0.93, 0.001, 0.62, full=1)  # the loss is of all rows, the gap of the fixed part
     best = {**at(20), "eval/loss": 0.55, "overfit/best_step": 10.0, "eval/full": 1, "eval/best": 1}
-    run = write(tmp_path / "best", start, first, whole, best)
+    run = write(tmp_path / "best", start, first, full, best)
     assert [record["eval/loss"] for record in validation_curve(run)] == [0.5, pytest.approx(0.621)]
     result = final_result(run)
     assert result is not None and (result.step, result.measured_at_end, result.loss) == (10, True, 0.55)
     assert result.fixed_part["loss"] == 0.5 and result.last_weights["loss"] == 0.93
-    alone = final_result(write(tmp_path / "last", start, first, whole))
+    alone = final_result(write(tmp_path / "last", start, first, full))
     assert alone is not None and (alone.step, alone.loss, dict(alone.last_weights)) == (20, 0.93, {})
     unwatched = write(
         tmp_path / "unwatched", {**at(0), "eval/loss": 3.0, "eval/full": 0}, {**at(5), "eval/loss": 2.0, "eval/full": 1}
@@ -192,16 +192,16 @@ def test_records_of_earlier_versions_are_read_as_now(tmp_path):
     assert "Validation loss 2.0000 nats/target, all rows of validation" in text_of(html.render([unwatched]))
 
 
-def test_a_run_that_was_better_and_ends_worse_says_both(tmp_path):
+def test_a_run_that_was_better_and_ends_worse_is_reported_with_both_losses(tmp_path):
     lines = ({**at(step), "eval/loss": loss, "eval/rows": 16} for step, loss in ((0, 0.7), (10, 0.5), (20, 0.8)))
     run = write(tmp_path / "run", *lines, {**at(20, "final"), "model/step": 20, "full/loss": 0.9, "full/rows": 99})
-    said = not_better(run)
-    assert said is not None and "step 20 is 0.8000, 0.7000 nats/target before training" in said
-    assert "the best evaluation: 0.5000 at step 10" in said
+    message = not_better(run)
+    assert message is not None and "step 20 is 0.8000, 0.7000 nats/target before training" in message
+    assert "the best evaluation: 0.5000 at step 10" in message
 
 
-def test_a_loss_that_was_not_finite_is_no_gap_in_the_story(tmp_path):
-    """It is left out of its record, and is neither the best nor that of the step before."""
+def test_a_loss_that_was_not_finite_is_not_replaced_by_another(tmp_path):
+    """Earlier versions omitted it from its record: it is neither the best loss nor that of the step before."""
     lost = {**at(20), "eval/rows": 16}
     run = write(tmp_path / "run", {**at(0), "eval/loss": 0.7}, {**at(10), "eval/loss": 0.6}, lost)
     result, best = final_result(run), best_evaluation(run)
@@ -222,7 +222,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_the_page_marks_what_is_learned(tmp_path, several):
+def test_the_page_marks_the_targets_of_training_rows(tmp_path, several):
     run = write(tmp_path / "run", {**at(0), "eval/loss": 0.7})
     (run.folder / "rows.json").write_text(json.dumps(ROWS))
     others = [write(tmp_path / "other", {**at(0), "eval/loss": 0.7})] if several else []
@@ -237,7 +237,7 @@ def test_the_page_marks_what_is_learned(tmp_path, several):
     assert "Columns used prompt, response Columns not used id, &lt;b&gt; End token &lt;|end|&gt; ends an answer" in text
 
 
-def test_the_page_tags_a_label_and_leaves_out_what_it_cannot_read(tmp_path):
+def test_the_page_shows_labels_and_omits_invalid_rows(tmp_path):
     run = write(tmp_path / "run", {**at(0), "eval/loss": 0.7})
     rows = [{"number": 7, "parts": [["fine", False]], "tokens": 3, "learned": 1, "label": "a<b"}]
     (run.folder / "rows.json").write_text(

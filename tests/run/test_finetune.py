@@ -1,4 +1,4 @@
-"""Fine-tuning by the real command: the overfit is seen, dated and stopped, and the best model is kept."""
+"""Fine-tuning by the real command: overfitting is detected, dated and stopped, and the best model is saved."""
 
 import json
 import random
@@ -71,7 +71,7 @@ def tuned(hfbsz, words, tmp_path_factory):
     return folder, ended
 
 
-def test_the_overfit_is_seen_dated_and_stopped(tuned):
+def test_overfitting_is_detected_dated_and_stopped(tuned):
     folder, ended = tuned
     evaluations = [record for record in records(folder, "eval") if "overfit/rise" in record]
     losses = {record["train/global_step"]: record["eval/loss"] for record in evaluations}
@@ -86,7 +86,7 @@ def test_the_overfit_is_seen_dated_and_stopped(tuned):
     assert best in steps(folder)
 
 
-def test_the_model_that_is_kept_is_the_best_and_plain_transformers_gives_its_numbers(tuned, reviews):
+def test_the_saved_model_is_the_best_and_plain_transformers_reproduces_its_metrics(tuned, reviews):
     """LoadedRecipe as anybody would, over the validation rows as the run drew them."""
     from hfbsz.data.prepare.labels import stratified
 
@@ -97,39 +97,39 @@ def test_the_model_that_is_kept_is_the_best_and_plain_transformers_gives_its_num
     rows = [json.loads(line) for line in reviews.read_text().splitlines()]
     names = [f"rows.jsonl:{number}" for number in range(1, len(rows) + 1)]
     held = [rows[place] for place in sorted(stratified([row["label"] for row in rows], names, 0.5))]
-    losses, right = [], []
+    losses, correct = [], []
     for row in held:
         inputs = tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=32)
         label = torch.tensor([model.config.label2id[row["label"]]])
         with torch.no_grad():
-            found = model(**inputs, labels=label)
-        losses.append(found.loss.item())
-        right.append(int(found.logits.argmax()) == int(label))
+            output = model(**inputs, labels=label)
+        losses.append(output.loss.item())
+        correct.append(int(output.logits.argmax()) == int(label))
     assert final["full/rows"] == final["full/targets"] == len(held)
     assert final["full/loss"] == pytest.approx(np.mean(losses), abs=1e-6)
-    assert final["full/accuracy"] == pytest.approx(np.mean(right))
+    assert final["full/accuracy"] == pytest.approx(np.mean(correct))
     assert set(model.config.id2label.values()) == {"bad", "good"}
 
 
-def test_evaluation_depends_on_no_split(hfbsz, words, tmp_path):
-    """Of the same weights, by passes of 1, 7 and 64 rows, on one process and two: to 1e-6."""
-    found = []
+def test_evaluation_does_not_depend_on_the_split(hfbsz, words, tmp_path):
+    """The same weights in forward passes of 1, 7 and 64 rows, on one and two processes: equal to 1e-6."""
+    evaluations = []
     for name, micro, processes in (("a", 64, 1), ("b", 7, 1), ("c", 1, 1), ("d", 7, 2)):
         folder = tmp_path / name
         more = ["duration=1steps", f"eval.micro_batch={micro}", "schedule.warmup=0%", "precision=fp32"]
         ended = hfbsz("finetune.py", *words, *more, f"output_dir={folder}", processes=processes)
         assert ended.code == 0, ended.err
-        found.append(records(folder, "eval")[0])
-    for other in found[1:]:
+        evaluations.append(records(folder, "eval")[0])
+    for other in evaluations[1:]:
         for name in ("eval/loss", "eval/accuracy", "eval/calibration_error", "overfit/train_loss", "overfit/gap"):
-            assert other[name] == pytest.approx(found[0][name], abs=1e-6), name
+            assert other[name] == pytest.approx(evaluations[0][name], abs=1e-6), name
 
 
-def test_a_killed_fine_tuning_is_the_unbroken_one(tuned, words, environment, fork_server, tmp_path):
-    """The patience, the best and the onset come back with the checkpoint."""
-    whole, _ = tuned
+def test_a_killed_fine_tuning_equals_the_unbroken_one(tuned, words, environment, fork_server, tmp_path):
+    """Patience, best evaluation and onset are restored from the checkpoint."""
+    unbroken, _ = tuned
     folder, words = tmp_path / "run", [*words, "checkpoint.every=20steps"]
-    stop = read_status(whole)["step"]
+    stop = read_status(unbroken)["step"]
     for target in (stop // 3, stop - 10):
         run = Started(folder, environment, *words, script="finetune.py", server=fork_server)
         run.wait_for(lambda run=run, target=target: run.step() >= target)
@@ -137,11 +137,11 @@ def test_a_killed_fine_tuning_is_the_unbroken_one(tuned, words, environment, for
     last = Started(folder, environment, *words, script="finetune.py", server=fork_server)
     _, err = last.process.communicate(timeout=120)
     assert last.process.returncode == 0, err
-    assert told(folder) == told(whole) and same_weights(folder, whole)
+    assert told(folder) == told(unbroken) and same_weights(folder, unbroken)
 
 
 def test_dialogue_tuning_of_a_pretrained_run(hfbsz, ragged, tmp_path):
-    """What pretrain.py wrote is what finetune.py takes; only answers count; what was learned by heart is measured."""
+    """finetune.py reads what pretrain.py wrote; only answers are targets; memorization is measured."""
     base, folder, talk = tmp_path / "base", tmp_path / "talk", tmp_path / "talk.jsonl"
     pretrained = hfbsz("pretrain.py", TINY, f"data.files={ragged}", f"output_dir={base}")
     assert pretrained.code == 0, pretrained.err
@@ -158,8 +158,8 @@ def test_dialogue_tuning_of_a_pretrained_run(hfbsz, ragged, tmp_path):
     assert evaluations[0]["eval/targets"] < evaluations[0]["train/num_input_tokens_seen"] + 12 * 96
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = [{"role": "user", "content": "parse argument 3?"}]
-    said = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    assert said == "User: parse argument 3?\nAssistant:"
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    assert text == "User: parse argument 3?\nAssistant:"
     assert 0 <= evaluations[-1]["overfit/train_extractable"] <= 1
 
 

@@ -57,7 +57,7 @@ class Started:
 
 
 def told(folder):
-    """All that the records say of training and evaluation, but for times."""
+    """The records of training and evaluation without times."""
     timed = {"record", "time", "train/seconds", "perf/tokens_per_second", "perf/step_seconds", "perf/peak_memory_bytes"}
     return [
         {key: value for key, value in record.items() if key not in timed and not key.endswith("/seconds")}
@@ -79,8 +79,8 @@ def unbroken(hfbsz, ragged, tmp_path_factory):
     return folder
 
 
-def kill_and_go_on(folder, environment, server, words, times, seed):
-    """Kill the run at points drawn over its training, a quarter of them inside checkpoint writing; then let it end."""
+def kill_and_resume(folder, environment, server, words, times, seed):
+    """Kill the run at random points of training, a quarter of them while it writes a checkpoint; then finish it."""
     draw = random.Random(seed)
     for number in range(times):
         run = Started(folder, environment, *words, server=server)
@@ -97,10 +97,10 @@ def kill_and_go_on(folder, environment, server, words, times, seed):
     assert last.process.returncode == 0, err
 
 
-def test_a_run_killed_five_times_is_the_unbroken_run(unbroken, ragged, environment, fork_server, tmp_path):
+def test_a_run_killed_five_times_equals_the_unbroken_run(unbroken, ragged, environment, fork_server, tmp_path):
     """SIGKILL: records without gap or double, final weights bit-identical."""
     folder = tmp_path / "run"
-    kill_and_go_on(folder, environment, fork_server, [*WORDS, f"data.files={ragged}"], times=5, seed=0)
+    kill_and_resume(folder, environment, fork_server, [*WORDS, f"data.files={ragged}"], times=5, seed=0)
     assert told(folder) == told(unbroken) and same_weights(folder, unbroken)
     assert not list(folder.glob("attempt-*")) and read_status(folder)["state"] == "finished"
     assert [record["state"] for record in records(folder, "lifecycle")][-1] == "finished"
@@ -110,12 +110,13 @@ def test_a_run_killed_five_times_is_the_unbroken_run(unbroken, ragged, environme
 def test_two_hundred_kills(unbroken, ragged, environment, fork_server, tmp_path):
     for number in range(40):
         folder = tmp_path / f"run-{number}"
-        kill_and_go_on(folder, environment, fork_server, [*WORDS, f"data.files={ragged}"], times=5, seed=number)
+        kill_and_resume(folder, environment, fork_server, [*WORDS, f"data.files={ragged}"], times=5, seed=number)
         assert told(folder) == told(unbroken) and same_weights(folder, unbroken), number
 
 
 def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environment, tmp_path):
-    """Mid-ramp, by SIGTERM to one rank: dropout 0, in float64 losses to 1e-9 relative of those of an unbroken run."""
+    """Stopped during a ramp by SIGTERM to one rank. Without dropout, in float64, losses equal those of an unbroken run
+    to 1e-9."""
     words = [
         TINY,
         "precision=fp64",
@@ -124,8 +125,8 @@ def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environ
         "duration=90steps",
         f"data.files={ragged}",
     ]
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    assert hfbsz("pretrain.py", *words, f"output_dir={whole}").code == 0
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "run"
+    assert hfbsz("pretrain.py", *words, f"output_dir={unbroken}").code == 0
     for processes, target in ((1, 30), (2, 60)):
         run = Started(folder, environment, *words, processes=processes)
         run.wait_for(lambda run=run, target=target: run.step() >= target)
@@ -135,14 +136,14 @@ def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environ
         assert (folder / f"checkpoint-{status['step']}" / "complete.json").is_file()
     ended = hfbsz("pretrain.py", *words, f"output_dir={folder}")
     assert ended.code == 0 and "resumes from" in ended.out
-    ours, theirs = records(folder, "step"), records(whole, "step")
+    ours, theirs = records(folder, "step"), records(unbroken, "step")
     for one, other in zip(ours, theirs, strict=True):
         for name in ("train/global_step", "train/sequences", "train/num_input_tokens_seen", "batch/global"):
             assert one[name] == other[name]
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-9)
 
 
-def test_what_a_resume_takes_and_what_it_refuses(hfbsz, ragged, environment, fork_server, tmp_path):
+def test_changes_that_a_resumed_run_accepts_and_rejects(hfbsz, ragged, environment, fork_server, tmp_path):
     folder = tmp_path / "run"
     words = [TINY, f"data.files={ragged}", "checkpoint.every=5steps"]
     run = Started(folder, environment, *words, server=fork_server)
@@ -161,11 +162,11 @@ def test_what_a_resume_takes_and_what_it_refuses(hfbsz, ragged, environment, for
 
 
 @pytest.mark.slow
-def test_shared_weights_go_on_too(hfbsz, ragged, environment, tmp_path):
-    """FSDP2 on two processes, then on one process without it: the unbroken run, to 1e-5 of its losses."""
+def test_sharded_weights_resume_too(hfbsz, ragged, environment, tmp_path):
+    """FSDP2 on two processes, then one process without it: losses equal those of an unbroken run to 1e-5."""
     words = [TINY, f"data.files={ragged}", "batch.micro_max=2", "duration=90steps"]
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    assert hfbsz("pretrain.py", *words, f"output_dir={whole}").code == 0
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "run"
+    assert hfbsz("pretrain.py", *words, f"output_dir={unbroken}").code == 0
     for target in (20, 45):
         run = Started(folder, environment, *words, processes=2, config="fsdp2_cpu_2proc.yaml")
         run.wait_for(lambda run=run, target=target: run.step() >= target)
@@ -173,5 +174,5 @@ def test_shared_weights_go_on_too(hfbsz, ragged, environment, tmp_path):
         assert read_status(folder)["state"] == "preempted"
     ended = hfbsz("pretrain.py", *words, f"output_dir={folder}")
     assert ended.code == 0 and "resumes from" in ended.out
-    losses = [[record["train/loss"] for record in records(path, "step")] for path in (folder, whole)]
+    losses = [[record["train/loss"] for record in records(path, "step")] for path in (folder, unbroken)]
     assert len(losses[0]) == len(losses[1]) == 90 and losses[0] == pytest.approx(losses[1], rel=1e-5)

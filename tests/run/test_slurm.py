@@ -1,4 +1,4 @@
-"""scripts/slurm.sh with stand-ins for Slurm's commands: what a node is told, exit codes, the signal, requeueing."""
+"""scripts/slurm.sh with stand-ins for the commands of Slurm: the launch of a node, exit codes, signals, requeueing."""
 
 import json
 import os
@@ -58,8 +58,8 @@ def start(tmp_path):
             os.killpg(job.pid, signal.SIGKILL)
 
 
-def told(tmp_path):
-    """What the launcher of a node was told: its options, and the script with its words."""
+def launch_of(tmp_path):
+    """The arguments of a node's launcher: its options, and the script with its words."""
     words = (tmp_path / "words").read_text().splitlines()
     place = words.index("scripts/pretrain.py")
     options = dict(pairwise(words[:place]))
@@ -81,9 +81,9 @@ def leaves(state, step=None):
     return json.dumps({"state": state} | ({} if step is None else {"step": step}))
 
 
-def test_a_node_is_told_its_place_and_the_words_as_they_were_given(start, tmp_path):
+def test_a_node_gets_its_rank_and_unchanged_words(start, tmp_path):
     assert start("recipe=debug", "data.files=a b/*.txt", SLURM_GPUS_ON_NODE="8").wait(timeout=30) == 0
-    options, words = told(tmp_path)
+    options, words = launch_of(tmp_path)
     assert words == ["recipe=debug", "data.files=a b/*.txt"]
     wanted = {"num_machines": "2", "num_processes": "16", "machine_rank": "1", "main_process_ip": "host0"}
     assert wanted.items() <= options.items() and options["main_process_port"] == "20007"
@@ -93,7 +93,7 @@ def test_a_node_is_told_its_place_and_the_words_as_they_were_given(start, tmp_pa
 def test_without_gpus_a_node_runs_one_process_and_a_failure_is_the_jobs(start, tmp_path):
     job = start("recipe=debug", ENDS="3", HFBSZ_LAUNCH="accelerate_configs/fsdp2.yaml")
     assert job.wait(timeout=30) == 3
-    options, _ = told(tmp_path)
+    options, _ = launch_of(tmp_path)
     assert options["num_processes"] == "2" and options["config_file"] == "accelerate_configs/fsdp2.yaml"
 
 
@@ -141,7 +141,7 @@ def test_a_run_that_ended_at_the_signal_is_requeued_and_resumes(start, tmp_path,
     assert ("not requeued" in out) == (why is not None) and (why or "preempted at step 12") in out
 
 
-def test_a_run_that_finishes_at_the_signal_is_a_job_that_succeeded(start, tmp_path):
+def test_a_run_that_finishes_at_the_signal_ends_a_successful_job(start, tmp_path):
     """A launcher that got a signal does not exit with 0, whatever its ranks did."""
     job = start("recipe=debug", "output_dir=run", STAY="yes", ENDS="1", LEAVES=leaves("finished", 40))
     send(job, tmp_path, signal.SIGUSR1)

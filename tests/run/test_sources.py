@@ -50,7 +50,7 @@ def test_a_streamed_folder_on_one_and_two_processes(hfbsz, tmp_path, offline):
     assert refused.code == 2 and "of a stream is not known before it is read" in refused.err
 
 
-def test_a_missing_column_is_one_line(hfbsz, tmp_path):
+def test_a_missing_column_is_reported_in_one_line(hfbsz, tmp_path):
     path = json_lines(tmp_path / "x.jsonl")
     words = [WORDS[0], f"data.files={path}", "data.text=txt", f"output_dir={tmp_path}/run"]
     ended = hfbsz("pretrain.py", *words)

@@ -58,7 +58,7 @@ def test_fifty_steps_equal_the_trainers(hfbsz, ragged, tmp_path, monkeypatch, ca
     ours = [record["train/loss"] for record in records(tmp_path / "run", "step")]
     theirs, model = trainer_losses(load(words).recipe, tmp_path / "trainer")
     assert len(ours) == len(theirs) == 50
-    assert np.allclose(ours, theirs, rtol=1e-5, atol=0)  # float32; seen: 1.5e-7
+    assert np.allclose(ours, theirs, rtol=1e-5, atol=0)  # float32; measured: 1.5e-7
     weights = load_file(tmp_path / "run" / "model.safetensors")
     state = {name: weight for name, weight in model.state_dict().items() if name in weights}
     assert state and max(np.abs(weights[name] - weight.numpy()).max() for name, weight in state.items()) < 1e-3

@@ -1,4 +1,4 @@
-"""A whole run and Weights & Biases: one run, the keys and values of records.jsonl, no fault that reaches training."""
+"""Weights & Biases: one W&B run per run, with the keys and values of records.jsonl; its faults never stop training."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def test_the_offline_run_is_records_jsonl(hfbsz, ragged, tmp_path, processes):
     assert logged.config["plan"]["steps"] == 50 and logged.config["recipe"]["optim"]["lr"] == 0.003
 
 
-def test_case_s04_a_token_of_the_environment_comes_into_no_file(environment, tmp_path):
+def test_case_s04_a_token_from_the_environment_is_not_written_to_any_file(environment, tmp_path):
     """Not out of variables, the URLs in them, or the remote of the git repository in which a run is started."""
     at = tmp_path / "repository"
     at.mkdir()
@@ -69,7 +69,7 @@ def test_case_s04_a_token_of_the_environment_comes_into_no_file(environment, tmp
     assert "PLANTED" not in ended.stdout + ended.stderr
 
 
-def test_a_run_that_an_agent_launches_is_the_agents_when_it_is_resumed_or_sent_later_too(hfbsz, ragged, tmp_path):
+def test_a_run_of_an_agent_stays_the_agents_when_it_is_resumed_or_uploaded_later(hfbsz, ragged, tmp_path):
     words = [TINY, f"data.files={ragged}", "log.wandb=offline", "duration=4 steps"]
     words.append(f"output_dir={tmp_path}/sweep-${{oc.env:WANDB_SWEEP_ID}}/${{oc.env:WANDB_RUN_ID}}")
     agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "run7", "WANDB_ENTITY": "team", "WANDB_PROJECT": "swept"}
@@ -83,7 +83,7 @@ def test_a_run_that_an_agent_launches_is_the_agents_when_it_is_resumed_or_sent_l
     assert (identity.id, identity.project, identity.entity) == ("run7", "swept", "team")
 
 
-def test_a_server_that_is_down_costs_a_warning(hfbsz, ragged, tmp_path):
+def test_a_server_that_is_down_gives_a_warning(hfbsz, ragged, tmp_path):
     run = tmp_path / "run"
     env = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     ended = hfbsz("pretrain.py", TINY, f"data.files={ragged}", f"output_dir={run}", "log.wandb=online", env=env)
@@ -92,7 +92,7 @@ def test_a_server_that_is_down_costs_a_warning(hfbsz, ragged, tmp_path):
     assert len(lines(run)) == 60
 
 
-def test_a_run_that_was_killed_and_resumed_offline_is_sent_once(hfbsz, ragged, environment, fork_server, tmp_path):
+def test_a_run_killed_and_resumed_offline_is_uploaded_once(hfbsz, ragged, environment, fork_server, tmp_path):
     """Two offline folders of one id, which `wandb sync` would lay over each other; records.jsonl has each row once."""
     run = tmp_path / "run"
     words = [TINY, f"data.files={ragged}", "log.wandb=offline", "duration=90steps", "checkpoint.every=7steps"]
@@ -114,7 +114,7 @@ def test_a_run_that_was_killed_and_resumed_offline_is_sent_once(hfbsz, ragged, e
         assert again.code == 0 and "complete" in again.out and server.run.rows() == lines(run)
 
 
-def test_a_run_whose_wandb_dies_midway_finishes_and_is_sent_later(hfbsz, ragged, environment, tmp_path):
+def test_a_run_whose_wandb_process_dies_finishes_and_is_uploaded_later(hfbsz, ragged, environment, tmp_path):
     run = tmp_path / "run"
     words = [TINY, f"data.files={ragged}", "log.wandb=offline", "duration=200steps", "threads=1", f"output_dir={run}"]
     process = subprocess.Popen(

@@ -1,5 +1,6 @@
 """Checkpoints are complete or absent, and restore exactly what was saved."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -109,6 +110,21 @@ def test_a_checkpoint_of_another_model_is_refused(saved, ragged):
     deeper = Bench(ragged, "model.shape.num_hidden_layers=3")
     with pytest.raises(UserError, match="another model or optimizer"):
         restore(read(saved / "checkpoint-6"), deeper.model, deeper.optimizer)
+
+
+@pytest.mark.parametrize("groups", [[], [{}], [{}] * 5])
+def test_a_state_with_another_number_of_parameter_groups_is_refused_in_one_line(saved, ragged, groups):
+    path = saved / "checkpoint-6"
+    state = path / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "optimizer": groups}))
+    hashes = json.loads((path / "complete.json").read_text())
+    hashes["state.json"] = hashlib.sha256(state.read_bytes()).hexdigest()
+    (path / "complete.json").write_text(json.dumps(hashes))
+    bench = Bench(ragged, "duration=48seq")
+    with pytest.raises(UserError) as caught:
+        restore(read(path), bench.model, bench.optimizer)
+    reason = f"it has {len(groups)} parameter groups, the optimizer has 2"
+    assert caught.value.lines == (f"{path}: saved from another model or optimizer: {reason}",)
 
 
 def test_a_failed_write_leaves_the_previous_checkpoint(saved, ragged, monkeypatch):

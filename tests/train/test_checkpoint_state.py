@@ -58,6 +58,7 @@ def test_a_written_state_is_read_back(path):
         ({"watch": 3}, "watch"),
         ({"digest": None}, "digest"),
         ({"optimizer": "x"}, "optimizer"),
+        ({"optimizer": [{"momentum": "x"}]}, "optimizer.0.momentum.bool"),
     ],
 )
 def test_case_s16_wrong_types_are_reported_in_one_line(path, changed, key):

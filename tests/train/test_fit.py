@@ -3,11 +3,20 @@
 import pytest
 import torch
 from small_models import SHAPES, SIZE, logits, small_model, small_tokenizer
-from transformers import AutoModel, AutoModelForCausalLM, ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    ByT5Tokenizer,
+    CanineConfig,
+    CanineModel,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from hfbsz.data.tokenizer.tokenizer import load_tokenizer
 from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Model
+from hfbsz.train.fit import fit_vocabulary, vocabulary_of, window_of
 from hfbsz.train.model import build_model, set_generation_ends
 from hfbsz.train.tasks.classification import Classification
 
@@ -112,6 +121,15 @@ def test_a_missing_padding_token_is_refused(tmp_path):
     assert line.startswith("data.tokenizer: it has no padding token") and "gpt2" in line
     path = small_model(tmp_path / "bert", "bert", tokenizer=bare(), auto=AutoModel)  # where padding is masked
     assert build_model(Model(path=str(path)), bare(), 0, 16, LABELS).config.pad_token_id == 0
+
+
+def test_a_model_without_a_table_of_tokens_fits_every_tokenizer():
+    """transformers raises NotImplementedError for its input embeddings."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = CanineModel(CanineConfig(**sizes, num_hash_buckets=64, max_position_embeddings=64))
+    assert vocabulary_of(model) is None and fit_vocabulary(model, small_tokenizer(), Model(path="x")) == []
+    window = window_of(model)
+    assert window is not None and window.tokens == 64
 
 
 def test_a_slow_tokenizer_fits(tmp_path):

@@ -50,7 +50,7 @@ def find_files(
             if real not in files or real == Path(os.path.abspath(path)):  # the real path takes precedence over links
                 files[real] = SourceFile(path, name)
     if not files:
-        raise UserError(f"data.exclude: {list(exclude)} leaves no file of {patterns!r}")
+        raise UserError(f"data.exclude: {list(exclude)} leaves no file of {field}: {patterns!r}")
     notes = [f"{field}: {folder} cannot be read: its files are left out" for folder in dict.fromkeys(unreadable)]
     return sorted(files.values(), key=lambda file: (file.name, str(file.path))), notes
 

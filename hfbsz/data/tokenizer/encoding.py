@@ -13,7 +13,7 @@ class Unencodable(UserError):
 
     def __init__(self, cause: str, place: int = 0) -> None:
         self.cause, self.place = cause, place
-        super().__init__(f"data.tokenizer: it cannot tokenise this text: {cause}")
+        super().__init__(f"data.tokenizer: it cannot tokenize this text: {cause}")
 
 
 def is_backend_error(problem: BaseException) -> bool:

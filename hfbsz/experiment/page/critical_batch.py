@@ -1,4 +1,4 @@
-"""A figure of the critical batch: steps to a target loss over the batch, with the fit and both definitions."""
+"""The figure of the critical batch: steps to a target loss over the batch, the fit, and both definitions."""
 
 import math
 from pathlib import Path
@@ -12,29 +12,30 @@ from hfbsz.measure.critical_batch import CriticalBatch
 _COLOR, _GRAY = "#0072b2", "#666666"
 
 
-def draw(found: CriticalBatch, first: float, path: Path) -> None:
-    """Write a PNG or SVG figure; `first`: the batch from which scaling counts as perfect."""
+def draw(result: CriticalBatch, first: float, path: Path) -> None:
+    """Draw a fit and save it to `path`, as PNG or SVG by its suffix. `first`: the batch in sequences up to which
+    scaling is taken to be perfect."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    low, high = min(found.batches), max(found.batches)
+    low, high = min(result.batches), max(result.batches)
     batches = np.geomspace(low / 1.4, high * 1.4, 200)
-    bands = [found.band_at(float(batch)) for batch in batches]
+    bands = [result.band_at(float(batch)) for batch in batches]
     axes.fill_between(
         batches, [band.low for band in bands], [band.high for band in bands], color=_COLOR, alpha=0.15, linewidth=0
     )
     axes.plot(batches, [band.value for band in bands], color=_COLOR, label="S = a + b ÷ B, 95 % band")
     axes.plot(
         batches,
-        found.steps_at(first) * first / batches,
+        result.steps_at(first) * first / batches,
         color=_GRAY,
         linestyle=(0, (5, 2)),
         label=f"perfect scaling from {first:,.0f} sequences",
     )
-    axes.plot(found.batches, found.steps, "o", color=_COLOR, markersize=5, alpha=0.8, label="measured")
+    axes.plot(result.batches, result.steps, "o", color=_COLOR, markersize=5, alpha=0.8, label="measured")
     for (name, interval), dashes in zip(
         (
-            ("balance b ÷ a (McCandlish et al. 2018)", found.balance),
-            ("20 % overhead (Zhang et al. 2024)", found.overhead(first)),
+            ("balance b ÷ a (McCandlish et al. 2018)", result.balance),
+            ("20 % overhead (Zhang et al. 2024)", result.overhead(first)),
         ),
         ((1, 2), (6, 2, 1, 2)),
         strict=True,

@@ -28,7 +28,7 @@ from hfbsz.records.evaluations import (
 from hfbsz.records.metrics import MEASURES, Metric, metric
 from hfbsz.records.noise import noise_of
 from hfbsz.records.overfitting import overfitting_of
-from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, RunData, is_number, names, read_run
+from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, RunData, is_number, read_run, short_names
 from hfbsz.report.page.figures import loss_range, pictures, style
 from hfbsz.report.page.overfitting import loss_limits, panel
 from hfbsz.system.files import refuse_others, write_text
@@ -54,7 +54,7 @@ def environment(*folders: Path) -> jinja2.Environment:
 
 def render(runs: Sequence[RunData]) -> str:
     """The page of one run or several, as HTML."""
-    views = [_view(run, name, index) for index, (run, name) in enumerate(zip(runs, names(runs), strict=True))]
+    views = [_view(run, name, index) for index, (run, name) in enumerate(zip(runs, short_names(runs), strict=True))]
     monitored = [(index, view["overfitting"]) for index, view in enumerate(views) if view["overfitting"]]
     return (
         environment()

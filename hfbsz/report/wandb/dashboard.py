@@ -34,13 +34,15 @@ class Panel:
 
 @dataclass(frozen=True)
 class Topic:
-    """A section of the dashboard: one panel for every metric that the table puts there, after the panels `first`."""
+    """A section of the dashboard: the panels `first`, then one panel for every metric of the section `title` of
+    records/metrics."""
 
     title: str  # a section of records/metrics
     question: str
     first: tuple[Panel, ...] = ()
 
     def panels(self) -> Iterator[Panel]:
+        """The panels of the section, in order."""
         yield from self.first
         yield from (Panel((name,)) for name in section(self.title))
 

@@ -151,7 +151,7 @@ def test_case_s09_a_text_that_cannot_be_encoded_is_reported_with_its_row(tmp_pat
         with pytest.raises(UserError) as caught:
             prepare(Data(**fields, **more), {}, lambda *_: None, kind=kind)
         (line,) = caught.value.lines
-        assert "x.jsonl:24: data.tokenizer: it cannot tokenise this text: " in line and "retry-limit-in-match" in line
+        assert "x.jsonl:24: data.tokenizer: it cannot tokenize this text: " in line and "retry-limit-in-match" in line
 
 
 @pytest.mark.parametrize("text", ["[" * 10**5, "[]", '{"eos_token_id": "x"}', '{"eos_token_id": [1, null, "x"]}'])
