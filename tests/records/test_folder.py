@@ -32,7 +32,6 @@ def words(ragged):
         "duration=20 steps",
         "eval.every=5 steps",
         "checkpoint.every=5 steps",
-        "log.page=true",
     ]
 
 
