@@ -9,6 +9,8 @@ from hfbsz.plan.given import Given, batch_unit_problems
 from hfbsz.recipe.amounts import Amount, counted
 from hfbsz.recipe.law_name import LawName
 
+FOLLOWING = ("noise", "critical")  # ramps that follow a measurement
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -27,8 +29,45 @@ def batches(given: Given) -> Batches:
     else:
         last = _size(given) or 1
         first = _in_sequences(given, batch.start) or last
-    points = [int(size) for _, size in ramp.points] if ramp else []
-    return Batches(first, last, tuple(sorted({first, last, *points})))
+    return Batches(first, last, tuple(sorted({first, last, *in_ramp, *ladder(given, first, last)})))
+
+
+def follows_noise(given: Given) -> bool:
+    """Whether the batch follows the noise scale that the run measures."""
+    return given.ramp is not None and given.ramp.kind == "noise"
+
+
+def noise_ramp_problems(given: Given) -> Iterator[str]:
+    """What a ramp that follows the noise scale needs and lacks, one line each."""
+    recipe = given.recipe
+    if not follows_noise(given):
+        return
+    ramp, start = recipe.batch.ramp, _in_sequences(given, recipe.batch.start)
+    if recipe.measure.noise.method not in ("auto", "two_batch") or recipe.measure.noise.every.value == 0:
+        yield f"measure.noise: the ramp '{ramp}' needs it: set measure.noise.method=auto, measure.noise.every=10steps"
+    if recipe.batch.micro_tokens is not None:
+        yield f"batch.micro_tokens: the ramp '{ramp}' needs micro-batches of one size: set batch.micro_max instead"
+    if recipe.duration.unit == "steps":
+        yield (
+            f"duration: the steps of a run whose ramp is '{ramp}' are not known before it: write sequences, tokens or "
+            "epochs"
+        )
+    if given.world_size == 1 and start == 1:
+        yield f"batch.start: the ramp '{ramp}' needs two micro-batches in a step: set batch.start=2seq or more"
+    if recipe.scaling.beta2 != "keep" or recipe.scaling.rule == "sde":
+        field = "scaling.rule=sde" if recipe.scaling.rule == "sde" else f"scaling.beta2={recipe.scaling.beta2}"
+        yield f"batch.ramp: '{ramp}' leaves the mean batch of the run unknown, on which {field} depends: use another"
+
+
+def ladder(given: Given, first: int, last: int) -> list[int]:
+    """The batches that a ramp which follows a measurement can take: doublings from the first up to the last; empty for
+    other ramps."""
+    if given.ramp is None or given.ramp.kind not in FOLLOWING:
+        return []
+    doublings = [first]
+    while doublings[-1] * 2 < last:
+        doublings.append(doublings[-1] * 2)
+    return [*doublings, last] if last > first else doublings
 
 
 def batch_problems(given: Given) -> Iterator[str]:
@@ -49,7 +88,7 @@ def batch_problems(given: Given) -> Iterator[str]:
     if start is not None and ramp is None and start != size:
         yield "batch.start: a first batch needs a ramp to batch.size: set batch.ramp=doubling:75%"
     kind = ramp.kind if ramp is not None else ""
-    if start is not None and size is not None and start > size and kind in ("doubling", "seesaw"):
+    if start is not None and size is not None and start > size and kind in ("doubling", "seesaw", *FOLLOWING):
         yield f"batch.start: {start} is above batch.size, {size}: a {kind} ramp only grows: set a smaller batch.start"
 
 
@@ -58,7 +97,7 @@ def _named_by_ramp(given: Given) -> list[int]:
     ramp = given.ramp
     if ramp is None:
         return []
-    return [int(size) for size in ramp.ends or [size for _, size in ramp.points]]
+    return [int(size) for size in ramp.ends or [size for _, size in ramp.points if ramp.kind == "staged"]]
 
 
 def _conflicts_with_ramp(given: Given, in_ramp: list[int]) -> Iterator[str]:
@@ -127,7 +166,10 @@ def micro_batch(given: Given, named: tuple[int, ...]) -> int | None:
     if given.recipe.batch.micro_tokens is not None:
         return None
     shared = math.gcd(*(size // given.world_size for size in named))
-    return max(size for size in range(1, min(given.recipe.batch.micro_max, shared) + 1) if shared % size == 0)
+    limit = min(given.recipe.batch.micro_max, shared)
+    if follows_noise(given) and given.world_size == 1:
+        limit = min(limit, named[0] // 2)  # the noise scale is measured between micro-batches
+    return max(size for size in range(1, limit + 1) if shared % size == 0)
 
 
 def micro_batch_warnings(given: Given, named: tuple[int, ...], micro: int | None) -> Iterator[str]:

@@ -32,13 +32,18 @@ def _batch(plan: Plan) -> list[str]:
         f"budget    {about}{short(plan.total * row)} tokens = {plan.total:,} sequences of {about}{row:,g} tokens"
         + share,
         f"batch     {_split(plan)}{largest:,} sequences = {about}{short(largest * row)} tokens"
-        + ("" if len(plan.phases) == 1 else f" (largest of {len(plan.phases)} phases)"),
+        + ("" if len(plan.phases) == 1 else f" (largest of {len(plan.phases)} {_called(plan)})"),
         *_like_lengths(plan),
     ]
     if len(plan.phases) > 1:
         rate = "follows the batch" if plan.recipe.batch.lr == "follow" else "held at that of the first batch"
-        lines += [f"ramp      {plan.recipe.batch.ramp}; learning rate {rate}", *_phase_table(plan)]
+        lines.append(f"ramp      {plan.recipe.batch.ramp}; learning rate {rate}")
+        lines += _reachable(plan) if plan.recipe.follows_noise else _phase_table(plan)
     return lines
+
+
+def _called(plan: Plan) -> str:
+    return "that the ramp may reach" if plan.recipe.follows_noise else "phases"
 
 
 def _split(plan: Plan) -> str:
@@ -123,7 +128,16 @@ def _schedule(plan: Plan) -> list[str]:
         + (f", the last {_span(plan, plan.total - shape.decay, plan.total)}" if shape.decay else "")
         + ("" if recipe.schedule.shape == "constant" else f" to {_last_share(plan):.3g} of the peak")
         + warmup,
-        f"steps     {plan.steps:,} optimizer steps",
+        f"steps     {'at most ' * plan.recipe.follows_noise}{plan.steps:,} optimizer steps",
+    ]
+
+
+def _reachable(plan: Plan) -> list[str]:
+    """What an adaptive ramp may do."""
+    sizes = ", ".join(f"{phase.batch:,}" for phase in plan.phases)
+    return [
+        f"          the batch takes the values {sizes} sequences, the next one where two measurements in a row of",
+        "          (noise scale − standard error) reach it: McCandlish et al. 2018, Smith et al. 2018",
     ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from hfbsz.plan import schedule
-from hfbsz.plan.batch import Batches
+from hfbsz.plan.batch import Batches, follows_noise, ladder
 from hfbsz.plan.given import Given
 from hfbsz.plan.plan import Phase
 from hfbsz.recipe.amounts import Amount
@@ -118,7 +118,8 @@ def ramp_problems(inputs: PhaseInputs, sequences: int) -> Iterator[str]:
         return
     if ramp.span is not None and given.sequences(ramp.span, sequences) > sequences:
         yield f"batch.ramp: '{given.recipe.batch.ramp}' is longer than the run, {sequences} sequences"
-    clocks = [at for at, _ in thresholds(inputs, sequences)]
+    named = [given.sequences(at, sequences) for at, _ in ramp.points] if ramp.kind == "critical" else []
+    clocks = named or [at for at, _ in thresholds(inputs, sequences)]
     if any(later <= earlier for earlier, later in pairwise(clocks)):
         yield f"batch.ramp: thresholds must rise, but are at {', '.join(f'{at:g}' for at in clocks)} sequences"
 
@@ -131,6 +132,11 @@ def thresholds(inputs: PhaseInputs, sequences: int) -> Thresholds:
         return [(0.0, ends.last)]
     if ramp.kind == "staged":
         return [(given.sequences(at, sequences), int(batch)) for at, batch in ramp.points]
+    if ramp.kind == "noise":  # how it grows is decided during the run
+        return [(0.0, ends.first)]
+    if ramp.kind == "critical":
+        points = [(given.sequences(at, sequences), batch) for at, batch in ramp.points]
+        return schedule.below_critical(ladder(given, ends.first, ends.last), points)
     if ramp.kind == "seesaw":
         exact = schedule.seesaw(ends.first, ends.last, ramp.cut, shape(inputs, sequences))
     else:
@@ -160,6 +166,14 @@ def phases(wanted: Sequence[tuple[float, int]], sequences: int) -> tuple[Phase, 
             result.append(Phase(clock, batch, steps))
             clock += steps * batch
     return tuple(result)
+
+
+def reachable(inputs: PhaseInputs, sequences: int) -> tuple[Phase, ...]:
+    """Phases of 0 steps at the end of the run, for the batches that a ramp may reach by decisions during the run."""
+    if not follows_noise(inputs.given):
+        return ()
+    sizes = ladder(inputs.given, inputs.batches.first, inputs.batches.last)
+    return tuple(Phase(sequences, size, 0) for size in sizes[1:])
 
 
 def mean_batch(walked: Sequence[Phase]) -> float:

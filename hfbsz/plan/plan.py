@@ -36,7 +36,7 @@ class Phase:
 
     clock: int  # of its first step, sequences
     batch: int  # sequences
-    steps: int
+    steps: int  # 0: a batch that an adaptive ramp may reach by decisions during the run
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Optimizer steps of the run; of an adaptive ramp, those without any growth: the most there can be."""
         return sum(phase.steps for phase in self.phases)
 
     @property
@@ -136,11 +136,11 @@ class Plan:
         """The clock at which the WSD decay starts; None for other schedules. Longer runs share the steps before it."""
         return math.floor(self.total - self.shape.decay) if self.shape.name == "wsd" else None
 
-    def last_before_decay(self, clock: int) -> bool:
+    def last_before_decay(self, clock: int, decisions: Decisions = ()) -> bool:
         """Whether the step that starts at `clock` is the last one before the WSD decay."""
         start = self.decay_start
-        end = clock + self.batch_at(clock)
-        return start is not None and end <= start < end + self.batch_at(end)
+        end = clock + self.batch_at(clock, decisions)
+        return start is not None and end <= start < end + self.batch_at(end, decisions)
 
     def same_until(self, other: "Plan") -> int:
         """The clock up to which two plans have the same steps, ignoring micro-batch and accumulation."""

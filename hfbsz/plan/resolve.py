@@ -10,7 +10,14 @@ from typing import Any
 
 from hfbsz.errors import UserError
 from hfbsz.plan import laws, optimizer, phases
-from hfbsz.plan.batch import batch_problems, batches, division_problems, micro_batch, micro_batch_warnings
+from hfbsz.plan.batch import (
+    batch_problems,
+    batches,
+    division_problems,
+    micro_batch,
+    micro_batch_warnings,
+    noise_ramp_problems,
+)
 from hfbsz.plan.given import Given, refuse
 from hfbsz.plan.plan import Facts, Phase, Plan
 from hfbsz.recipe.fields import Recipe
@@ -29,6 +36,7 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
 
     # 1. The batches that the recipe names, in whole sequences that the processes can share.
     refuse(chain(length_grouping_problems(recipe), noise_problems(recipe), batch_problems(given)))
+    refuse(noise_ramp_problems(given))
     sizes = batches(given)
     refuse(division_problems(sizes.named, world_size))
 
@@ -52,6 +60,7 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
     ramp_lines = [] if shape_lines else list(phases.ramp_problems(ground, total))
     refuse(chain(shape_lines, ramp_lines, phases.epoch_problems(ground)))
     walked = phases.phases(phases.thresholds(ground, total), total)
+    walked += phases.reachable(ground, total)
 
     # 6. Betas and ε, once for the run, at the κ that its tokens meet on average.
     mean_ratio = phases.mean_batch(walked) / reference

@@ -1,7 +1,7 @@
 """The learning rate and the batch as functions of the clock (sequences consumed): decay shapes, warmup, ramps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 # p in [0, 1] is the completed fraction of the decay; each decaying shape falls from 1 at p = 0 to 0 at p = 1.
@@ -67,6 +67,24 @@ def linear(start: int, size: int, span: float, granule: int) -> Phases:
     sign = 1 if size >= start else -1
     count = abs(size - start) // granule
     return [(span * k / count if count else 0.0, start + sign * k * granule) for k in range(count + 1)]
+
+
+def below_critical(ladder: Sequence[int], points: Sequence[tuple[float, float]]) -> list[tuple[float, int]]:
+    """Each batch of a ladder from the clock on at which it is at most the critical batch, linear between `points` of
+    (clock, critical batch) and constant after them; the first from 0. The batch never falls."""
+    clocks, sizes = zip(*points, strict=True)
+    phases = [(0.0, ladder[0])]
+    for batch in ladder[1:]:
+        number = next((index for index, size in enumerate(sizes) if size >= batch), None)
+        if number is None:
+            break
+        if number == 0:
+            at = 0.0
+        else:
+            share = (batch - sizes[number - 1]) / (sizes[number] - sizes[number - 1])
+            at = clocks[number - 1] + share * (clocks[number] - clocks[number - 1])
+        phases = [phase for phase in phases if phase[0] < at] + [(at, batch)]
+    return phases
 
 
 def seesaw(start: int, size: int, cut: float, shape: Shape) -> Phases:

@@ -36,6 +36,8 @@ PRESETS = ("model", "data")  # sections that may name a preset, a YAML file in r
 _NOT_IN_DIGEST = ("output_dir", "threads", "log", "eval", "measure", "checkpoint", "resume")
 # those of them that do change it where evaluations select the final weights or stop the run
 _SELECTION_FIELDS = ("eval.every", "eval.rows", "eval.patience", "checkpoint.save")
+# where the batch follows the noise scale: which steps are measured
+_NOISE_FIELDS = ("measure.noise.every", "measure.noise.method", "log.every")
 _MICRO_BATCH_FIELDS = ("batch.micro_max", "batch.micro_tokens")
 
 
@@ -133,10 +135,15 @@ class Recipe(Section):
         return (
             schedule.shape in ("constant", "wsd")
             and all(share.unit != "%" or share.value == 0 for share in shares)
-            and (ramp is None or not ("%" in ramp or ramp.startswith("seesaw")))
+            and (ramp is None or not ("%" in ramp or ramp.startswith(("seesaw", "noise"))))
             and not self.batch.by_length  # the last block of rows depends on the length of the run
             and not (mean_batch_matters or self.uses_law())
         )
+
+    @property
+    def follows_noise(self) -> bool:
+        """Whether the batch follows the noise scale that the run measures (`batch.ramp=noise`)."""
+        return str(self.batch.ramp).startswith("noise")
 
     @property
     def selects_by_evaluation(self) -> bool:
@@ -158,6 +165,9 @@ class Recipe(Section):
             fields.pop(name, None)
         if self.selects_by_evaluation:
             fields["chosen"] = [str(self.eval.every), self.eval.rows, self.eval.patience, self.checkpoint.save]
+        if self.follows_noise:
+            noise = self.measure.noise
+            fields["followed"] = [str(noise.every), noise.method, str(self.log.every)]
         if self.extendable():
             fields.pop("duration", None)
         if not self.micro_batch_matters:
@@ -174,7 +184,10 @@ def differences(there: Recipe, here: Recipe) -> list[str]:
     recipes = (there, here)
     ignored = {*_NOT_IN_DIGEST, *(() if any(recipe.micro_batch_matters for recipe in recipes) else _MICRO_BATCH_FIELDS)}
     ignored |= {"duration"} if all(recipe.extendable() for recipe in recipes) else set()
-    selection = _SELECTION_FIELDS if any(recipe.selects_by_evaluation for recipe in recipes) else ()
+    selection = {
+        *(_SELECTION_FIELDS if any(recipe.selects_by_evaluation for recipe in recipes) else ()),
+        *(_NOISE_FIELDS if any(recipe.follows_noise for recipe in recipes) else ()),
+    }
     before, after = (dict(leaves(recipe.model_dump(mode="json"))) for recipe in recipes)
     lines = []
     for key in sorted({*before, *after}):

@@ -1,5 +1,6 @@
 """Batch-size ramps: the syntax of `batch.ramp`, how the batch grows during a run."""
 
+import math
 from dataclasses import dataclass
 
 from hfbsz.recipe.amounts import Amount
@@ -13,7 +14,10 @@ class Ramp:
     - staged: `points` are (threshold, batch in sequences); the batch changes at each threshold;
     - linear, doubling: the batch grows over `span` of the run; `ends` are the first and last batch of a linear ramp, in
       sequences, if it sets them;
-    - seesaw: the batch is multiplied by `cut` where the schedule would divide the learning rate by it.
+    - seesaw: the batch is multiplied by `cut` where the schedule would divide the learning rate by it;
+    - noise: the batch doubles where it is at most `share` of the noise scale that the run measures;
+    - critical: the batch doubles where it is at most the critical batch, linear between `points` of (clock, critical
+      batch in sequences), which were measured before.
     """
 
     kind: str
@@ -21,10 +25,12 @@ class Ramp:
     span: Amount | None = None
     ends: tuple[float, float] | None = None
     cut: float = 0
+    share: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> "Ramp":
-        """Parse `0:16 200ktok:32`, `doubling:75%`, `linear:50%`, `linear:8,64,50%` or `seesaw:2`.
+        """Parse `0:16 200ktok:32`, `doubling:75%`, `linear:50%`, `linear:8,64,50%`, `seesaw:2`, `noise`, `noise:0.5`
+        or `critical:0:24 400ktok:60`.
 
         Raises ValueError for anything else.
         """
@@ -41,6 +47,16 @@ class Ramp:
                 if float(rest) <= 1:
                     raise ValueError("the factor of seesaw must be above 1")
                 return cls("seesaw", cut=float(rest))
+            if kind == "noise":
+                share = float(rest or 1)
+                if not 0 < share < math.inf:
+                    raise ValueError("the share of the noise scale must be above 0")
+                return cls("noise", share=share)
+            if kind == "critical":
+                points = tuple(_point(word) for word in rest.split())
+                if not points or points[0][0].value != 0 or any(batch <= 0 for _, batch in points):
+                    raise ValueError("the first clock must be 0, and critical batches must be above 0")
+                return cls("critical", points=points)
             points = tuple(_point(word) for word in str(text).split())
             if not points or points[0][0].value != 0:
                 raise ValueError("the first threshold must be 0")
@@ -48,7 +64,7 @@ class Ramp:
         except (ValueError, TypeError) as problem:
             raise ValueError(
                 f"{text!r} is not a ramp ({problem}); write '0:16 200ktok:32', 'doubling:75%', 'linear:50%', "
-                "'linear:8,64,50%' or 'seesaw:2'"
+                "'linear:8,64,50%', 'seesaw:2', 'noise' or 'critical:0:24 400ktok:60'"
             ) from None
 
 

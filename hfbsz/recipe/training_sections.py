@@ -36,7 +36,9 @@ class Batch(Section):
         None,
         description="how the global batch grows during the run: '0:16 200ktok:32' (threshold:batch …), doubling:75% or "
         "linear:50% (over the first 75% or 50% of the run), linear:8,64,50% (from 8 to 64), or seesaw:2 (grows by this "
-        "factor where the schedule would divide the learning rate by it); null: constant",
+        "factor where the schedule would divide the learning rate by it); noise or noise:0.5 (doubles while the batch "
+        "is at most this share of the noise scale that the run measures), or 'critical:0:24 400ktok:60' (doubles where "
+        "it reaches the critical batch, measured before at these clocks); null: constant",
     )
     lr: Literal["follow", "held"] = Field(
         "follow", description="learning rate during a ramp: follow: rescaled with the batch; held: not rescaled"

@@ -16,7 +16,7 @@ from hfbsz.plan.explain import explain
 from hfbsz.plan.plan import Plan
 from hfbsz.recipe.amounts import short
 from hfbsz.records.metrics import metric
-from hfbsz.records.noise import SCALE
+from hfbsz.records.noise import SCALE, noise_of
 from hfbsz.records.record import Reading, Step
 
 
@@ -118,6 +118,12 @@ class Console:
             self._bar("training", step.at.sequences, plan.total, state)
             if not self.out.is_terminal and time.monotonic() - self._last_line > self.QUIET_SECONDS:
                 self._quiet_line(f"step {step.at.step:>6,} {state}")
+
+    def ramp(self, step: Step, batch: int) -> None:
+        """Print that the batch grows after a step, to `batch` sequences, and the noise scale that supports it."""
+        noise = noise_of([{**step.collected, "batch/global": step.global_batch}])
+        shown = "" if noise is None else f": noise scale {noise.shown}"
+        self.line(f"ramp      batch {step.global_batch} → {batch} sequences after step {step.at.step:,}{shown}")
 
     def evaluation(self, reading: Reading) -> None:
         """Print one evaluation: step, tokens, losses, gap, and whether it is the best so far."""

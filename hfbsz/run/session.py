@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from hfbsz.data.preview import preview
 from hfbsz.errors import FAILED, INTERRUPTED, Diverged, RankError, TrainingError, UserError, complain
 from hfbsz.measure.noise import NoiseCollector
+from hfbsz.measure.noise_ramp import NoiseRamp
 from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.measure.quality import Quality
 from hfbsz.recipe.load import LoadedRecipe
@@ -141,6 +142,7 @@ class Session:
         self.final_measures: dict[str, float] = {}  # of the evaluation of complete sets at the end
         self.last = Step(self.progress.at, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
         self.skipped = int(self.progress.skipped)
+        self.ramp = NoiseRamp(self.plan, (state or {}).get("ramp")) if self.recipe.follows_noise else None
         watch_state = state["watch"] if state is not None and self.checkpoints.same_evaluation_rows() else None
         self.watch = OverfittingMonitor(self.recipe.eval.patience, watch_state)
         noise_state = state.get("noise") if state is not None else None
@@ -193,6 +195,7 @@ class Session:
             if step.logged:
                 self.skipped = step.skipped or 0
                 self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
+            self.decide_batch(step)
             before, self.last = self.last, step
             if self.evaluate_if_due(before, step):
                 self.save_checkpoint()
@@ -203,6 +206,16 @@ class Session:
         cause, why = self.why_ended(stop)
         self.save(self.last, self.final, "finished" if self.ended else "preempted", cause, why)
         return 0 if self.ended else INTERRUPTED
+
+    def decide_batch(self, step: Step) -> None:
+        """After a measured step, let an adaptive ramp decide the batch of the next one, on all ranks alike."""
+        if self.ramp is None or not step.collected:
+            return
+        batch = shared(self.accelerator, self.ramp.decide(step.global_batch, step.collected))
+        if batch is not None:
+            self.progress.decisions.append((step.at.sequences, batch))
+            if self.console is not None:
+                self.console.ramp(step, batch)
 
     def why_ended(self, stop: Interrupt) -> tuple[Cause, str | None]:
         """Why training ended: the cause for programs, and a text for people (None: the budget was reached)."""
@@ -232,7 +245,7 @@ class Session:
             self.final = self.evaluate(step)
             if self.watch.best_step == step.at.step and (checkpoint.best or checkpoint.save == "best"):
                 pinned["best"], save = step.at.step, True
-        if self.plan.last_before_decay(before.at.sequences):
+        if self.plan.last_before_decay(before.at.sequences, self.progress.decisions):
             pinned["before the decay"], save = step.at.step, True
         return save or self.watch.stopped
 
@@ -290,6 +303,8 @@ class Session:
         state = state_of(self.data.facts.data_hash, self.final, wandb_id) | {"watch": self.watch.to_dict()}
         if self.noise is not None:
             state["noise"] = self.noise.to_dict()
+        if self.ramp is not None:
+            state["ramp"] = self.ramp.to_dict()
         self.checkpoints.save(self.model, self.optimizer, self.progress, self.plan, state)
         self.emit(self.checkpoints.reading(self.last))
 

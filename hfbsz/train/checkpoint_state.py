@@ -50,6 +50,10 @@ class _Noise(_Part):
     layers: dict[str, dict[str, Number]] = {}
 
 
+class _Ramp(_Part):
+    confirmed: Count = 0
+
+
 class _Final(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -73,6 +77,7 @@ class _State(_Part):
     wandb_id: str | None = None
     watch: _Overfitting | None = None
     noise: _Noise | None = None
+    ramp: _Ramp | None = None
 
 
 def check_complete(state: Mapping[str, Any], path: Path) -> None:

@@ -106,6 +106,36 @@ def test_a_run_killed_five_times_equals_the_unbroken_run(unbroken, ragged, envir
     assert [record["state"] for record in records(folder, "lifecycle")][-1] == "finished"
 
 
+NOISE_RAMP = [
+    TINY, "batch.size=32seq", "batch.start=4seq", "batch.ramp=noise", "batch.micro_max=2", "duration=720seq",
+    "measure.noise.every=1steps", "checkpoint.every=7steps", "eval.every=20%", "threads=1",
+]  # fmt: skip
+
+
+def test_a_batch_that_follows_the_noise_scale_grows_alike_in_a_run_that_is_killed(
+    hfbsz, ragged, environment, fork_server, tmp_path
+):
+    words, whole, folder = [*NOISE_RAMP, f"data.files={ragged}"], tmp_path / "whole", tmp_path / "run"
+    ended = hfbsz("pretrain.py", *words, f"output_dir={whole}")
+    assert ended.code == 0, ended.err
+    sizes = [record["batch/global"] for record in records(whole, "step")]
+    assert sizes == sorted(sizes) and {4, 8} <= {*sizes} <= {4, 8, 16, 32}
+    assert f"batch 4 → 8 sequences after step {sizes.index(8)}: noise scale" in ended.out
+    for target in (3, sizes.index(8) + 1, sizes.index(8) + 5):
+        run = Started(folder, environment, *words, server=fork_server)
+        run.wait_for(lambda run=run, target=target: run.step() >= target)
+        run.end(signal.SIGKILL)
+    assert hfbsz("pretrain.py", *words, f"output_dir={folder}").code == 0
+    assert told(folder) == told(whole) and same_weights(folder, whole)
+
+
+def test_two_ranks_decide_alike(hfbsz, ragged, tmp_path):
+    folder = tmp_path / "run"
+    ended = hfbsz("pretrain.py", *NOISE_RAMP, f"data.files={ragged}", f"output_dir={folder}", processes=2)
+    assert ended.code == 0, ended.err
+    assert {4, 8} <= {record["batch/global"] for record in records(folder, "step")}
+
+
 @pytest.mark.slow
 def test_two_hundred_kills(unbroken, ragged, environment, fork_server, tmp_path):
     for number in range(40):
@@ -114,7 +144,7 @@ def test_two_hundred_kills(unbroken, ragged, environment, fork_server, tmp_path)
         assert told(folder) == told(unbroken) and same_weights(folder, unbroken), number
 
 
-def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environment, tmp_path):
+def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environment, fork_server, tmp_path):
     """Stopped during a ramp by SIGTERM to one rank. Without dropout, in float64, losses equal those of an unbroken run
     to 1e-9."""
     words = [
@@ -128,7 +158,7 @@ def test_one_two_and_one_processes_train_on_the_same_rows(hfbsz, ragged, environ
     unbroken, folder = tmp_path / "unbroken", tmp_path / "run"
     assert hfbsz("pretrain.py", *words, f"output_dir={unbroken}").code == 0
     for processes, target in ((1, 30), (2, 60)):
-        run = Started(folder, environment, *words, processes=processes)
+        run = Started(folder, environment, *words, processes=processes, server=fork_server)
         run.wait_for(lambda run=run, target=target: run.step() >= target)
         run.end(signal.SIGTERM, read_status(folder)["pid"])
         status = read_status(folder)
