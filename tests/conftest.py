@@ -14,6 +14,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder is then not looked up for many seconds
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "recipe=tests/tiny.yaml"
 

@@ -111,11 +111,8 @@ def test_an_unfinished_attempt_is_kept_aside(tmp_path):
     assert kept == ["0", "1"] and (tmp_path / "run" / "records.jsonl").read_text() == "2"
 
 
-def test_sigint_ends_at_the_next_step_with_a_saved_model(words, tmp_path, environment):
-    command = [sys.executable, "scripts/pretrain.py", *words, "duration=100000seq"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+def test_sigint_ends_at_the_next_step_with_a_saved_model(words, tmp_path, environment, fork_server):
+    process = fork_server.start([f"{ROOT}/scripts/pretrain.py", *words, "duration=100000seq"], environment)
     run = tmp_path / "run"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not ((run / "records.jsonl").exists() and len(records(run, "step")) > 5):

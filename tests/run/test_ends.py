@@ -104,11 +104,11 @@ _HEEDED = pytest.mark.skipif(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=_HEEDED)])
-def test_case_32_a_signal_in_preparation_ends_the_run(hfbsz, slow, ragged, environment, tmp_path, number):
+def test_case_32_a_signal_in_preparation_ends_the_run(hfbsz, slow, ragged, environment, fork_server, tmp_path, number):
     folder, cache = tmp_path / "run", tmp_path / "cache"
-    run = Started(folder, {**environment, "HFBSZ_CACHE": str(cache)}, *slow)
+    run = Started(folder, {**environment, "HFBSZ_CACHE": str(cache)}, *slow, server=fork_server)
     run.wait_for(lambda: list(cache.glob("*.tmp")))
-    time.sleep(3)  # in the tokenizer
+    time.sleep(2)  # in the tokenizer
     stopped(run, folder, number, None, cache)
     assert run.process.returncode == 130
     ended = hfbsz("pretrain.py", TINY, f"data.files={ragged}", "duration=5steps", f"output_dir={folder}")
@@ -116,11 +116,11 @@ def test_case_32_a_signal_in_preparation_ends_the_run(hfbsz, slow, ragged, envir
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_case_32_a_signal_to_either_rank_in_preparation_ends_both(slow, environment, tmp_path, rank):
+def test_case_32_a_signal_to_either_rank_in_preparation_ends_both(slow, environment, fork_server, tmp_path, rank):
     folder, cache = tmp_path / "run", tmp_path / "cache"
-    run = Started(folder, {**environment, "HFBSZ_CACHE": str(cache)}, *slow, processes=2)
+    run = Started(folder, {**environment, "HFBSZ_CACHE": str(cache)}, *slow, processes=2, server=fork_server)
     run.wait_for(lambda: list(cache.glob("*.tmp")))
-    time.sleep(3)
+    time.sleep(2)
     stopped(run, folder, signal.SIGTERM, ranks(run.process.pid)[rank].pid, cache)
 
 

@@ -68,7 +68,7 @@ def test_a_gradient_is_the_same_in_every_split_and_is_that_of_the_mean(ragged):
     """Whole gradient, float32, ragged rows: 1e-6 relative L2; and equal to one plain backward of the mean."""
     whole, step = first_gradient(ragged, "batch.micro_max=8", passes=1)
     splits = [(f"batch.micro_max={micro}", 8 // micro) for micro in (4, 2, 1)]
-    splits += [(f"batch.micro_tokens={most}", passes) for most, passes in ((1, 8), (100, 7), (200, 3), (10_000, 1))]
+    splits += [(f"batch.micro_tokens={most}", passes) for most, passes in ((1, 8), (120, 7), (200, 3), (10_000, 1))]
     for word, passes in splits:
         gradient, _ = first_gradient(ragged, word, passes=passes)
         assert torch.linalg.norm(gradient - whole) < 1e-6 * torch.linalg.norm(whole)
@@ -113,7 +113,7 @@ def test_padding_is_its_share_since_the_last_record(ragged):
     assert fifth[9].padding == pytest.approx(1 - sum(s.step_tokens for s in every[5:10]) / sum(positions[5:10]))
     assert fifth[8].padding is None and fifth[9].reading(10, 0).values["batch/padding"] == fifth[9].padding
     shares = [sum(step.padding for step in steps if step.logged) for steps in (fifth, sorted_)]
-    assert shares[1] < 0.3 * shares[0]
+    assert shares[1] < 0.4 * shares[0]
     packed = next(Bench(ragged, "data.pack=true").steps())
     assert packed.padding is None and "batch/padding" not in packed.reading(10, 0).values
 

