@@ -28,7 +28,11 @@ class Ended:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """The token cache, one for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if worker else base) / "cache"
+    path.mkdir(exist_ok=True)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def _end(manifest: Manifest, tokenizer: Any) -> str:
     if manifest.labels is not None:
         return ""
     if manifest.end_ids is None:
-        return f"{tokenizer.eos_token} ends every document, and is learned"
+        return f"{tokenizer.eos_token} ends every document, and is trained on"
     if manifest.end_token is None:
         return "no learned token ends generation: the tuned model does not stop by itself"
-    return f"{manifest.end_token} ends an answer, and is learned"
+    return f"{manifest.end_token} ends an answer, and is trained on"

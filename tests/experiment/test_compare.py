@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,16 +27,14 @@ QUICK = ("launch=python", "threads=1", "eval.every=25%")
 
 
 @pytest.fixture
-def start(environment, tmp_path):
-    """Start the script in a separate folder; returns the process and the file of its output."""
+def start(environment, fork_server, tmp_path):
+    """Start the script in a separate folder, with its runs as processes; returns it and the file of its output."""
 
-    def run(folder: str, *words: str) -> tuple[subprocess.Popen, Path]:
+    def run(folder: str, *words: str) -> tuple[Forked, Path]:
         (tmp_path / folder).mkdir(exist_ok=True)
         output = tmp_path / f"{folder}.txt"
-        with output.open("a") as out:
-            command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, words)]
-            process = subprocess.Popen(command, cwd=tmp_path / folder, env=environment, stdout=out, stderr=out)
-        return process, output
+        command = [str(ROOT / "scripts" / "compare.py"), *map(str, words)]
+        return fork_server.start(command, environment, output, tmp_path / folder), output
 
     return run
 

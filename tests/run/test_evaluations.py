@@ -217,7 +217,7 @@ ROWS = {
          "tokens": 1234, "learned": 3, "label": None}
     ],
     "of": 5485, "read": ["prompt", "response"], "unused": ["id", "<b>"],
-    "end": "<|end|> ends an answer, and is learned",
+    "end": "<|end|> ends an answer, and is trained on",
 }  # fmt: skip
 
 

@@ -40,6 +40,9 @@ LOOK: dict[Any, Any] = {
     "grid.alpha": 0.12,
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK),
 }
+_SIZE = (4.8, 3.1)  # inches
+# left, bottom, width, height: room for every label; a layout that measures them takes a third of the time of a page
+_PLACE = (0.18, 0.165, 0.765, 0.805)
 _LOSSES = ("train/loss", "eval/loss")
 _CURVES = {
     "speed": "perf/tokens_per_second",
@@ -73,8 +76,8 @@ def pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
 
 def _noise_picture(runs: Sequence[RunData]) -> Markup:
     """Noise scale, with its standard error, and batch over tokens; where a run has only that of the norms, this one."""
-    figure = Figure(figsize=(4.8, 3.1), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=_SIZE)
+    axes = figure.add_axes(_PLACE)
     drawn: list[float] = []
     for index, run in enumerate(runs):
         color, _ = style(index)
@@ -106,8 +109,8 @@ def _powers_of_two(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: str) -> Markup:
-    figure = Figure(figsize=(4.8, 3.1), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=_SIZE)
+    axes = figure.add_axes(_PLACE)
     xlabel, scale = _axis(runs, axis)
     for index, run in enumerate(runs):
         for metric in metrics:
@@ -137,7 +140,7 @@ def _axis(runs: Sequence[RunData], axis: str) -> tuple[str, float]:
 
 
 def _draw(axes: Axes, run: RunData, index: int, axis: str, scale: float, metric: str) -> None:
-    """Draw one metric of one run: evaluations with markers, settings of a step as stairs, noisy metrics averaged."""
+    """Draw one metric of one run: evaluations with markers, settings as step functions, noisy metrics averaged."""
     colour, dashes = style(index)
     line: dict[str, Any] = {"color": colour, "linestyle": (0, dashes) if dashes else "-"}
     if metric.startswith("eval/"):
