@@ -95,6 +95,17 @@ def test_page_is_self_contained(full: str) -> None:
     assert "default-src 'none'" in full
 
 
+def test_runs_that_have_only_the_evaluation_before_training_are_drawn(recwarn) -> None:
+    """A log scale has no step 0."""
+    arm = make_arm(8, "none")
+    outcome = make_outcome(arm, 0, 0.5)
+    axes = ("train/sequences", "train/global_step", "train/num_input_tokens_seen", "train/seconds")
+    before = {**outcome.run.records[0], **dict.fromkeys(axes, 0)}
+    begun = replace(outcome, run=replace(outcome.run, records=(before,)))
+    page = render(make_experiment((make_result(8, "none", outcomes=(begun,)),)))
+    assert "Learning curves" in page and not recwarn.list
+
+
 def test_the_same_comparison_gives_the_same_bytes(full: str) -> None:
     code = "import hashlib; from synthetic_experiments import full_sample; "
     code += "from hfbsz.experiment.page.page import render; "

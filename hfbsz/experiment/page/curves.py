@@ -74,7 +74,7 @@ def _draw_panels(
     margin = 0.05 * (max(late) - min(every)) or 0.1
     top = max(late) + margin
     panels[0].set_ylim(min(every) - margin, top)
-    if axis == STEPS:
+    if axis == STEPS and any((x > 0).any() for x, _ in means.values()):
         panels[0].set_xscale("log")
         visible = [x[(y <= top) & (x > 0)] for x, y in means.values()]  # a log scale has no step 0
         left = 0.7 * min((float(x.min()) for x in visible if len(x)), default=1.0)
