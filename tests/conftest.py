@@ -1,13 +1,17 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import pytest
-from fork_server import CONFIGS, ForkServer
+from fork_server import CONFIGS, Forked, ForkServer
 
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     # a core for each worker, and so one thread for what it runs: threads that wait for each other's cores take minutes
@@ -82,6 +86,20 @@ def hfbsz(environment, fork_server):
         return Ended(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def forked_runs(fork_server, environment, monkeypatch):
+    """In this process the runs of a comparison are forked; it does not hear signals."""
+    from hfbsz.experiment import compare, launch
+
+    def start(words: Sequence[str], log: IO[str]) -> Forked:
+        script, *rest = words[words.index("hfbsz") + 1 :]
+        here = Path.cwd()
+        return fork_server.start([f"{ROOT}/scripts/{script}.py", *rest], environment, here / log.name, here)
+
+    monkeypatch.setattr(compare, "Launcher", partial(launch.Launcher, start=start))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
 
 
 def records(folder: Path, event: str) -> list[dict]:

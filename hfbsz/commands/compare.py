@@ -11,11 +11,15 @@ progress and results.
 import json
 import signal
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from hfbsz.display import one_line
 from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, UserError, complain
 from hfbsz.experiment.request import OPTIONS, Request, parse, refuse_overwriting
 from hfbsz.system.files import write_text
+
+if TYPE_CHECKING:
+    from hfbsz.experiment.results import Experiment
 
 
 def main(words: list[str]) -> int:
@@ -24,6 +28,11 @@ def main(words: list[str]) -> int:
         print(f"{__doc__}\noptions:")
         print("\n".join(f"  {name + '=':<10} {what}" for name, what in OPTIONS.items()))
         return 0 if words else MISUSED
+    return compare(words)[0]
+
+
+def compare(words: list[str]) -> tuple[int, "Experiment | None"]:
+    """Run a comparison; returns the exit code, and the results if there are any."""
     try:
         request = parse(words)
         from hfbsz.experiment.compare import ComparisonRunner  # imports matplotlib: only after the words are checked
@@ -32,7 +41,7 @@ def main(words: list[str]) -> int:
         console = Console()
         runner = ComparisonRunner(request, console)
     except UserError as problem:
-        return complain(problem.lines)
+        return complain(problem.lines), None
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,9 +54,10 @@ def main(words: list[str]) -> int:
     try:
         experiment = runner.run()
     except UserError as problem:
-        return complain(problem.lines, FAILED)
+        return complain(problem.lines, FAILED), None
     except OSError as problem:
-        return complain([f"{problem.filename or request.folder}: {problem.strerror}: the same command resumes"], FAILED)
+        place = problem.filename or request.folder
+        return complain([f"{place}: {problem.strerror}: the same command resumes"], FAILED), None
     from hfbsz.experiment.page.terminal import lines_of
     from hfbsz.experiment.results import rows
 
@@ -55,13 +65,15 @@ def main(words: list[str]) -> int:
     try:
         _write(request, rows(experiment))
     except UserError as problem:
-        return complain(problem.lines, FAILED)
+        return complain(problem.lines, FAILED), experiment
     except OSError as problem:
-        return complain([f"{problem.filename or 'out=, picture='}: cannot be written: {problem.strerror}"], FAILED)
+        what = problem.filename or "out=, picture="
+        return complain([f"{what}: cannot be written: {problem.strerror}"], FAILED), experiment
     if not experiment.finished:
-        return INTERRUPTED
+        return INTERRUPTED, experiment
     diverged = [outcome for result in experiment.arms for outcome in result.diverged]  # not those of tuning: expected
-    return FAILED if diverged or any(outcome.state == "failed" for outcome in experiment.outcomes) else 0
+    failed = diverged or any(outcome.state == "failed" for outcome in experiment.outcomes)
+    return FAILED if failed else 0, experiment
 
 
 def _write(request: Request, table: list[dict[str, object]]) -> None:

@@ -1,10 +1,18 @@
 """The critical batch: the batch above which a larger batch hardly reduces the steps to a target loss.
 
     hfbsz critical table=FILE.csv [first=256] [picture=FILE]
+    hfbsz critical method=branch checkpoint=RUN/checkpoint-N [multiples=1,2,4,8] [length=100ktok] [seed=0,1,2]
+                   [tolerance=0.01] [option of compare …] [key.path=value …]
 
 table: a CSV file with the columns batch (sequences) and steps (optimizer steps to the target loss, with the learning
 rate tuned at each batch); rows with the same batch are its seeds. first: the batch up to which scaling is taken to be
 perfect, in sequences (default: the smallest in the table). picture: a PNG or SVG file to save a figure of the fit to.
+
+method=branch trains from a checkpoint at multiples of its batch on the same number of tokens, with the rate at each by
+the rule of the recipe; the critical batch there is the largest one that costs no loss. The branches are runs of a
+comparison, with its page; the same command resumes them. length: of each branch (default: a fifth of what the
+checkpoint has trained on, and at least 20 steps of the largest batch). tolerance: nats/target (default: from the spread
+over the seeds, or 0.01).
 """
 
 import csv
@@ -14,12 +22,13 @@ from typing import TYPE_CHECKING
 
 from hfbsz.display import one_line
 from hfbsz.errors import MISUSED, UserError, complain, did_you_mean
-from hfbsz.recipe.amounts import short
+from hfbsz.recipe.amounts import Amount, short
 
 if TYPE_CHECKING:
     from hfbsz.measure.critical_batch import CriticalBatch, Interval
 
 _OPTIONS = ("table", "first", "picture")
+_BRANCH_OPTIONS = ("method", "checkpoint", "multiples", "length", "seed", "tolerance")
 _COLUMNS = ("batch", "steps")
 
 
@@ -28,6 +37,8 @@ def main(words: list[str]) -> int:
     if "--help" in words or "-h" in words or not words:
         print(__doc__.strip())
         return 0 if words else MISUSED
+    if any(word.lstrip("-").startswith("method=") for word in words):
+        return _branch(words)
     try:
         options = _options(words)
         from hfbsz.measure.critical_batch import fit  # imports scipy: only once the words are checked
@@ -53,6 +64,51 @@ def main(words: list[str]) -> int:
     except OSError as problem:
         return complain([f"{problem.filename}: {problem.strerror}"])
     return 0
+
+
+def _branch(words: list[str]) -> int:
+    """Run the branches of a checkpoint, and print the bracket of the critical batch; returns the exit code."""
+    try:
+        options, others = _branch_options(words)
+        from hfbsz.experiment import branch  # imports torch: only once the words are checked
+
+        point = branch.point_of(Path(options["checkpoint"]))
+        amount = Amount.parse(options["length"]) if "length" in options else None
+        length = None if amount is None else round(amount.sequences(tokens_per_row=point.plan.tokens_per_row))
+        multiples = [int(_positive("multiples", part)) for part in options.get("multiples", "1,2,4,8").split(",")]
+        seeds = options.get("seed", str(point.plan.recipe.seed))
+        given = _positive("tolerance", options["tolerance"]) if "tolerance" in options else None
+        from hfbsz.commands.compare import compare
+
+        code, experiment = compare([*branch.words_of(point, multiples, length, seeds), *others])
+        if experiment is None or not experiment.finished:
+            return code
+        from hfbsz.measure.branching import bracket, tolerance_of
+
+        branches = branch.branches_of(experiment)
+        tolerance = tolerance_of(branches) if given is None else given
+        print("\n".join(branch.lines_of(point, branches, bracket(branches, tolerance))))
+    except UserError as problem:
+        return complain(problem.lines)
+    except (LookupError, ValueError) as problem:
+        return complain([f"length={options.get('length')}: {problem.args[0]}"])
+    return code
+
+
+def _branch_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of branching, and the other words, which are those of `compare`. Raises UserError."""
+    options, others = {}, []
+    for word in words:
+        name, equals, value = word.lstrip("-").partition("=")
+        if equals and name in _BRANCH_OPTIONS:
+            options[name] = value
+        else:
+            others.append(word)
+    if options["method"] != "branch":
+        raise UserError(f"method={options['method']}: no such method: write branch, or table=FILE.csv for a table")
+    if not options.get("checkpoint"):
+        raise UserError("checkpoint=RUN/checkpoint-N is missing: the checkpoint to branch from")
+    return options, others
 
 
 def read_table(path: Path) -> tuple[list[float], list[float]]:

@@ -73,6 +73,11 @@ class Recipe(Section):
         description="auto: resume from the newest complete checkpoint in output_dir, if any; never: start over; or the "
         "path of a checkpoint",
     )
+    branch: PathField | None = Field(
+        None,
+        description="checkpoint of another run to branch from: its weights, optimizer state and position in the data, "
+        "then the steps of this recipe; null: from the start",
+    )
     seed: int = Field(0, ge=0, description="seed of the initial weights, the order of rows and dropout")
     threads: int | None = Field(None, ge=1, description="CPU threads per process; null: cores ÷ local processes")
     output_dir: PathField | None = Field(None, description="folder of the run; null: runs/<recipe>-<8 hex digits>")

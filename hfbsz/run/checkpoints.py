@@ -35,6 +35,7 @@ class Checkpoints:
     ) -> None:
         self.loaded, self.recipe, self.accelerator = loaded, loaded.recipe, accelerator
         self.folder, self.console = folder, console
+        self.is_branch = False  # whether the run starts from the checkpoint of `branch`
         self.checkpoint: Checkpoint | None = on_main(accelerator, self._find)  # to resume from
         self.state: Mapping[str, Any] | None = None  # the checkpoint's state.json, on every rank
         self.is_own = False  # whether the checkpoint is in this run's folder, not in another one
@@ -52,9 +53,11 @@ class Checkpoints:
             checkpoint = self._with_readable_best(newest(path, self.console.warn))
         elif resume != "never":
             checkpoint = read(Path(resume))
+        if checkpoint is None and self.recipe.branch is not None:
+            self.is_branch, checkpoint = True, read(Path(self.recipe.branch))
         if checkpoint is not None:
             check_complete(checkpoint.state, checkpoint.path)
-        if checkpoint is not None and checkpoint.state["digest"] != self.recipe.digest():
+        if checkpoint is not None and not self.is_branch and checkpoint.state["digest"] != self.recipe.digest():
             before = from_dict(checkpoint.state["plan"]).recipe
             changed = "; ".join(differences(before, self.recipe)[:4])
             raise UserError(
@@ -87,9 +90,13 @@ class Checkpoints:
         Raises UserError if there is none, and if the data have changed.
         """
         self.checkpoint = checkpoint = on_main(self.accelerator, lambda: self._compatible(plan, data_hash))
+        self.is_branch = shared(self.accelerator, self.is_branch)
         if checkpoint is not None and self.console is not None:
-            self.console.line(f"resumes from {checkpoint.path}, step {checkpoint.state['progress']['step']:,}")
+            verb = "branches" if self.is_branch else "resumes"
+            self.console.line(f"{verb} from {checkpoint.path}, step {checkpoint.state['progress']['step']:,}")
         self.state = shared(self.accelerator, checkpoint and dict(checkpoint.state))
+        if self.state is not None and self.is_branch:
+            self.state = branched(self.state)
         self.is_own = shared(self.accelerator, checkpoint is not None and self._in_folder(checkpoint))
         if self.state is not None and self.is_own:
             self.pinned = dict(self.state["kept"])
@@ -115,6 +122,8 @@ class Checkpoints:
             raise UserError(
                 "resume: the data have changed since the checkpoint: restore them, or start over with resume=never"
             )
+        if self.is_branch:
+            return self._branch(checkpoint, plan)
         before = from_dict(checkpoint.state["plan"])
         if before.recipe.duration == plan.recipe.duration:
             return checkpoint
@@ -135,6 +144,18 @@ class Checkpoints:
                 "resume=never starts over"
             )
         return earlier
+
+    def _branch(self, checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
+        """The checkpoint to branch from, if the plan has steps after it and the same optimizer."""
+        before, trained = from_dict(checkpoint.state["plan"]).recipe, checkpoint.state["progress"]["clock"]
+        if trained >= plan.total:
+            raise UserError(
+                f"duration: {plan.recipe.duration} is {plan.total:,} sequences, {checkpoint.path} has already trained "
+                f"on {trained:,}: a branch needs a longer duration"
+            )
+        if before.optim.name != plan.recipe.optim.name:
+            raise UserError(f"branch: {checkpoint.path} is of optim.name={before.optim.name}: set the same optimizer")
+        return checkpoint
 
     def _in_folder(self, checkpoint: Checkpoint) -> bool:
         return self.folder is not None and checkpoint.is_in(self.folder.path)
@@ -203,9 +224,15 @@ class Checkpoints:
         return Reading("measure", last.at, values)
 
 
+def branched(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint to branch from, without what belongs to the other run: its evaluations, decisions and
+    measurements."""
+    return {**state, "progress": {**state["progress"], "decisions": []}, "final": None, "noise": None, "ramp": None}
+
+
 def final_of(state: Mapping[str, Any] | None) -> Reading | None:
     """The newest evaluation in the state of a checkpoint; None without a state."""
-    return Reading.from_dict(state["final"]) if state is not None else None
+    return Reading.from_dict(state["final"]) if state is not None and state["final"] is not None else None
 
 
 def state_of(data_hash: str | None, final: Reading, wandb_id: str | None) -> dict[str, Any]:

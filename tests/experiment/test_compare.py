@@ -3,11 +3,8 @@
 import json
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import IO
 
 import pytest
 from conftest import ROOT
@@ -15,7 +12,6 @@ from fork_server import Forked
 
 from hfbsz.commands.compare import main
 from hfbsz.experiment.compare import ComparisonRunner
-from hfbsz.experiment.launch import Launcher
 from hfbsz.experiment.page import page
 from hfbsz.experiment.request import parse
 from hfbsz.experiment.results import Experiment, Outcome
@@ -40,19 +36,12 @@ def start(environment, fork_server, tmp_path):
 
 
 @pytest.fixture
-def compare(fork_server, environment, tmp_path, monkeypatch, capsys):
+def compare(forked_runs, tmp_path, monkeypatch, capsys):
     """Run the command in this process, in a separate folder, its runs in forks; returns its exit code and output."""
-
-    def start(words: Sequence[str], log: IO[str]) -> Forked:
-        script, *rest = words[words.index("hfbsz") + 1 :]
-        here = Path.cwd()
-        return fork_server.start([f"{ROOT}/scripts/{script}.py", *rest], environment, here / log.name, here)
 
     def run(folder: str, *words: str) -> tuple[int, str]:
         (tmp_path / folder).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / folder)
-        monkeypatch.setattr("hfbsz.experiment.compare.Launcher", partial(Launcher, start=start))
-        monkeypatch.setattr(signal, "signal", lambda *_: None)
         capsys.readouterr()
         code = main([*map(str, words)])
         return code, "".join(capsys.readouterr())
