@@ -184,10 +184,12 @@ def test_advice_takes_the_other_words_into_account():
     assert "accumulation is batch.size ÷" in lines[3] and "batch.size=32seq" in lines[3]
 
 
-def test_every_word_of_another_tool_has_one_line():
-    values = ("", "=true", "=3", "=no", "=some text", "=-1", "=0.5", "=None", "=[a,b]", "=nan")
+@pytest.mark.parametrize("values", [1, pytest.param(9, marks=pytest.mark.slow)])
+def test_every_word_of_another_tool_has_one_line(values):
+    """Each without a value and with `values` of nine."""
+    every = ("=true", "=3", "=no", "=some text", "=-1", "=0.5", "=None", "=[a,b]", "=nan")
     for number, name in enumerate(TABLE):
-        for value in (values[0], values[1 + number % 9], values[1 + (number + 4) % 9]):
+        for value in ("", *(every[(number + shift * 4) % 9] for shift in range(values))):
             (line,) = lines_of("recipe=debug", f"--{name}" if not value else f"{name}{value}")
             assert ("write " in line or "there is no such field: " in line) and name in line, line
             if ": write " in line and "recipe=" not in line.split(": write ")[1]:

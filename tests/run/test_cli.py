@@ -4,8 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -148,19 +146,9 @@ def test_arms_that_are_one_run_are_refused(hfbsz, words):
     assert ended.code == 2 and all(word in line for word in ("threads=1", "threads=2"))
 
 
-def test_sigint_to_rank_0_alone_stops_both_ranks_and_saves(words, tmp_path, environment):
-    config = "accelerate_configs/cpu_2proc.yaml"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        config,
-        "scripts/pretrain.py",
-        *words,
-    ]
-    command += ["duration=100000seq", "log.page=true"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+def test_sigint_to_rank_0_alone_stops_both_ranks_and_saves(words, tmp_path, environment, fork_server):
+    command = [f"{ROOT}/scripts/pretrain.py", *words, "duration=100000seq", "log.page=true"]
+    process = fork_server.start(command, environment, config="cpu_2proc.yaml")
     run = tmp_path / "run"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not ((run / "records.jsonl").exists() and len(records(run, "step")) > 5):
