@@ -40,7 +40,8 @@ def reached(
     values |= {name.removeprefix("full/"): value for name, value in final_measures.items()}
     shown = {name: measure.show(float(values[name])) for name, measure in MEASURES.items() if name in values}
     speed = f"{short(last.at.tokens / last.at.seconds)} tokens/s" if last.at.seconds else "no step yet"
-    sizes = list(dict.fromkeys(str(phase.batch) for phase in plan.phases))
+    met = [phase.batch for phase in plan.phases if phase.steps or phase.batch <= last.global_batch]
+    sizes = list(dict.fromkeys(map(str, met)))
     batches = " → ".join(sizes if len(sizes) <= _SIZES_SHOWN else [*sizes[: _SIZES_SHOWN - 2], "…", sizes[-1]])
     results = _losses(watch, last, final, final_measures) | _not_better(watch, final, plan.recipe)
     if plan.recipe.row_kind is RowKind.LABEL:
