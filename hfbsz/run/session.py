@@ -13,8 +13,6 @@ from accelerate import Accelerator
 
 from hfbsz.data.preview import preview
 from hfbsz.errors import FAILED, INTERRUPTED, Diverged, RankError, TrainingError, UserError, complain
-from hfbsz.measure.noise import NoiseCollector
-from hfbsz.measure.noise_ramp import NoiseRamp
 from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.measure.quality import Quality
 from hfbsz.recipe.load import LoadedRecipe
@@ -27,6 +25,7 @@ from hfbsz.report.sinks import Reports
 from hfbsz.run.checkpoints import Checkpoints, final_of, state_of
 from hfbsz.run.evaluations import Evaluator
 from hfbsz.run.failure import outage_of, record_failure, record_interruption
+from hfbsz.run.measurements import Measurements
 from hfbsz.run.outcome import hints, label, reached, show_finished, why_stopped
 from hfbsz.run.saved_model import save_model
 from hfbsz.system import launcher
@@ -142,15 +141,9 @@ class Session:
         self.final_measures: dict[str, float] = {}  # of the evaluation of complete sets at the end
         self.last = Step(self.progress.at, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
         self.skipped = int(self.progress.skipped)
-        self.ramp = NoiseRamp(self.plan, (state or {}).get("ramp")) if self.recipe.follows_noise else None
+        self.measurements = Measurements(self.setup, state)
         watch_state = state["watch"] if state is not None and self.checkpoints.same_evaluation_rows() else None
         self.watch = OverfittingMonitor(self.recipe.eval.patience, watch_state)
-        noise_state = state.get("noise") if state is not None else None
-        self.noise = (
-            NoiseCollector(self.plan, self.model, accelerator.num_processes, noise_state)
-            if self.recipe.measure.noise.method != "off"
-            else None
-        )
         quality = on_all(accelerator, lambda: Quality(self.recipe.row_kind, self.recipe.eval.metrics))
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
         self.evaluator = Evaluator(self.setup, self.watch, quality, self._show)
@@ -208,10 +201,8 @@ class Session:
         return 0 if self.ended else INTERRUPTED
 
     def decide_batch(self, step: Step) -> None:
-        """After a measured step, let an adaptive ramp decide the batch of the next one, on all ranks alike."""
-        if self.ramp is None or not step.collected:
-            return
-        batch = shared(self.accelerator, self.ramp.decide(step.global_batch, step.collected))
+        """Let an adaptive ramp decide the batch of the next step, on all ranks alike."""
+        batch = self.measurements.decide(step)
         if batch is not None:
             self.progress.decisions.append((step.at.sequences, batch))
             if self.console is not None:
@@ -232,7 +223,7 @@ class Session:
 
     def steps(self, stop: Interrupt) -> Iterator[Step]:
         """The remaining steps, up to the end of the budget or until patience stops the run."""
-        collectors = [] if self.noise is None else [self.noise]
+        collectors = self.measurements.collectors
         steps = self.setup.steps(progress=self.progress, collectors=collectors, stop=stop)
         while not self.watch.stopped and (step := next(steps, None)) is not None:
             yield step
@@ -301,10 +292,7 @@ class Session:
             self.reports.records.sync()  # first: a checkpoint without its records could not be resumed from
         wandb_id = self.reports.wandb_id if self.reports is not None else None
         state = state_of(self.data.facts.data_hash, self.final, wandb_id) | {"watch": self.watch.to_dict()}
-        if self.noise is not None:
-            state["noise"] = self.noise.to_dict()
-        if self.ramp is not None:
-            state["ramp"] = self.ramp.to_dict()
+        state |= self.measurements.to_dict()
         self.checkpoints.save(self.model, self.optimizer, self.progress, self.plan, state)
         self.emit(self.checkpoints.reading(self.last))
 
@@ -345,7 +333,7 @@ class Session:
             folder, path = self.folder, self.folder.path
             files = save_model(self.setup, weights, path)
             counts, measures = self.data.manifest.validation, self.final_measures
-            noise = None if self.noise is None else self.noise.summary()
+            noise = self.measurements.noise
             results = reached(self.plan, counts, self.watch, last, final, measures, self.skipped, noise)
             names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
             ended = f"Stopped before the end of its budget: {why}." if why else "Trained to the end of its budget."

@@ -1,0 +1,48 @@
+"""What a run measures while it trains, and what it decides by it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hfbsz.measure.noise import NoiseCollector
+from hfbsz.measure.noise_ramp import NoiseRamp
+from hfbsz.records.noise import NoiseSummary
+from hfbsz.records.record import Step
+from hfbsz.train.distributed import shared
+from hfbsz.train.loop import Collector
+from hfbsz.train.setup import Setup
+
+
+class Measurements:
+    """The collectors of a run on one rank, with their state in checkpoints."""
+
+    def __init__(self, setup: Setup, state: Mapping[str, Any] | None) -> None:
+        """`state`: the state of the checkpoint from which the run resumes."""
+        plan, state = setup.plan, state or {}
+        self._accelerator = setup.accelerator
+        self._noise = None
+        if plan.recipe.measure.noise.method != "off":
+            self._noise = NoiseCollector(plan, setup.model, setup.accelerator.num_processes, state.get("noise"))
+        self._ramp = NoiseRamp(plan, state.get("ramp")) if plan.recipe.follows_noise else None
+
+    @property
+    def collectors(self) -> list[Collector]:
+        """What the training loop calls in measured steps."""
+        return [] if self._noise is None else [self._noise]
+
+    @property
+    def noise(self) -> NoiseSummary | None:
+        """The newest noise scale; None if none was measured."""
+        return None if self._noise is None else self._noise.summary()
+
+    def decide(self, step: Step) -> int | None:
+        """The batch in sequences that an adaptive ramp takes from the next step on, the same on all ranks; None: no
+        change. All ranks call it after each step."""
+        if self._ramp is None or not step.collected:
+            return None
+        batch: int | None = shared(self._accelerator, self._ramp.decide(step.global_batch, step.collected))
+        return batch
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state as plain data, for a checkpoint."""
+        parts = {"noise": self._noise, "ramp": self._ramp}
+        return {name: part.to_dict() for name, part in parts.items() if part is not None}
