@@ -23,11 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = "recipe=tests/tiny.yaml"
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than cores: many tests wait, for a server that does not answer or for a process to begin or end."""
-    return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
 @dataclass(frozen=True)
 class Ended:
     code: int
