@@ -118,6 +118,8 @@ class Checkpoints:
         checkpoint = self.checkpoint
         if checkpoint is None or self.folder is None:
             return None
+        if checkpoint.state["data_hash"] != data_hash and self.is_branch:
+            raise UserError(f"branch: {checkpoint.path} was trained on other data: take the data section of its run")
         if checkpoint.state["data_hash"] != data_hash:
             raise UserError(
                 "resume: the data have changed since the checkpoint: restore them, or start over with resume=never"
