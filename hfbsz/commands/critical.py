@@ -73,9 +73,9 @@ def _branch(words: list[str]) -> int:
         from hfbsz.experiment import branch  # imports torch: only once the words are checked
 
         point = branch.point_of(Path(options["checkpoint"]))
-        amount = Amount.parse(options["length"]) if "length" in options else None
-        length = None if amount is None else round(amount.sequences(tokens_per_row=point.plan.tokens_per_row))
-        multiples = [int(_positive("multiples", part)) for part in options.get("multiples", "1,2,4,8").split(",")]
+        length = _sequences(options["length"], point.plan.tokens_per_row) if "length" in options else None
+        given_multiples = options["multiples"].split(",") if "multiples" in options else branch.MULTIPLES
+        multiples = [_positive("multiples", str(multiple)) for multiple in given_multiples]
         seeds = options.get("seed", str(point.plan.recipe.seed))
         given = _positive("tolerance", options["tolerance"]) if "tolerance" in options else None
         from hfbsz.commands.compare import compare
@@ -90,9 +90,15 @@ def _branch(words: list[str]) -> int:
         print("\n".join(branch.lines_of(point, branches, bracket(branches, tolerance))))
     except UserError as problem:
         return complain(problem.lines)
-    except (LookupError, ValueError) as problem:
-        return complain([f"length={options.get('length')}: {problem.args[0]}"])
     return code
+
+
+def _sequences(length: str, tokens_per_row: float) -> int:
+    """The length of a branch in sequences. Raises UserError for text that is not an amount of sequences or tokens."""
+    try:
+        return round(Amount.parse(length).sequences(tokens_per_row=tokens_per_row))
+    except (LookupError, ValueError) as problem:
+        raise UserError(f"length={length}: {problem.args[0]}") from None
 
 
 def _branch_options(words: list[str]) -> tuple[dict[str, str], list[str]]:

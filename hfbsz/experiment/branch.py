@@ -45,7 +45,7 @@ def point_of(path: Path) -> Point:
     return Point(path.resolve(), from_dict(checkpoint.state["plan"]), progress["clock"])
 
 
-def words_of(point: Point, multiples: Sequence[int], sequences: int | None, seeds: str) -> list[str]:
+def words_of(point: Point, multiples: Sequence[float], sequences: int | None, seeds: str) -> list[str]:
     """The words of the comparison: the run's recipe at each multiple of its batch, at a constant rate.
 
     The rate and weight decay are those of the checkpoint at its batch, and follow the batch by the recipe's rules.
@@ -53,9 +53,11 @@ def words_of(point: Point, multiples: Sequence[int], sequences: int | None, seed
     batch. `seeds`: separated by commas; another seed than the run's orders the rows otherwise, so that a branch may see
     some again. Raises UserError for multiples that do not rise from 1.
     """
-    if list(multiples) != sorted(set(multiples)) or multiples[0] != 1 or len(multiples) < 2:
-        raise UserError("multiples must rise from 1, such as multiples=1,2,4,8: the first is the run's own batch")
-    largest = multiples[-1] * point.batch
+    batches = [int(multiple * point.batch) for multiple in multiples]
+    fractional = any(not float(multiple).is_integer() for multiple in multiples)
+    if fractional or batches != sorted(set(batches)) or batches[0] != point.batch or len(batches) < 2:
+        raise UserError("multiples must be whole and rise from 1, the run's own batch, such as multiples=1,2,4,8")
+    largest = batches[-1]
     wanted = sequences or max(_SHARE * point.clock, _STEPS * largest)
     length = math.ceil(wanted / largest) * largest  # full steps of every batch
     last = max(0, point.clock - point.batch)
@@ -64,7 +66,7 @@ def words_of(point: Point, multiples: Sequence[int], sequences: int | None, seed
         f"recipe={point.checkpoint.parent / 'recipe.yaml'}",
         "output_dir=null",
         f"branch={point.checkpoint}",
-        f"batch.size={','.join(f'{multiple * point.batch}seq' for multiple in multiples)}",
+        f"batch.size={','.join(f'{batch}seq' for batch in batches)}",
         "batch.start=null",
         "batch.ramp=null",
         f"scaling.reference={point.batch}seq",

@@ -90,6 +90,7 @@ def test_branches_start_where_the_run_was_and_train_on_the_same_tokens(run, fork
         ([], "checkpoint=RUN"),
         (["checkpoint={run}/checkpoint-30", "multiples=2,4"], "multiples"),
         (["checkpoint={run}/checkpoint-30", "multiples=1,x"], "multiples"),
+        (["checkpoint={run}/checkpoint-30", "multiples=1,2.5"], "multiples"),
         (["checkpoint={run}/checkpoint-30", "length=2epochs"], "length"),
         (["checkpoint={run}/checkpoint-30", "length=many"], "length"),
         (["checkpoint={run}/checkpoint-30", "tolerance=-1"], "tolerance"),
