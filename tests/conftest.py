@@ -91,14 +91,15 @@ def hfbsz(environment, fork_server):
 @pytest.fixture
 def forked_runs(fork_server, environment, monkeypatch):
     """In this process the runs of a comparison are forked; it does not hear signals."""
-    from hfbsz.experiment import compare, launch
+    from hfbsz.experiment import compare, launch, sweep
 
     def start(words: Sequence[str], log: IO[str]) -> Forked:
         script, *rest = words[words.index("hfbsz") + 1 :]
         here = Path.cwd()
         return fork_server.start([f"{ROOT}/scripts/{script}.py", *rest], environment, here / log.name, here)
 
-    monkeypatch.setattr(compare, "Launcher", partial(launch.Launcher, start=start))
+    for module in (compare, sweep):
+        monkeypatch.setattr(module, "Launcher", partial(launch.Launcher, start=start))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
 
 

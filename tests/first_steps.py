@@ -59,7 +59,7 @@ def first_steps(out, preset, precision, accelerator, words):
     rank, world_size = accelerator.process_index, accelerator.num_processes
     plain, poison = run.task.loss_sum, []
     run.task.loss_sum = lambda *given: plain(*given) * (math.nan if poison else 1)
-    collector, noise = Gradients(), NoiseCollector(run.plan, run.model, world_size)
+    collector, noise = Gradients(), NoiseCollector(run.plan, run.model, world_size, optimizers=run.optimizer.parts)
     collectors = [collector, noise]
     steps = train(run.plan, run.model, run.optimizer, run.task, run.windows(), accelerator, collectors=collectors)
     assert next(steps).skipped == 0

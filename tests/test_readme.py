@@ -24,7 +24,9 @@ def commands(text):
 COMMANDS = commands(TEXT)
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "whole", [pytest.param(False, marks=pytest.mark.process), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_the_main_job_ends_with_a_model_that_loads_and_generates(hfbsz, environment, tmp_path, whole):
     """The README's command itself, in a folder of its own; not `whole`: a twentieth of it."""
     command = COMMANDS[0].split(" && ")[-1].strip()
@@ -127,6 +129,7 @@ def test_the_tree_has_every_file_and_nothing_else():
     assert expected - set(paths) == set()
 
 
+@pytest.mark.process
 def test_a_small_comparison_runs_skips_and_draws(hfbsz, ragged, tmp_path):
     words = ["recipe=tests/tiny.yaml", f"data.files={ragged}", "duration=24seq", "seed=0,1", f"out={tmp_path}/t.json"]
     words += ["launch=python", f"picture={tmp_path}/t.png", "jobs=2", "optim.lr=1.234e-3"]

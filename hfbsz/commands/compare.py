@@ -19,7 +19,9 @@ from hfbsz.experiment.request import OPTIONS, Request, parse, refuse_overwriting
 from hfbsz.system.files import write_text
 
 if TYPE_CHECKING:
+    from hfbsz.experiment.launch import Launcher
     from hfbsz.experiment.results import Experiment
+    from hfbsz.report.console import Console
 
 
 def main(words: list[str]) -> int:
@@ -42,15 +44,7 @@ def compare(words: list[str]) -> tuple[int, "Experiment | None"]:
         runner = ComparisonRunner(request, console)
     except UserError as problem:
         return complain(problem.lines), None
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        console.line(f"{signal.Signals(number).name}: active runs end with a checkpoint; the same command resumes them")
-        runner.launcher.stop()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, stop)
+    stop_on_signals(runner.launcher, console)
     try:
         experiment = runner.run()
     except UserError as problem:
@@ -74,6 +68,19 @@ def compare(words: list[str]) -> tuple[int, "Experiment | None"]:
     diverged = [outcome for result in experiment.arms for outcome in result.diverged]  # not those of tuning: expected
     failed = diverged or any(outcome.state == "failed" for outcome in experiment.outcomes)
     return FAILED if failed else 0, experiment
+
+
+def stop_on_signals(launcher: "Launcher", console: "Console") -> None:
+    """On SIGINT, SIGTERM and SIGHUP, start no further run and let the active ones save a checkpoint."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        console.line(f"{signal.Signals(number).name}: active runs end with a checkpoint; the same command resumes them")
+        launcher.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, stop)
 
 
 def _write(request: Request, table: list[dict[str, object]]) -> None:

@@ -3,6 +3,8 @@
     hfbsz critical table=FILE.csv [first=256] [picture=FILE]
     hfbsz critical method=branch checkpoint=RUN/checkpoint-N [multiples=1,2,4,8] [length=100ktok] [seed=0,1,2]
                    [tolerance=0.01] [option of compare …] [key.path=value …]
+    hfbsz critical method=sweep recipe=NAME target=4.2 batch.size=2seq,4seq,8seq,16seq [rates=5] [seed=0,1,2]
+                   [first=…] [picture=FILE] [option of compare …] [key.path=value …]
 
 table: a CSV file with the columns batch (sequences) and steps (optimizer steps to the target loss, with the learning
 rate tuned at each batch); rows with the same batch are its seeds. first: the batch up to which scaling is taken to be
@@ -13,21 +15,29 @@ the rule of the recipe; the critical batch there is the largest one that costs n
 comparison, with its page; the same command resumes them. length: of each branch (default: a fifth of what the
 checkpoint has trained on, and at least 20 steps of the largest batch). tolerance: nats/target (default: from the spread
 over the seeds, or 0.01).
+
+method=sweep trains at each batch until the validation loss is at most target (nats/target), at a constant rate after a
+warmup, with averaged weights; the steps at the best of several rates are fitted as those of a table, which is saved to
+comparisons/NAME/steps.csv. rates: how many values of optim.lr are tried first at each batch, a factor of two apart
+around the recipe's; further ones follow while the best is at an end. duration: the most that a run trains.
 """
 
 import csv
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfbsz.display import one_line
-from hfbsz.errors import MISUSED, UserError, complain, did_you_mean
+from hfbsz.display import command, one_line
+from hfbsz.errors import INTERRUPTED, MISUSED, UserError, complain, did_you_mean
 from hfbsz.recipe.amounts import Amount, short
+from hfbsz.system.command_name import command_name
 
 if TYPE_CHECKING:
     from hfbsz.measure.critical_batch import CriticalBatch, Interval
 
 _OPTIONS = ("table", "first", "picture")
+_SWEEP_OPTIONS = ("method", "target", "rates", "first", "picture")
 _BRANCH_OPTIONS = ("method", "checkpoint", "multiples", "length", "seed", "tolerance")
 _COLUMNS = ("batch", "steps")
 
@@ -37,59 +47,110 @@ def main(words: list[str]) -> int:
     if "--help" in words or "-h" in words or not words:
         print(__doc__.strip())
         return 0 if words else MISUSED
-    if any(word.lstrip("-").startswith("method=") for word in words):
-        return _branch(words)
+    method = next((word.partition("=")[2] for word in words if word.lstrip("-").startswith("method=")), None)
+    methods = {None: _table, "branch": _branch, "sweep": _sweep}
     try:
-        options = _options(words)
-        from hfbsz.measure.critical_batch import fit  # imports scipy: only once the words are checked
-
-        table = Path(options["table"])
-        batches, steps = read_table(table)
-        result = fit(batches, steps)
-        first = _positive("first", options["first"]) if "first" in options else min(batches)
-        print("\n".join(lines_of(result, first, table.name)))
-        if "picture" in options:
-            from hfbsz.experiment.page.critical_batch import draw
-            from hfbsz.experiment.request import refuse_overwriting
-
-            picture = Path(options["picture"])
-            if picture.suffix not in (".png", ".svg"):
-                raise UserError(f"picture={picture}: the name of a picture ends in .png or .svg")
-            refuse_overwriting({"picture": str(picture)})
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            draw(result, first, picture)
-            print(f"picture      {one_line(str(picture))}")
+        if method not in methods:
+            near = did_you_mean(method or "", ("branch", "sweep"))
+            raise UserError(f"method={method}: no such method{near}: write branch or sweep, or table=FILE.csv")
+        return methods[method](words)
     except UserError as problem:
         return complain(problem.lines)
     except OSError as problem:
         return complain([f"{problem.filename}: {problem.strerror}"])
+
+
+def _table(words: list[str]) -> int:
+    """Fit a table of steps; returns the exit code."""
+    options = _options(words)
+    table, picture = Path(options["table"]), _picture(options)
+    batches, steps = read_table(table)
+    return _show_fit(batches, steps, options, table.name, picture)
+
+
+def _show_fit(
+    batches: Sequence[float], steps: Sequence[float], options: Mapping[str, str], name: str, picture: Path | None
+) -> int:
+    """Print the fit of steps over batches (sequences), and draw it; returns the exit code."""
+    from hfbsz.measure.critical_batch import fit  # imports scipy: only once the words are checked
+
+    result = fit(batches, steps)
+    first = _positive("first", options["first"]) if "first" in options else min(batches)
+    print("\n".join(lines_of(result, first, name)))
+    if picture is not None:
+        from hfbsz.experiment.page.critical_batch import draw
+
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw(result, first, picture)
+        print(f"picture      {one_line(str(picture))}")
     return 0
+
+
+def _picture(options: Mapping[str, str]) -> Path | None:
+    """The file to save a figure to. Raises UserError for another suffix, and for a file that hfbsz did not write."""
+    if "picture" not in options:
+        return None
+    picture = Path(options["picture"])
+    if picture.suffix not in (".png", ".svg"):
+        raise UserError(f"picture={picture}: the name of a picture ends in .png or .svg")
+    from hfbsz.experiment.request import refuse_overwriting
+
+    refuse_overwriting({"picture": str(picture)})
+    return picture
+
+
+def _sweep(words: list[str]) -> int:
+    """Run a sweep, save its table and page, and print the fit; returns the exit code."""
+    options, others = _split(words, _SWEEP_OPTIONS)
+    if not options.get("target"):
+        raise UserError("target=LOSS is missing: the validation loss in nats/target to which steps are counted")
+    target, picture = _positive("target", options["target"]), _picture(options)
+    from hfbsz.commands.compare import stop_on_signals
+    from hfbsz.experiment import sweep as sweeps
+    from hfbsz.experiment.page import sweep as page
+    from hfbsz.report.console import Console
+
+    console = Console()
+    request = sweeps.request_of(others, target, options.get("rates", str(sweeps.RATES)), command_of(words))
+    runner = sweeps.SweepRunner(request, target, console, lambda current: page.save(current, request.folder))
+    stop_on_signals(runner.launcher, console)
+    sweep = runner.run()
+    path = page.save(sweep, request.folder)
+    console.line("\n".join([*map(one_line, sweeps.lines_of(sweep)), f"page         {path}"]))
+    if not sweep.finished:
+        return INTERRUPTED
+    batches, steps = map(list, zip(*sweep.table(), strict=True))
+    return _show_fit(batches, steps, options, sweep.name, picture)
+
+
+def command_of(words: Sequence[str]) -> str:
+    """The command of these words, as a person types it."""
+    return f"{command_name('critical')} {command(*words)}"
 
 
 def _branch(words: list[str]) -> int:
     """Run the branches of a checkpoint, and print the bracket of the critical batch; returns the exit code."""
-    try:
-        options, others = _branch_options(words)
-        from hfbsz.experiment import branch  # imports torch: only once the words are checked
+    options, others = _split(words, _BRANCH_OPTIONS)
+    if not options.get("checkpoint"):
+        raise UserError("checkpoint=RUN/checkpoint-N is missing: the checkpoint to branch from")
+    from hfbsz.experiment import branch  # imports torch: only once the words are checked
 
-        point = branch.point_of(Path(options["checkpoint"]))
-        length = _sequences(options["length"], point.plan.tokens_per_row) if "length" in options else None
-        given_multiples = options["multiples"].split(",") if "multiples" in options else branch.MULTIPLES
-        multiples = [_positive("multiples", str(multiple)) for multiple in given_multiples]
-        seeds = options.get("seed", str(point.plan.recipe.seed))
-        given = _positive("tolerance", options["tolerance"]) if "tolerance" in options else None
-        from hfbsz.commands.compare import compare
+    point = branch.point_of(Path(options["checkpoint"]))
+    length = _sequences(options["length"], point.plan.tokens_per_row) if "length" in options else None
+    given_multiples = options["multiples"].split(",") if "multiples" in options else branch.MULTIPLES
+    multiples = [_positive("multiples", str(multiple)) for multiple in given_multiples]
+    seeds = options.get("seed", str(point.plan.recipe.seed))
+    given = _positive("tolerance", options["tolerance"]) if "tolerance" in options else None
+    from hfbsz.commands.compare import compare
 
-        code, experiment = compare([*branch.words_of(point, multiples, length, seeds), *others])
-        if experiment is None or not experiment.finished:
-            return code
-        from hfbsz.measure.branching import bracket, tolerance_of
+    code, experiment = compare([*branch.words_of(point, multiples, length, seeds), *others])
+    if experiment is None or not experiment.finished:
+        return code
+    from hfbsz.measure.branching import bracket, tolerance_of
 
-        branches = branch.branches_of(experiment)
-        tolerance = tolerance_of(branches) if given is None else given
-        print("\n".join(branch.lines_of(point, branches, bracket(branches, tolerance))))
-    except UserError as problem:
-        return complain(problem.lines)
+    branches = branch.branches_of(experiment)
+    tolerance = tolerance_of(branches) if given is None else given
+    print("\n".join(branch.lines_of(point, branches, bracket(branches, tolerance))))
     return code
 
 
@@ -101,19 +162,15 @@ def _sequences(length: str, tokens_per_row: float) -> int:
         raise UserError(f"length={length}: {problem.args[0]}") from None
 
 
-def _branch_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of branching, and the other words, which are those of `compare`. Raises UserError."""
+def _split(words: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of these names, and the other words, which are those of `compare`."""
     options, others = {}, []
     for word in words:
         name, equals, value = word.lstrip("-").partition("=")
-        if equals and name in _BRANCH_OPTIONS:
+        if equals and name in names:
             options[name] = value
         else:
             others.append(word)
-    if options["method"] != "branch":
-        raise UserError(f"method={options['method']}: no such method: write branch, or table=FILE.csv for a table")
-    if not options.get("checkpoint"):
-        raise UserError("checkpoint=RUN/checkpoint-N is missing: the checkpoint to branch from")
     return options, others
 
 

@@ -99,8 +99,8 @@ def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
         gap=_gap(run, final.loss),
         shifted_loss=statistics.fmean(shifted) if shifted else None,
         accuracy=final.values.get("accuracy"),
-        steps_to_target=None if target is None else _position_of(run, target, STEPS),
-        seconds_to_target=None if target is None else _position_of(run, target, SECONDS),
+        steps_to_target=None if target is None else position_of(run, target, STEPS),
+        seconds_to_target=None if target is None else position_of(run, target, SECONDS),
         tokens_per_second=statistics.median(speeds) if speeds else None,
         peak_memory_bytes=run.largest("perf/peak_memory_bytes"),
         optimizer_steps=run.largest(STEPS),
@@ -128,7 +128,7 @@ def target_of(arms: Sequence[tuple[Arm, Sequence[Outcome]]]) -> float | None:
     return max(lowest, default=None)
 
 
-def _position_of(run: RunData, target: float, axis: str) -> float:
+def position_of(run: RunData, target: float, axis: str) -> float:
     """The position on the axis at which the loss first reaches the target; infinite if it never does."""
     previous: Mapping[str, Any] | None = None
     for record in (record for record in validation_curve(run) if axis in record):

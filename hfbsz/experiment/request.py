@@ -88,7 +88,7 @@ def parse(words: Sequence[str]) -> Request:
     errors: list[str] = []
     pairs, _ = read_pairs([word for word in words if word not in preset], errors, OPTIONS)
     if errors:
-        raise UserError(*errors)
+        raise UserError(errors)
     base = _file(preset[0]) if preset else {}
     pretrain, match = base.pop("pretrain", None), base.pop("match", Request.match)
     typed = dict(pairs)

@@ -4,7 +4,9 @@ No backward pass is repeated and no gradient is copied: the hook of a weight rec
 before it is accumulated, and the hooks of a normalization layer receive its input and the gradient of its output.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -13,44 +15,66 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
+from hfbsz.measure.dual_norms import DualNorm
 from hfbsz.train.fsdp import is_sharded
 
 
 class MicroBatchNorms:
-    """The squared norm of the gradient of each micro-batch, over all trainable weights.
+    """The squared norm of the gradient of each micro-batch, over all trainable weights; on demand, the dual norm of the
+    difference between the gradients of the first two, for which one copy of a gradient is held between them.
 
     Under DDP a hook receives the gradient before it is averaged over ranks. Under FSDP2 it receives the gradient of the
     unsharded weight, so that a micro-batch is that of one rank there too. Nothing is communicated.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, dual_norm: DualNorm | None = None) -> None:
+        self._model, self._dual_norm = model, dual_norm
         self._device = next(model.parameters()).device
         self._weights: list[torch.Tensor] | None = None
         self._handles: list[RemovableHandle] = []
         self._squares: list[torch.Tensor] = []
+        self._first: dict[int, torch.Tensor] = {}  # gradients of the first backward pass, by id() of their weight
+        self._differences: list[torch.Tensor] = []
+        self._passes = 0
 
     def open(self) -> None:
         """Register the hooks."""
         if self._weights is None:
             self._weights = list(_leaves(self._model))
-        self._squares = []
-        self._handles = [weight.register_hook(self._record) for weight in self._weights]
+        self._squares, self._first, self._differences, self._passes = [], {}, [], 0
+        self._handles = [weight.register_hook(partial(self._record, weight)) for weight in self._weights]
 
     def close(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._first = [], {}
 
-    def _record(self, gradient: torch.Tensor) -> None:
+    def _record(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
         self._squares.append(square(gradient))
+        if self._dual_norm is None:
+            return
+        if self._passes == 0:
+            self._first[id(weight)] = gradient.detach().clone()
+        elif self._passes == 1 and id(weight) in self._first:
+            difference = gradient.detach() - self._first.pop(id(weight))
+            self._differences.append(self._dual_norm.part(weight, difference))
 
     def take(self) -> torch.Tensor:
         """The squared norm of the gradient of one backward pass, called after each: a scalar on the device, NaN if no
         weight received a gradient."""
         squares, self._squares = self._squares, []
-        return torch.stack(squares).sum() if squares else torch.tensor(torch.nan, device=self._device)
+        self._passes += 1
+        return self._sum(squares)
+
+    def take_difference(self) -> torch.Tensor:
+        """The squared dual norm of the difference between the gradients of the first two backward passes, called after
+        them: a scalar on the device, NaN if a weight received a gradient in one of them only."""
+        differences, self._differences = self._differences, []
+        return self._sum(differences if not self._first else []).square()
+
+    def _sum(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(list(parts)).sum() if parts else torch.tensor(torch.nan, device=self._device)
 
 
 class SequenceNorms:
@@ -129,6 +153,12 @@ def squares_of_gradients(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     if any(map(_is_sharded, weights)):
         dist.all_reduce(squares)
     return squares
+
+
+def dual_square(weights: Sequence[torch.Tensor], norm: DualNorm) -> float:
+    """The squared dual norm of the gradients (`.grad`) of weights that are not sharded; NaN without gradients."""
+    parts = [norm.part(weight, weight.grad) for weight in weights if weight.grad is not None]
+    return float(torch.stack(parts).sum().double().square()) if parts else math.nan
 
 
 def _leaves(model: nn.Module) -> Iterator[torch.Tensor]:

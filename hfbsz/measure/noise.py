@@ -1,19 +1,21 @@
 """Measurement of the gradient noise scale during training, as a collector of the loop (train/loop)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from hfbsz.data.batches import Batch
-from hfbsz.measure.gradient_norms import MicroBatchNorms, SequenceNorms, squares_of_gradients
-from hfbsz.measure.noise_scale import Measurement, NoiseScale
+from hfbsz.measure.dual_norms import DualNorm
+from hfbsz.measure.gradient_norms import MicroBatchNorms, SequenceNorms, dual_square, squares_of_gradients
+from hfbsz.measure.noise_scale import DualMeasurement, Measurement, NoiseScale
 from hfbsz.plan.plan import Plan, PlannedStep
 from hfbsz.records.metrics import LAYERS, NOISE_LEAST, NOISE_SHARE
 from hfbsz.records.noise import NoiseSummary, noise_of
 from hfbsz.records.record import Clock
+from hfbsz.train.fsdp import is_sharded
 
 
 class NoiseCollector:
@@ -28,22 +30,38 @@ class NoiseCollector:
       two_batch (Gray et al. 2024); the factor is recorded if both are known.
     - auto: both.
 
+    Where a process has two micro-batches of as many rows, two_batch also measures the noise scale in the dual norm of
+    the optimizer (measure/dual_norms), except under FSDP2. It is experimental: see `DualMeasurement`.
+
     The unit is a row, even if rows have different numbers of targets: the gradient of a row is that of its summed loss
     ÷ the mean number of targets of a row.
     """
 
-    def __init__(self, plan: Plan, model: Any, world_size: int, saved: Mapping[str, Any] | None = None) -> None:
-        """`model`: prepared by the accelerator, or sharded; `saved`: the result of `to_dict` when a run resumes."""
+    def __init__(
+        self,
+        plan: Plan,
+        model: Any,
+        world_size: int,
+        saved: Mapping[str, Any] | None = None,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+    ) -> None:
+        """`model`: prepared by the accelerator, or sharded; `saved`: the result of `to_dict` when a run resumes;
+        `optimizers`: those of the run, without which nothing is measured in their norm."""
         noise, saved = plan.recipe.measure.noise, saved or {}
         self.plan, self.world_size = plan, world_size
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
-        self.micro_norms = MicroBatchNorms(model) if noise.method in ("auto", "two_batch") else None
+        has_dual = bool(optimizers) and plan.recipe.optim.name != "sgd" and not is_sharded(model)
+        self.dual_norm = DualNorm(optimizers) if has_dual else None
+        self.micro_norms = None
+        if noise.method in ("auto", "two_batch"):
+            self.micro_norms = MicroBatchNorms(model, self.dual_norm)
         per_sequence = noise.method in ("auto", "per_sequence") and not plan.recipe.model.compile
         self.sequence_norms = SequenceNorms(model) if per_sequence else None
         memory = max(NOISE_LEAST, NOISE_SHARE * plan.intervals(noise.every, plan.steps, plan.total))
         self.last = Clock(*saved.get("last", ()))  # before the step of the newest measurement
         self.two_batch = NoiseScale(memory, saved.get("two_batch"))
         self.per_sequence = NoiseScale(memory, saved.get("per_sequence"))
+        self.dual = NoiseScale(memory, saved.get("dual"))
         names = self.sequence_norms.layers if self.sequence_norms is not None else ()
         states = saved.get("layers", {})
         self.layers = {name: NoiseScale(memory, states.get(name)) for name in names}
@@ -54,6 +72,7 @@ class NoiseCollector:
             "last": list(self.last),
             "two_batch": self.two_batch.to_dict(),
             "per_sequence": self.per_sequence.to_dict(),
+            "dual": self.dual.to_dict(),
             "layers": {name: scale.to_dict() for name, scale in self.layers.items()},
         }
 
@@ -72,6 +91,8 @@ class NoiseCollector:
         single = planned.accumulation is not None and planned.accumulation * self.world_size == 1
         self.measures_micro = self.micro_norms is not None and not single
         self.micro = torch.zeros(3, dtype=torch.float64, device=device)  # Σ|g|², Σ 1 ÷ rows, number of micro-batches
+        self.dual_noise = torch.zeros(2, dtype=torch.float64, device=device)  # Σ N², number of ranks
+        self.first_rows = 0
         self.sequences = torch.zeros(len(self.layers), dtype=torch.float64, device=device)  # by layer, Σ|g|² over rows
         if self.micro_norms is not None and self.measures_micro:
             self.micro_norms.open()
@@ -89,6 +110,11 @@ class NoiseCollector:
             if rows:
                 one = torch.ones_like(squares)
                 self.micro += torch.stack([squares * (factor / rows**2), one / rows, one])
+            if index == 0:
+                self.first_rows = rows
+            elif index == 1 and rows and rows == self.first_rows and self.dual_norm is not None:
+                squares = self.micro_norms.take_difference().double()
+                self.dual_noise += torch.stack([squares * (factor / rows**2) * rows / 2, torch.ones_like(squares)])
         if self.sequence_norms is not None:
             squares_by_layer, unknown = self.sequence_norms.take(rows), self.sequences.new_tensor(torch.nan)
             sums = [
@@ -106,10 +132,15 @@ class NoiseCollector:
         if self.world_size > 1:
             dist.all_reduce(self.micro)
             dist.all_reduce(self.sequences)
+            dist.all_reduce(self.dual_noise)
         if self.measures_micro:
             total, inverse, count = self.micro.tolist()
             large = float(squares_of_gradients(self.trained).double().sum())
             self.two_batch.add(Measurement(total / count, large, inverse / count, 1 / self.rows))
+            noise, ranks = self.dual_noise.tolist()
+            if self.dual_norm is not None and ranks:
+                large = dual_square(self.trained, self.dual_norm)
+                self.dual.add(DualMeasurement(noise / ranks, large, 1 / self.rows))
         if self.sequence_norms is not None:
             self._add_layers(self.sequence_norms)
         return self.values()
@@ -146,6 +177,8 @@ class NoiseCollector:
             "noise/scale_tokens": scale and scale * self.plan.tokens_per_row,
             "noise/variance": self.two_batch.noise,
             "noise/gradient_square": self.two_batch.signal,
+            "noise/dual_scale": self.dual.scale,
+            "noise/dual_scale_error": self.dual.error,
             "noise/norm_scale": norm_scale,
             "noise/norm_scale_error": self.per_sequence.error,
             "noise/norm_ratio": scale / norm_scale if scale is not None and norm_scale is not None else None,

@@ -3,7 +3,15 @@
 import math
 
 from hfbsz.plan.plan import BLOCK, Plan
-from hfbsz.plan.scaling import BETA2_SOURCE, OPTIMIZERS, RULES, SDE_SOURCE, WARMUP_SOURCE, WEIGHT_DECAY_SOURCE
+from hfbsz.plan.scaling import (
+    AVERAGE_SOURCE,
+    BETA2_SOURCE,
+    OPTIMIZERS,
+    RULES,
+    SDE_SOURCE,
+    WARMUP_SOURCE,
+    WEIGHT_DECAY_SOURCE,
+)
 from hfbsz.recipe.amounts import short
 from hfbsz.recipe.law_name import LawName
 
@@ -84,6 +92,17 @@ def _optimizer(plan: Plan) -> list[str]:
         + (f": {WEIGHT_DECAY_SOURCE}" if scaling.weight_decay == "timescale" else "")
         + (f"; assumed for {optim.name}" if scaling.weight_decay == "timescale" and optim.name != "adamw" else ""),
         f"{optim.name:<9} {_constants(plan)}",
+        *_average(plan),
+    ]
+
+
+def _average(plan: Plan) -> list[str]:
+    age = plan.recipe.optim.average
+    if age is None:
+        return []
+    return [
+        f"average   the weights that are evaluated and saved have a mean age of {age:.2g} of the training so far: "
+        f"{AVERAGE_SOURCE}"
     ]
 
 

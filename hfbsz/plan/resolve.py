@@ -35,8 +35,8 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
     given = Given(recipe, world_size, facts)
 
     # 1. The batches that the recipe names, in whole sequences that the processes can share.
-    refuse(chain(length_grouping_problems(recipe), noise_problems(recipe), batch_problems(given)))
-    refuse(noise_ramp_problems(given))
+    refuse(chain(length_grouping_problems(recipe), noise_problems(recipe), average_problems(recipe)))
+    refuse(chain(batch_problems(given), noise_ramp_problems(given)))
     sizes = batches(given)
     refuse(division_problems(sizes.named, world_size))
 
@@ -169,6 +169,12 @@ def lora_problems(recipe: Recipe) -> Iterator[str]:
             "optim.name: muon makes updates of whole matrices orthogonal, model.lora trains factors of them: "
             "optim.name=adamw"
         )
+
+
+def average_problems(recipe: Recipe) -> Iterator[str]:
+    """Which optimizer already averages its weights."""
+    if recipe.optim.average is not None and recipe.optim.name == "schedule_free":
+        yield "optim.average: schedule_free averages the weights itself: optim.average=null"
 
 
 def schedule_free_warnings(recipe: Recipe) -> Iterator[str]:

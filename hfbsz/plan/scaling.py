@@ -50,6 +50,7 @@ POWER_EXPONENT = 0.31
 BETA2_SOURCE = "β2^κ keeps the half-life in tokens (Marek et al. 2025)"
 SDE_SOURCE = "1−κ(1−β) (Malladi et al. 2022)"
 WEIGHT_DECAY_SOURCE = "λ·κ/m(κ) keeps the timescale B/(ηλ) (Wang & Aitchison 2024)"
+AVERAGE_SOURCE = "a power function average (Karras et al. 2024)"
 WARMUP_SOURCE = "as many steps as at the reference (You et al. 2019)"
 
 

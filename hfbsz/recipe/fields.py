@@ -35,7 +35,7 @@ __all__ = [
 PRESETS = ("model", "data")  # sections that may name a preset, a YAML file in recipes/model or recipes/data
 _NOT_IN_DIGEST = ("output_dir", "threads", "log", "eval", "measure", "checkpoint", "resume")
 # those of them that do change it where evaluations select the final weights or stop the run
-_SELECTION_FIELDS = ("eval.every", "eval.rows", "eval.patience", "checkpoint.save")
+_SELECTION_FIELDS = ("eval.every", "eval.rows", "eval.patience", "eval.target", "checkpoint.save")
 # where the batch follows the noise scale: which steps are measured
 _NOISE_FIELDS = ("measure.noise.every", "measure.noise.method", "log.every")
 _MICRO_BATCH_FIELDS = ("batch.micro_max", "batch.micro_tokens")
@@ -152,8 +152,9 @@ class Recipe(Section):
 
     @property
     def selects_by_evaluation(self) -> bool:
-        """Whether evaluations decide when the run ends (`eval.patience`) or which weights it saves."""
-        return self.eval.patience is not None or self.checkpoint.save == "best"
+        """Whether evaluations decide when the run ends (`eval.patience`, `eval.target`) or which weights it saves."""
+        ends = self.eval.patience is not None or self.eval.target is not None
+        return ends or self.checkpoint.save == "best"
 
     @property
     def micro_batch_matters(self) -> bool:
@@ -170,6 +171,7 @@ class Recipe(Section):
             fields.pop(name, None)
         if self.selects_by_evaluation:
             fields["chosen"] = [str(self.eval.every), self.eval.rows, self.eval.patience, self.checkpoint.save]
+            fields["chosen"] += [] if self.eval.target is None else [self.eval.target]
         if self.follows_noise:
             noise = self.measure.noise
             fields["followed"] = [str(noise.every), noise.method, str(self.log.every)]

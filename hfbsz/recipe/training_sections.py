@@ -76,6 +76,13 @@ class Optim(Section):
         0.1, ge=0, description="weight decay λ at scaling.reference; decoupled (sgd: added to the gradient)"
     )
     clip: float | None = Field(1.0, gt=0, description="maximum gradient norm for clipping; null: no clipping")
+    average: float | None = Field(
+        None,
+        gt=0,
+        le=0.5,
+        description="evaluate and save an average of the weights: their mean age as a fraction of the training so far "
+        "(0.5: the plain mean over all steps), the same at every batch; null: the trained weights",
+    )
     nonfinite_limit: int = Field(
         5, ge=1, description="stop the run after this many consecutive steps with non-finite gradients"
     )
@@ -162,6 +169,11 @@ class Eval(Section):
         None,
         ge=1,
         description="early stopping: stop after this many evaluations without improvement; null: never",
+    )
+    target: float | None = Field(
+        None,
+        gt=0,
+        description="stop at the first evaluation whose validation loss is at most this, in nats/target; null: never",
     )
     metrics: list[str] = Field(
         [],

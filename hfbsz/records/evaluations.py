@@ -122,7 +122,7 @@ def saved_weights(run: RunData) -> str | None:
 
 
 def stopped_early(run: RunData) -> bool | None:
-    """Whether a finished run ended before its budget (`eval.patience`); None: it has not finished."""
+    """Whether a finished run ended before its budget (`eval.patience`, `eval.target`); None: it has not finished."""
     clock, planned = run.largest(CLOCK), run.plan.get("sequences")
     if run.status.get("state") != "finished" or clock is None or not is_number(planned):
         return None

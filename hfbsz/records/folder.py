@@ -25,6 +25,7 @@ class Cause(StrEnum):
 
     BUDGET = auto()  # trained to the end of its duration
     PATIENCE = auto()  # eval.patience: no better evaluation for so long
+    TARGET = auto()  # eval.target: a validation loss this low
     SIGNAL = auto()  # a signal, or an interrupt from the keyboard
     DIVERGED = auto()  # weights, gradients or the last evaluation are not finite
     REFUSED = auto()  # a recipe, data or environment that cannot be used

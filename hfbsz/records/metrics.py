@@ -186,6 +186,19 @@ METRICS: dict[str, Metric] = {
     "noise/gradient_square": Metric(
         "squared gradient", "", "|G|²: squared norm of the expected gradient, without the noise of the batch", ".4g"
     ),
+    "noise/dual_scale": Metric(
+        "noise scale in the optimizer's norm",
+        "sequences",
+        "experimental: the same in the norm that is dual to the optimizer's steps, ℓ1 or, for the matrices of Muon, "
+        "nuclear (after Naganuma et al. 2026)",
+        ",.0f",
+        "",
+        NOISE,
+        True,
+    ),
+    "noise/dual_scale_error": Metric(
+        "error of the noise scale in the optimizer's norm", "sequences", "standard error of noise/dual_scale", ",.0f"
+    ),
     "noise/norm_scale": Metric(
         "noise scale of the norms",
         "sequences",

@@ -7,9 +7,10 @@ from typing import Any
 from hfbsz.records.metrics import metric
 from hfbsz.records.run_data import is_number
 
-SCALE, ERROR, NORM_SCALE, NORM_ERROR = (
+SCALE, ERROR, DUAL_SCALE, NORM_SCALE, NORM_ERROR = (
     "noise/scale",
     "noise/scale_error",
+    "noise/dual_scale",
     "noise/norm_scale",
     "noise/norm_scale_error",
 )

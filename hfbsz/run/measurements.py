@@ -21,7 +21,8 @@ class Measurements:
         self._accelerator = setup.accelerator
         self._noise = None
         if plan.recipe.measure.noise.method != "off":
-            self._noise = NoiseCollector(plan, setup.model, setup.accelerator.num_processes, state.get("noise"))
+            ranks, parts = setup.accelerator.num_processes, setup.optimizer.parts
+            self._noise = NoiseCollector(plan, setup.model, ranks, state.get("noise"), parts)
         self._ramp = NoiseRamp(plan, state.get("ramp")) if plan.recipe.follows_noise else None
 
     @property

@@ -16,6 +16,7 @@ from hfbsz.errors import FAILED, INTERRUPTED, Diverged, RankError, TrainingError
 from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.measure.quality import Quality
 from hfbsz.recipe.load import LoadedRecipe
+from hfbsz.records.evaluations import LOSS
 from hfbsz.records.folder import Cause, RunFolder
 from hfbsz.records.jsonl import trim
 from hfbsz.records.record import Reading, Step
@@ -210,6 +211,9 @@ class Session:
 
     def why_ended(self, stop: Interrupt) -> tuple[Cause, str | None]:
         """Why training ended: the cause for programs, and a text for people (None: the budget was reached)."""
+        if self.at_target and self.last.at.sequences < self.plan.total and self.final is not None:
+            loss, target = self.final.values[LOSS], self.recipe.eval.target
+            return Cause.TARGET, f"the validation loss {loss:.4f} reached eval.target={target:g} nats/target"
         if self.watch.stopped:
             return Cause.PATIENCE, why_stopped(self.watch)
         if self.ended:
@@ -218,14 +222,27 @@ class Session:
 
     @property
     def ended(self) -> bool:
-        """Whether the budget is reached or patience has stopped the run."""
-        return self.last.at.sequences >= self.plan.total or self.watch.stopped
+        """Whether the budget is reached, or an evaluation has stopped the run."""
+        return self.last.at.sequences >= self.plan.total or self.stopped
+
+    @property
+    def at_target(self) -> bool:
+        """Whether the newest evaluation reached the loss of `eval.target`."""
+        target, newest = self.recipe.eval.target, self.final
+        if target is None or newest is None or newest.at.step == 0:  # a run has at least one step
+            return False
+        return float(newest.values[LOSS]) <= target
+
+    @property
+    def stopped(self) -> bool:
+        """Whether patience has run out or the target is reached."""
+        return self.watch.stopped or self.at_target
 
     def steps(self, stop: Interrupt) -> Iterator[Step]:
-        """The remaining steps, up to the end of the budget or until patience stops the run."""
+        """The remaining steps, up to the end of the budget or until an evaluation stops the run."""
         collectors = self.measurements.collectors
         steps = self.setup.steps(progress=self.progress, collectors=collectors, stop=stop)
-        while not self.watch.stopped and (step := next(steps, None)) is not None:
+        while not self.stopped and (step := next(steps, None)) is not None:
             yield step
 
     def evaluate_if_due(self, before: Step, step: Step) -> bool:
@@ -238,7 +255,7 @@ class Session:
                 pinned["best"], save = step.at.step, True
         if self.plan.last_before_decay(before.at.sequences, self.progress.decisions):
             pinned["before the decay"], save = step.at.step, True
-        return save or self.watch.stopped
+        return save or self.stopped
 
     def select_weights(self) -> None:
         """Load the weights to save as the model (the last or the best ones), and evaluate them on complete sets."""
@@ -328,7 +345,8 @@ class Session:
 
     def save(self, last: Step, final: Reading, state: str, cause: Cause, why: str | None) -> None:
         """Save the model in Hugging Face format, its card and the page; the status last, so that it is always true."""
-        weights = full_weights(self.model)  # a collective call: on every rank
+        with self.optimizer.averaged():
+            weights = full_weights(self.model)  # a collective call: on every rank
         if self.folder is not None and self.console is not None:
             folder, path = self.folder, self.folder.path
             files = save_model(self.setup, weights, path)

@@ -16,7 +16,7 @@ import torch
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: chosen for a fast start rather than convergence to 1
 _STEPS = 5
 _MIN_NORM = 1e-7  # lower bound on the Frobenius norm that a matrix is divided by
-_MATCHED_RMS = 0.2  # of AdamW's updates, so that its learning rate and weight decay carry over (Liu et al. 2025)
+MATCHED_RMS = 0.2  # of AdamW's updates, so that its learning rate and weight decay carry over (Liu et al. 2025)
 
 
 class Muon(torch.optim.Optimizer):
@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
         averages = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         updates = orthogonalize(torch.stack(torch._foreach_lerp(gradients, averages, momentum)))
-        rate = group["lr"] * _MATCHED_RMS * math.sqrt(max(weights[0].shape))
+        rate = group["lr"] * MATCHED_RMS * math.sqrt(max(weights[0].shape))
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(weights, list(updates.to(weights[0].dtype)), alpha=-rate)
 

@@ -76,6 +76,7 @@ def read(folder: Path, monkeypatch, *words: str) -> Experiment:
     return runner.run()  # all runs are finished
 
 
+@pytest.mark.process
 def test_a_comparison_killed_twice_gives_the_same_page(start, compare, ragged, tmp_path, monkeypatch):
     words = (TINY, f"data.files={ragged}", "duration=240seq", "batch.size=4seq,8seq", "jobs=2", *QUICK)
     words = (*words, "checkpoint.every=4steps")
@@ -112,6 +113,7 @@ def test_an_arm_that_fails_is_reported_and_the_rest_is_shown(compare, ragged, tm
     assert "not finite" in html and f"{table[0]['loss']:.4f}" in html and 'http-equiv="refresh"' not in html
 
 
+@pytest.mark.process
 def test_sigterm_ends_the_runs_at_work_with_a_checkpoint_and_the_same_command_goes_on(start, ragged, tmp_path):
     words = (TINY, f"data.files={ragged}", "duration=2000seq", "batch.size=4seq,8seq", *QUICK)
     process, output = start("w", *words)

@@ -15,6 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from hfbsz.measure.dual_norms import DualNorm
 from hfbsz.measure.gradient_norms import MicroBatchNorms, SequenceNorms, squares_of_gradients
 
 SMALL = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -48,8 +49,8 @@ def loss(model, rows):
 
 def test_norms_of_sequences_and_of_micro_batches(model):
     rows = torch.randint(3, 60, (6, 12), generator=torch.Generator().manual_seed(1))
-    sequences, micro = SequenceNorms(model), MicroBatchNorms(model)
-    singles, whole = [], []
+    sequences, micro = SequenceNorms(model), MicroBatchNorms(model, DualNorm([]))
+    singles, whole, parts = [], [], []
     for row in rows:
         model.zero_grad()
         loss(model, row[None]).backward()
@@ -67,6 +68,9 @@ def test_norms_of_sequences_and_of_micro_batches(model):
         singles = singles[len(part) :]
         whole = [weight.grad - earlier for weight, earlier in zip(micro._weights, before, strict=True)]
         torch.testing.assert_close(micro.take(), sum(part.square().sum() for part in whole), rtol=1e-4, atol=0)
+        parts.append(whole)
+    difference = sum((one - other).abs().sum() for one, other in zip(*parts, strict=True))
+    torch.testing.assert_close(micro.take_difference(), difference.square(), rtol=1e-4, atol=0)
     sequences.close(), micro.close()
     assert len(sequences.layers) >= 5
     loss(model, rows).backward()

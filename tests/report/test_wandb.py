@@ -26,6 +26,8 @@ from pathlib import Path
 import psutil
 from hfbsz.report.wandb import reporter as report
 
+pytestmark = pytest.mark.process
+
 report.FINISH_SECONDS, report.SLACK_SECONDS = 3.0, 2.0
 report.WAITING_ROWS = 2_000
 warnings, slowest = [], 0.0

@@ -13,6 +13,8 @@ from test_resume import same_weights, told
 
 from hfbsz.records.folder import read_status
 
+pytestmark = pytest.mark.process
+
 WORDS = [TINY, "duration=12steps", "checkpoint.every=5steps", "eval.every=50%", "checkpoint.save=best", "threads=1"]
 SAMPLE = 5  # points of each kind in the suite
 FRESH, RESUMED = "fresh", "resumed"

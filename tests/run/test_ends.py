@@ -19,6 +19,8 @@ from hfbsz.recipe.load import load
 from hfbsz.records.folder import Cause, RunFolder, is_held, read_status
 from hfbsz.system.launcher import _option, _values_of, check_launch
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def words(ragged, tmp_path):

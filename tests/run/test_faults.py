@@ -20,6 +20,8 @@ from hfbsz.recipe.load import load
 from hfbsz.records.folder import read_status
 from hfbsz.train.checkpoint import newest
 
+pytestmark = pytest.mark.process
+
 LONG = [TINY, "duration=3000steps", "checkpoint.every=20steps", "checkpoint.best=false", "eval.every=0%"]
 
 

@@ -97,6 +97,7 @@ def kill_and_resume(folder, environment, server, words, times, seed):
     assert last.process.returncode == 0, err
 
 
+@pytest.mark.process
 def test_a_run_killed_five_times_equals_the_unbroken_run(unbroken, ragged, environment, fork_server, tmp_path):
     """SIGKILL: records without gap or double, final weights bit-identical."""
     folder = tmp_path / "run"
@@ -112,6 +113,7 @@ NOISE_RAMP = [
 ]  # fmt: skip
 
 
+@pytest.mark.process
 def test_a_batch_that_follows_the_noise_scale_grows_alike_in_a_run_that_is_killed(
     hfbsz, ragged, environment, fork_server, tmp_path
 ):

@@ -32,7 +32,7 @@ STANDINS = {
     "scancel": 'echo "$@" >> cancelled\nkill -TERM "$(cat pid)"\nsleep 0.3',
     "python": f'PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"',
 }
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+pytestmark = [pytest.mark.process, pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")]
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from hfbsz.records.folder import read_status
 from hfbsz.report.wandb.reporter import read_identity
 from hfbsz.train.checkpoint import newest
 
+pytestmark = pytest.mark.process
+
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -13,10 +14,15 @@ _COLOR, _GRAY = "#0072b2", "#666666"
 
 
 def draw(result: CriticalBatch, first: float, path: Path) -> None:
-    """Draw a fit and save it to `path`, as PNG or SVG by its suffix. `first`: the batch in sequences up to which
-    scaling is taken to be perfect."""
+    """Draw a fit and save it to `path`, as PNG or SVG by its suffix; `first`: that of `plot`."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    axes = figure.add_subplot()
+    plot(figure.add_subplot(), result, first)
+    figure.savefig(path, dpi=160, facecolor="white")
+
+
+def plot(axes: Axes, result: CriticalBatch, first: float) -> None:
+    """Draw the steps, the fit with its band, perfect scaling from the batch `first` (sequences), and both
+    definitions of the critical batch."""
     low, high = min(result.batches), max(result.batches)
     batches = np.geomspace(low / 1.4, high * 1.4, 200)
     bands = [result.band_at(float(batch)) for batch in batches]
@@ -56,5 +62,4 @@ def draw(result: CriticalBatch, first: float, path: Path) -> None:
     axes.set_ylabel("optimizer steps to the target loss (log scale)")
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=9, facecolor="white", framealpha=0.9, edgecolor="none")
-    figure.savefig(path, dpi=160, facecolor="white")
+    axes.legend(fontsize=9, framealpha=0, edgecolor="none")

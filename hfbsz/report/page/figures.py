@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from hfbsz.recipe.amounts import short
 from hfbsz.records.metrics import metric as entry_of
-from hfbsz.records.noise import ERROR, NORM_SCALE, SCALE
+from hfbsz.records.noise import DUAL_SCALE, ERROR, NORM_SCALE, SCALE
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, Array, RunData, is_number
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008, without the palest
@@ -92,6 +92,9 @@ def _noise_picture(runs: Sequence[RunData]) -> Markup:
         x, batch = run.series("batch/global", TOKENS)
         axes.plot(np.r_[0, x], np.r_[batch[:1], batch], drawstyle="steps-pre", color=color, linestyle=(0, (5, 2)))
         drawn += [value for value in (*y, *batch) if value > 0]
+        x, dual = run.series(DUAL_SCALE, TOKENS)
+        axes.plot(x, dual, color=color, linestyle="-", linewidth=0.8, alpha=0.8)
+        drawn += [value for value in dual if value > 0]
     _powers_of_two(axes, drawn)
     axes.set(xlabel=_axis(runs, TOKENS)[0], ylabel=f"sequences ({DASHED} batch)")
     axes.set_xlim(left=0)

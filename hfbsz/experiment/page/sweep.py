@@ -1,0 +1,112 @@
+"""The page and the tables of a sweep: steps to the target loss over batches and rates, and the fit."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hfbsz.errors import UserError
+from hfbsz.experiment.page.critical_batch import plot
+from hfbsz.experiment.page.figures import Picture, canvas
+from hfbsz.experiment.sweep import Point, Sweep, rate_exponent
+from hfbsz.measure.critical_batch import CriticalBatch, fit
+from hfbsz.report.page.figures import CARD, style, svg
+from hfbsz.report.page.page import environment
+from hfbsz.system.files import write_text
+
+
+def save(sweep: Sweep, folder: Path) -> Path:
+    """Save the page of a sweep and its tables to a folder; returns the path of the page.
+
+    `steps.csv` has the runs at the chosen rates (columns batch, steps, as `hfbsz critical table=` reads), `rates.csv`
+    all rates that were tried (batch in sequences, optim.lr, rate at that batch, steps; inf: not reached).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = [(point.batch, one) for point in sweep.points for one in point.steps if math.isfinite(one)]
+    write_text(folder / "steps.csv", _csv(("batch", "steps"), steps))
+    tried = [
+        (point.batch, value, one.rate, "" if one.steps is None else one.steps)
+        for point in sweep.points
+        for value, one in point.tried.items()
+    ]
+    write_text(folder / "rates.csv", _csv(("batch", "optim.lr", "rate", "steps"), tried))
+    write_text(folder / "report.html", render(sweep))
+    return folder / "report.html"
+
+
+def _csv(heads: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
+    return text.getvalue()
+
+
+def render(sweep: Sweep) -> str:
+    """The HTML page for the current state of a sweep."""
+    problems: tuple[str, ...] = ()
+    result = None
+    if sweep.finished:
+        try:
+            result = fit(*map(list, zip(*sweep.table(), strict=True)))
+        except UserError as problem:
+            problems = tuple(problem.lines)
+    started = [point for point in sweep.points if point.batch is not None]
+    first = min((point.batch for point in started if point.batch), default=1)
+    pictures = [_fit_picture(result, first)] if result is not None else []
+    pictures += [_rates_picture(started)] if any(_finite(point) for point in started) else []
+    return (
+        environment(Path(__file__).parent)
+        .get_template("sweep.html.jinja")
+        .render(
+            sweep=sweep,
+            result=result,
+            first=first,
+            overhead=None if result is None else result.overhead(first),
+            problems=problems,
+            exponent=rate_exponent(sweep.points),
+            pictures=pictures,
+            inf=math.inf,
+        )
+    )
+
+
+def _fit_picture(result: CriticalBatch, first: float) -> Picture:
+    with canvas("critical", height=3.4) as figure:
+        plot(figure.add_subplot(), result, first)
+        drawn = svg(figure, "optimizer steps to the target loss over the batch in sequences, with the fit")
+    caption = (
+        "Left of the critical batch, doubling the batch nearly halves the steps; right of it, it hardly saves any. "
+        f"The slope d log S ÷ d log B is {result.slope_at(min(result.batches)):.2f} at the smallest batch and "
+        f"{result.slope_at(max(result.batches)):.2f} at the largest (−1: perfect scaling, 0: no steps are saved)."
+    )
+    return Picture("Steps to the target loss", drawn, caption)
+
+
+def _rates_picture(points: list[Point]) -> Picture:
+    with canvas("rates", height=3.4) as figure:
+        axes = figure.add_subplot()
+        for index, point in enumerate(points):
+            color, dashes = style(index)
+            drawn = _finite(point)
+            rates, steps = [rate for rate, _ in drawn], [one for _, one in drawn]
+            label = f"{point.batch:,} sequences"
+            line = (0, dashes) if dashes else "-"
+            axes.plot(rates, steps, color=color, linestyle=line, marker="o", markersize=4, label=label)
+            if point.best is not None and point.best.steps is not None:
+                ring: dict[str, Any] = {"color": color, "markersize": 10, "markerfacecolor": CARD, "markeredgewidth": 2}
+                axes.plot([point.best.rate], [point.best.steps], "o", **ring)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set(xlabel="peak learning rate (log scale)", ylabel="optimizer steps to the target loss (log scale)")
+        axes.legend(fontsize=8.5, framealpha=0, edgecolor="none", ncols=2)
+        picture = svg(figure, "optimizer steps to the target loss over the learning rate, for each batch")
+    lost = sum(len(point.tried) - len(_finite(point)) for point in points)
+    caption = "On the first seed; a ring marks the chosen rate."
+    caption += f" {lost} runs did not reach the target (not drawn)." if lost else ""
+    return Picture("The learning rate at each batch", picture, caption)
+
+
+def _finite(point: Point) -> list[tuple[float, float]]:
+    """(rate, steps) of the runs on the first seed that reached the target."""
+    return [(one.rate, one.steps) for one in point.tried.values() if one.steps is not None and math.isfinite(one.steps)]
