@@ -10,7 +10,7 @@
 # after its step with a checkpoint, a saved model and the state "preempted" in status.json. The script then requeues the
 # job (scontrol requeue), and the same command resumes from the newest checkpoint, until the run is finished. The job is
 # not requeued
-# - if the run finished, failed, was cancelled, or could not save before its launcher killed it;
+# - if the run finished, failed, was canceled, or could not save before its launcher killed it;
 # - if no step was trained since the last start, or the recipe's `resume` is not auto: the job would never end;
 # - with HFBSZ_REQUEUE=no sbatch …, or sbatch --no-requeue. The same command resumes the run later.
 # `scancel --batch --signal=USR1 JOB` has the same effect before the time limit. A job that Slurm itself requeues (after
@@ -19,7 +19,7 @@
 # Every node that may run the job must have access to the run's folder.
 #
 # Tested (docs/launching.md): Slurm 22.05 on one machine, as one node and as two, with a CPU process on each: run to
-# the end, stopped at the time limit and requeued until finished, cancelled, a node lost.
+# the end, stopped at the time limit and requeued until finished, canceled, a node lost.
 # Not tested: GPUs, several machines.
 #SBATCH --job-name=hfbsz
 #SBATCH --nodes=1
@@ -60,14 +60,14 @@ END
 
 # The signal is SIGTERM because Slurm sends it both to the ranks and to their launcher, which forwards it, and ranks
 # treat a second SIGINT as "exit at once". It is sent once, because a second one ends the launchers before their ranks.
-signalled="" interrupted=""
+signaled="" interrupted=""
 # shellcheck disable=SC2317 # called by the trap
 end_the_step() {
   interrupted=yes
-  [ -z "$signalled" ] || return 0
-  signalled=yes
+  [ -z "$signaled" ] || return 0
+  signaled=yes
   echo "SIGUSR1: SIGTERM to the ranks"
-  scancel --signal=TERM "$SLURM_JOB_ID.0" || signalled=""
+  scancel --signal=TERM "$SLURM_JOB_ID.0" || signaled=""
 }
 trap end_the_step USR1
 
@@ -85,7 +85,7 @@ while [ -n "$interrupted" ]; do # a trapped signal ends `wait` before the step h
   interrupted="" code=0
   wait "$step" || code=$?
 done
-[ -n "$signalled" ] || exit "$code"
+[ -n "$signaled" ] || exit "$code"
 
 read -r state after resume < <(run_state "$@") || true
 if [ "$state" = finished ]; then

@@ -21,10 +21,10 @@ NUMBERS = ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss")
 WORDS = [f"w{number}" for number in range(200)]
 TINY = ["recipe=tests/tiny.yaml", "precision=fp64", "threads=1", "optim.lr=1e-2"]
 RAMP = ["data.pack=true", "batch.size=null", "batch.ramp=0:4 40%:8", "batch.micro_max=4", "duration=24steps"]
-LABELLED = ["task=classification", "data.label=label"]
+LABELED = ["task=classification", "data.label=label"]
 RUNS: dict[str, tuple[list[str], int]] = {  # words, processes
     "packed_ramp": ([*TINY, *RAMP], 1),
-    "classification_by_length": ([*TINY, *LABELLED, "batch.by_length=true", "duration=24steps"], 1),
+    "classification_by_length": ([*TINY, *LABELED, "batch.by_length=true", "duration=24steps"], 1),
     "two_ranks_ragged": ([*TINY, "batch.micro_max=2", "batch.micro_tokens=64", "duration=16steps"], 2),
     "muon": ([*TINY, "optim.name=muon", "duration=16steps"], 1),
     "resumed": ([*TINY, *RAMP, "checkpoint.every=5steps", "model.shape.attention_dropout=0.1"], 1),

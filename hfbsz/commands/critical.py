@@ -34,7 +34,7 @@ from hfbsz.recipe.amounts import Amount, short
 from hfbsz.system.command_name import command_name
 
 if TYPE_CHECKING:
-    from hfbsz.measure.critical_batch import CriticalBatch, Interval
+    from hfbsz.measure.critical_batch import CriticalBatch
 
 _OPTIONS = ("table", "first", "picture")
 _SWEEP_OPTIONS = ("method", "target", "rates", "first", "picture")
@@ -205,13 +205,15 @@ def lines_of(result: "CriticalBatch", first: float, name: str) -> list[str]:
 
     `first`: the batch up to which scaling is taken to be perfect, in sequences; `name`: the name of the table.
     """
+    from hfbsz.experiment.page.critical_batch import shown
+
     lines = [
         f"critical batch of {one_line(name)}",
         f"fit          S = a + b ÷ B: a = {short(result.least_steps)} steps, b = {short(result.least_sequences)} "
         f"sequences; residual {100 * result.residual_std:.2g} % over {len(result.batches)} points",
-        f"balance      {_shown(result.balance)}: b ÷ a, needs twice the minimum steps and twice the minimum sequences "
+        f"balance      {shown(result.balance)}: b ÷ a, needs twice the minimum steps and twice the minimum sequences "
         "(McCandlish et al. 2018)",
-        f"overhead     {_shown(result.overhead(first))}: needs 20 % more steps than perfect scaling from {first:,.0f} "
+        f"overhead     {shown(result.overhead(first))}: needs 20 % more steps than perfect scaling from {first:,.0f} "
         "sequences (Zhang et al. 2024)",
     ]
     if not result.is_bounded:
@@ -226,12 +228,6 @@ def lines_of(result: "CriticalBatch", first: float, name: str) -> list[str]:
             f"{batch:>8,.0f} seq {mean:>10,.0f} {band.value:>10,.0f} {interval:>19} {result.slope_at(batch):>18.2f}"
         )
     return lines
-
-
-def _shown(interval: "Interval") -> str:
-    """A batch with its 95 % confidence interval."""
-    high = "unbounded" if math.isinf(interval.high) else f"{interval.high:,.0f}"
-    return f"{interval.value:,.0f} sequences (95 %: {interval.low:,.0f} to {high})"
 
 
 def _options(words: list[str]) -> dict[str, str]:

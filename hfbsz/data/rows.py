@@ -44,8 +44,8 @@ class Rows:
         self.path, self.vocabulary, self._blocks = path, vocabulary, blocks
         self._table, self._begin = mapped(path)
         self._tokens = _Lists(self._table.column("input_ids").chunks)
-        labelled = "labels" in self._table.column_names
-        self._labels = _Lists(self._table.column("labels").chunks) if labelled else None
+        labeled = "labels" in self._table.column_names
+        self._labels = _Lists(self._table.column("labels").chunks) if labeled else None
         self.text_bytes: np.ndarray = self._table.column("text_bytes").to_numpy()  # of each row's targets
 
     def __len__(self) -> int:

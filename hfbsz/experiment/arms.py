@@ -27,7 +27,7 @@ class PlannedArm:
         return [] if self.chosen is None else [job.with_words(f"{key}={self.chosen:g}") for job in self.base]
 
     def start_search(self, tune: Tune) -> None:
-        """Plan the first values of a search, centred on the recipe's value. Raises UserError if that is not a positive
+        """Plan the first values of a search, centered on the recipe's value. Raises UserError if that is not a positive
         number."""
         self.tried = {}
         for value in search.first_values(_recipe_value(self.base[0], tune.field), tune.count):

@@ -8,7 +8,7 @@ _MAX_EXTENSIONS = 3  # values added to the first ones, at most
 
 
 def first_values(middle: float, count: int) -> list[float]:
-    """`count` values centred on `middle`, including it, a factor of two apart."""
+    """`count` values centered on `middle`, including it, a factor of two apart."""
     return [_round(middle * FACTOR ** (number - count // 2)) for number in range(count)]
 
 

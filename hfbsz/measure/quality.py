@@ -43,6 +43,6 @@ class Quality:
 
 
 def extractable(prefix: str, evaluation: Evaluation) -> dict[str, float]:
-    """The share of rows that a causal model has memorised, among those long enough to test; empty if there is none."""
+    """The share of rows that a causal model has memorized, among those long enough to test; empty if there is none."""
     tested = evaluation.outputs[np.isfinite(evaluation.outputs)] if evaluation.outputs.shape[1] == 1 else np.empty(0)
     return {f"{prefix}extractable": float(tested.mean())} if len(tested) else {}

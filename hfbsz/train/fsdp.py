@@ -2,7 +2,7 @@
 
 Accelerate turns an FSDP configuration into DDP on a CPU, and its own FSDP2 needs model and optimizer together and
 rejects tied embeddings. So the request is removed from the environment before accelerate reads it (and transformers,
-which would otherwise initialise weights missing from a checkpoint on rank 0 only). Apart from the wrapping, everything
+which would otherwise initialize weights missing from a checkpoint on rank 0 only). Apart from the wrapping, everything
 is the same as under DDP.
 """
 

@@ -126,7 +126,7 @@ def _loaded(spec: Model, labels: Sequence[str] | None, notes: list[str]) -> Any:
         raise UserError(f"{field} is an adapter: merge it into its base model first")
     new = {*loading_info["missing_keys"], *(name for name, *_ in loading_info["mismatched_keys"])}
     missing, unused = new, set(loading_info["unexpected_keys"])
-    if labels is not None:  # a missing head, or one of other labels, is initialised, and so is a pooler before it
+    if labels is not None:  # a missing head, or one of other labels, is initialized, and so is a pooler before it
         base = f"{model.base_model_prefix}."
         missing = {name for name in missing if name.startswith(base) and ".pooler." not in name}
         unused = {name for name in unused if name.startswith(base)}

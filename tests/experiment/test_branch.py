@@ -23,7 +23,7 @@ def branches(*means: float) -> list[Branch]:
         ((4.0, 4.005, 4.2), 16, 32),
         ((4.0, 4.0, 4.0), 32, None),
         ((4.0, 4.1, 4.2), 8, 16),
-        ((4.0, 3.9, 3.95, 3.905), 64, None),  # against the lowest of all smaller ones, not the neighbour
+        ((4.0, 3.9, 3.95, 3.905), 64, None),  # against the lowest of all smaller ones, not the neighbor
         ((4.0, 3.9, 4.0), 16, 32),
         ((4.0, math.inf, 4.2), 8, 16),
     ],

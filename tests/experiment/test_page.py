@@ -257,7 +257,7 @@ def test_curves_have_a_legend_by_arm(full: str) -> None:
     for family in ("rule none", "rule sqrt", "rule sqrt · rate tuned"):
         assert f"{family} 8 sequences 16 sequences 32 sequences 64 sequences" in text
     curves = section_of(full, "Learning curves").split("<figure ")[1].split("</svg>")[0]
-    assert all(colour in curves for colour in set(re.findall(r'stroke="(#\w+)"', legend)))
+    assert all(color in curves for color in set(re.findall(r'stroke="(#\w+)"', legend)))
 
 
 def test_tuning_reports_diverged_runs(full: str) -> None:

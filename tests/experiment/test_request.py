@@ -117,6 +117,12 @@ def test_case_20_words_that_are_not_pairs_are_refused_with_a_correction(words, l
     assert caught.value.lines[0] == line
 
 
+def test_every_word_that_is_not_a_pair_has_a_line():
+    with pytest.raises(UserError) as problem:
+        parse(["recipe=small_batch", "--jobs", "2", "batch.size", "64seq"])
+    assert len(problem.value.lines) >= 2
+
+
 def test_the_name_of_a_file_may_be_at_any_position():
     assert parse(["jobs=2", "compare_finetune"]).name == "compare_finetune"
 

@@ -17,7 +17,7 @@ def follow(best: float, middle: float, count: int) -> dict[float, float]:
     return losses
 
 
-def test_first_values_are_centred_on_the_recipes_value():
+def test_first_values_are_centered_on_the_recipes_value():
     assert search.first_values(1e-4, 5) == [2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4]
     assert search.first_values(3e-3, 3) == [1.5e-3, 3e-3, 6e-3]
 

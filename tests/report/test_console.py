@@ -12,11 +12,11 @@ def test_off_a_terminal_long_work_says_how_far_it_is_and_how_long_it_takes(monke
     console = Console(out)
     for second in range(40):
         now[0] += 1
-        console.work("tokenising", second, 40)
+        console.work("tokenizing", second, 40)
     console.end_work()
     first, *later = out.getvalue().splitlines()
-    assert first == "tokenising …" and len(later) == 3
-    assert later[0] == "tokenising  28%  about 29 s left" and later[-1].startswith("tokenising  82%  about 7 s")
+    assert first == "tokenizing …" and len(later) == 3
+    assert later[0] == "tokenizing  28%  about 29 s left" and later[-1].startswith("tokenizing  82%  about 7 s")
 
 
 def test_short_work_is_one_line_and_work_of_unknown_size_has_no_estimate(monkeypatch):
@@ -25,11 +25,11 @@ def test_short_work_is_one_line_and_work_of_unknown_size_has_no_estimate(monkeyp
     out = io.StringIO()
     console = Console(out)
     console.work("reading", 0, 0)
-    console.work("tokenising", 1, 2)
-    assert out.getvalue().splitlines() == ["reading …", "tokenising …"]
+    console.work("tokenizing", 1, 2)
+    assert out.getvalue().splitlines() == ["reading …", "tokenizing …"]
     now[0] += 30
-    console.work("tokenising", 0, 0)
-    assert out.getvalue().splitlines()[-1] == "tokenising …"
+    console.work("tokenizing", 0, 0)
+    assert out.getvalue().splitlines()[-1] == "tokenizing …"
 
 
 def test_a_state_takes_the_place_of_the_estimate(monkeypatch):

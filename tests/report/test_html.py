@@ -145,7 +145,7 @@ def test_page_explains_plan_and_recipe(run: Path) -> None:
     assert "ramp: doubling:75%" in text
 
 
-def test_every_figure_has_labelled_axes_and_a_caption(run: Path) -> None:
+def test_every_figure_has_labeled_axes_and_a_caption(run: Path) -> None:
     figures = page_of(run).split("<figure ")[1:]
     assert len(figures) == len(FIGURES)
     units = ("nats/target", "sequences", "passes", "tokens/s", "no unit")
@@ -194,7 +194,7 @@ def test_several_runs_are_ranked_and_share_one_legend(tmp_path: Path) -> None:
     assert page.count("The plan, explained") == 3
 
 
-def test_more_runs_than_colours_differ_in_line_style() -> None:
+def test_more_runs_than_colors_differ_in_line_style() -> None:
     styles = {figures.style(place) for place in range(24)}
     assert len(styles) == 24
 

@@ -214,14 +214,14 @@ class TestSeveral:
     def test_are_laid_over_each_other_in_their_styles(self, overfits: Path, stopped: Path, fits: Path) -> None:
         page = page_of(overfits, stopped, fits)
         drawn, section = panel_of(page), page.split("<h2>Overfitting</h2>")[1].split("<h2>")[0]
-        assert all(colour in drawn for colour in figures.PALETTE[:3])
+        assert all(color in drawn for color in figures.PALETTE[:3])
         assert page.count('<div class="plot">') == 1
         rows = [text_of(row) for row in section.split("<tbody>")[1].split("<tr>")[1:]]
         assert "stopped step 32 epoch 1.00 0.5740" in rows[1] and "step 160 best weights" in rows[1]
         assert "fits step 320 epoch 10.00" in rows[2] and "not detected no last weights" in rows[2]
         assert "Losses marked “best weights”" in text_of(page)
 
-    def test_a_run_that_did_not_watch_keeps_its_colour_to_itself(self, overfits: Path) -> None:
+    def test_a_run_that_did_not_watch_keeps_its_color_to_itself(self, overfits: Path) -> None:
         plan = watched.plan_of()
         bare = watched.make(overfits.parent / "bare", plan, [])
         drawn = panel_of(page_of(bare, overfits))

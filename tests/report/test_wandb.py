@@ -20,13 +20,13 @@ from fake_wandb import KEY, FakeServer, fake_server
 
 from hfbsz.records.record import Clock, Reading
 
+pytestmark = pytest.mark.process
+
 SCENARIO = """
 import json, os, signal, sys, time
 from pathlib import Path
 import psutil
 from hfbsz.report.wandb import reporter as report
-
-pytestmark = pytest.mark.process
 
 report.FINISH_SECONDS, report.SLACK_SECONDS = 3.0, 2.0
 report.WAITING_ROWS = 2_000

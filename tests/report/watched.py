@@ -37,7 +37,7 @@ def records_of(
     """Steps and evaluations every `every` steps to the end or step `stop`; the onset is sure 3 evaluations later."""
     records: list[dict[str, Any]] = []
     evaluations: list[dict[str, Any]] = []
-    labelled = plan.recipe.task == "classification"
+    labeled = plan.recipe.task == "classification"
     steps = [*plan.walk()][:stop]
     for number in range(len(steps) + 1):
         planned = steps[number - 1] if number else None
@@ -54,7 +54,7 @@ def records_of(
             }
             records.append({"event": "step", **axes, **step, "perf/peak_memory_bytes": 1.1 * 2**30})
         if number % every == 0 or end:
-            evaluation = {"event": "eval", **axes, **measures(validation, epoch, labelled), "eval/rows": 256}
+            evaluation = {"event": "eval", **axes, **measures(validation, epoch, labeled), "eval/rows": 256}
             evaluation |= watched(train, validation, number, evaluations)
             evaluations.append(evaluation)
             records.append(evaluation)
@@ -70,8 +70,8 @@ def whole(part: str, evaluation: dict[str, Any], above: float) -> dict[str, floa
     return values | {f"{part}/loss": evaluation["eval/loss"] + above, f"{part}/rows": 2000}
 
 
-def measures(loss: float, epoch: float, labelled: bool) -> dict[str, float]:
-    if not labelled:
+def measures(loss: float, epoch: float, labeled: bool) -> dict[str, float]:
+    if not labeled:
         return {"eval/loss": loss, "eval/perplexity": math.exp(loss), "eval/bits_per_byte": loss / 2.9}
     accuracy = 0.75 - 0.24 * math.exp(-epoch / 0.4) + 0.006 * math.sin(9 * epoch)
     others = {

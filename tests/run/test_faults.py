@@ -55,7 +55,7 @@ def test_a_rank_that_dies_ends_the_others(ragged, environment, fork_server, tmp_
     assert whole_checkpoint(folder)
 
 
-def test_a_rank_that_hangs_does_not_hold_a_signalled_one(ragged, environment, fork_server, tmp_path):
+def test_a_rank_that_hangs_does_not_hold_a_signaled_one(ragged, environment, fork_server, tmp_path):
     """Ten seconds, and twice the slowest step: then the rank leaves unsaved."""
     folder = tmp_path / "run"
     run = Started(folder, environment, *LONG, f"data.files={ragged}", processes=2, server=fork_server)

@@ -29,7 +29,7 @@ STANDINS = {
     "scontrol": 'if [ "$1" = requeue ]; then echo "$@" >> requeued; exit "${REFUSES:-0}"; fi\necho host0\necho host1',
     "srun": 'while [ "$1" != bash ]; do shift; done\nSLURM_NODEID=1 exec "$@"',
     "accelerate": LAUNCHER,
-    "scancel": 'echo "$@" >> cancelled\nkill -TERM "$(cat pid)"\nsleep 0.3',
+    "scancel": 'echo "$@" >> canceled\nkill -TERM "$(cat pid)"\nsleep 0.3',
     "python": f'PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"',
 }
 pytestmark = [pytest.mark.process, pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")]
@@ -102,7 +102,7 @@ def test_the_signal_before_the_end_reaches_the_step_once_and_the_script_waits_fo
     job = start("recipe=debug", STAY="yes", ENDS="1")
     send(job, tmp_path, signal.SIGUSR1, signal.SIGUSR1)
     out, _ = job.communicate(timeout=60)
-    assert (tmp_path / "cancelled").read_text().splitlines() == ["--signal=TERM 20007.0"]
+    assert (tmp_path / "canceled").read_text().splitlines() == ["--signal=TERM 20007.0"]
     assert job.returncode == 1 and out.count("SIGTERM to the ranks") == 1
 
 
@@ -154,7 +154,7 @@ def test_a_run_that_ends_without_the_signal_is_not_requeued(start, tmp_path):
 
 
 @pytest.mark.parametrize("first", [[], [signal.SIGUSR1]])
-def test_a_cancelled_job_is_not_requeued(start, tmp_path, first):
+def test_a_canceled_job_is_not_requeued(start, tmp_path, first):
     """Slurm ends the script with SIGTERM; here also while the run saves itself after the other signal."""
     job = start("recipe=debug", "output_dir=run", STAY="yes", SAVING="30", ENDS="1", LEAVES=PREEMPTED)
     send(job, tmp_path, *first, signal.SIGTERM)

@@ -45,7 +45,7 @@ def deviation(one, other, steps=50) -> float:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_split_changes_nothing(train, unsplit, split):
-    """float64: 50 steps from initialisation to 1e-9."""
+    """float64: 50 steps from initialization to 1e-9."""
     micro, processes = SPLITS[split]
     folder = train(micro, processes)
     step = records(folder, "step")[0]

@@ -176,7 +176,7 @@ def test_the_saved_model_equals_that_of_ddp_and_loads(trained):
 
 
 def test_the_request_is_removed_from_the_environment():
-    """Accelerate would use DDP for it on a CPU; transformers would initialise missing weights on rank 0 only."""
+    """Accelerate would use DDP for it on a CPU; transformers would initialize missing weights on rank 0 only."""
     environment = dict(REQUEST)
     assert fsdp_from_env(environment) == Sharding() and "ACCELERATE_USE_FSDP" not in environment
     assert fsdp_from_env(REQUEST | {"FSDP_RESHARD_AFTER_FORWARD": "false"}) == Sharding(reshard_after_forward=False)

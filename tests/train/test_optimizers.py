@@ -86,7 +86,7 @@ def test_schedule_free_evaluates_its_average_and_trains_on(ragged):
     assert moved > 1e-3
 
 
-def test_only_fused_adamw_avoids_a_host_synchronisation(ragged):
+def test_only_fused_adamw_avoids_a_host_synchronization(ragged):
     class Flag:
         reads = 0
 

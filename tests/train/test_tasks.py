@@ -16,7 +16,7 @@ from hfbsz.train.tasks.language_modeling import LanguageModeling
 
 
 class SecondHalf(LanguageModeling):
-    """Language modelling whose loss counts the second half of every row alone."""
+    """Language modeling whose loss counts the second half of every row alone."""
 
     def collate(self, rows):
         batch = super().collate(rows)

@@ -1,4 +1,4 @@
-"""Preparation of a text corpus: documents are tokenised and written as training or evaluation rows, in one pass."""
+"""Preparation of a text corpus: documents are tokenized and written as training or evaluation rows, in one pass."""
 
 import hashlib
 import math
@@ -98,11 +98,11 @@ class Builder:
     def _pass(
         self, documents: Documents, split: Split, train: RowWriter, held_out: RowWriter, needed: Needed | None
     ) -> None:
-        """Tokenise documents and add each to one of two sets, until there are as many training rows as needed."""
+        """Tokenize documents and add each to one of two sets, until there are as many training rows as needed."""
         size = documents.source.size()
         for batch in _batches(split):
             try:
-                tokens = self._tokenise(batch)
+                tokens = self._tokenize(batch)
             except Unencodable as problem:
                 where = f"{documents.source.where}: {batch[problem.place][0].name}"
                 raise UserError(f"{where}: {problem}") from None
@@ -111,13 +111,13 @@ class Builder:
                 if _enough(train, needed):
                     return
             if needed is not None:
-                self.progress("tokenising", min(train.rows, needed.sequences), needed.sequences)
+                self.progress("tokenizing", min(train.rows, needed.sequences), needed.sequences)
             else:
                 done = train.bytes + (held_out.bytes if held_out is not train else 0)
-                self.progress("tokenising", min(done, size), size)
+                self.progress("tokenizing", min(done, size), size)
 
-    def _tokenise(self, batch: list[tuple[Document, bool]]) -> list[list[int]]:
-        """Tokens of documents and pieces. A piece is tokenised together with the end of the preceding piece, whose
+    def _tokenize(self, batch: list[tuple[Document, bool]]) -> list[list[int]]:
+        """Tokens of documents and pieces. A piece is tokenized together with the end of the preceding piece, whose
         tokens are then removed, so that no token depends on where a document was cut."""
         documents = [document for document, _ in batch]
         tokens = self.encode([document.before + document.text for document in documents])
@@ -152,7 +152,7 @@ class Builder:
     def _note_cuts(self) -> None:
         if self.changed:
             self.notes.append(
-                f"long documents were tokenised in pieces: at {self.changed:,} of {self.cuts:,} cuts tokens may differ "
+                f"long documents were tokenized in pieces: at {self.changed:,} of {self.cuts:,} cuts tokens may differ "
                 "from those of the full document (text without spaces?)"
             )
 
@@ -221,7 +221,7 @@ def _enough(writer: RowWriter, needed: Needed | None) -> bool:
 
 
 def _batches(split: Split) -> Iterator[list[tuple[Document, bool]]]:
-    """Batches of documents to tokenise: large enough for all cores, small enough for memory."""
+    """Batches of documents to tokenize: large enough for all cores, small enough for memory."""
     batch: list[tuple[Document, bool]] = []
     characters = 0
     for document, held in split:

@@ -23,7 +23,7 @@ _TOOLS = "tools"  # the column of tools if the recipe names none
 
 @dataclass(frozen=True)
 class Example:
-    """A row before it is tokenised: a text with a label, or a conversation."""
+    """A row before it is tokenized: a text with a label, or a conversation."""
 
     name: str  # that of its record, or its id
     group: str  # examples of one group are held out together

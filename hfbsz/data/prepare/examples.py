@@ -1,4 +1,4 @@
-"""Preparation of fine-tuning tasks: examples are read, split, deduplicated and tokenised, one row each."""
+"""Preparation of fine-tuning tasks: examples are read, split, deduplicated and tokenized, one row each."""
 
 import hashlib
 import math
@@ -148,10 +148,10 @@ class ExampleBuilder:
             for example in sets[name]:
                 first.setdefault(_key(example), example)
             repeated = len(sets[name]) - len(first)
-            relabelled = sum(example.label != first[_key(example)].label for example in sets[name])
+            relabeled = sum(example.label != first[_key(example)].label for example in sets[name])
             where = "training" if name == TRAIN else "validation"
             if repeated:
-                labels = f", {relabelled:,} of them with another label" if relabelled else ""
+                labels = f", {relabeled:,} of them with another label" if relabeled else ""
                 self.notes.append(
                     f"{counted(repeated, f'{where} row')} with the text of an earlier one{labels}: {action}"
                 )
@@ -198,7 +198,7 @@ class ExampleBuilder:
         sets[TRAIN] = [example for example in sets[TRAIN] if example.name in names]
 
     def _write(self, path: Path, name: str, examples: Sequence[Example], digest: Any) -> SetCounts:
-        """Tokenise and write a set; returns its counts."""
+        """Tokenize and write a set; returns its counts."""
         from datasets import Features, List, Value
         from datasets.arrow_writer import ArrowWriter
 
@@ -209,8 +209,8 @@ class ExampleBuilder:
         rows = tokens = targets = truncated = empty = 0
         where = {TRAIN: "training", VALIDATION: "validation"}.get(name, f"eval.sets.{name}")
         for start in range(0, len(examples), _ROWS_AT_ONCE):
-            self.progress(f"tokenising {where}", start, len(examples))
-            for row in self._tokenise(examples[start : start + _ROWS_AT_ONCE], self.sources.get(name)):
+            self.progress(f"tokenizing {where}", start, len(examples))
+            for row in self._tokenize(examples[start : start + _ROWS_AT_ONCE], self.sources.get(name)):
                 truncated += row.was_cut
                 if all(label == IGNORED for label in row.labels):
                     empty += 1
@@ -245,7 +245,7 @@ class ExampleBuilder:
         shares = [count / rows.total() for count in rows.values()]
         return {"majority": max(shares), "label_nats": -sum(share * math.log(share) for share in shares)}
 
-    def _tokenise(self, examples: Sequence[Example], opened: Opened | None) -> Iterator[Encoded]:
+    def _tokenize(self, examples: Sequence[Example], opened: Opened | None) -> Iterator[Encoded]:
         """The rows of examples: one each, or several where a template changes earlier turns."""
         if self.chat is None:
             assert self.labels is not None

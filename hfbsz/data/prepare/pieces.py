@@ -1,15 +1,15 @@
-"""Splits long documents into pieces, so that a document of any size is tokenised with little memory.
+"""Splits long documents into pieces, so that a document of any size is tokenized with little memory.
 
 A piece ends between a letter and white space if there is such a position. Common pre-tokenizers (those of GPT-2, Llama
 3, BERT, SentencePiece) always split there, so the tokens of the pieces are those of the full document. This is checked
-when a piece is tokenised, with the end of the preceding piece as context.
+when a piece is tokenized, with the end of the preceding piece as context.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 LONGEST = 2**20  # characters of a document that is not split
-PIECE = 2**17  # characters of a piece: small, so that many pieces are tokenised in parallel
+PIECE = 2**17  # characters of a piece: small, so that many pieces are tokenized in parallel
 _CONTEXT = 64  # characters, approximately
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from hfbsz.measure.critical_batch import CriticalBatch
+from hfbsz.measure.critical_batch import CriticalBatch, Interval
 
 _COLOR, _GRAY = "#0072b2", "#666666"
 
@@ -18,6 +18,15 @@ def draw(result: CriticalBatch, first: float, path: Path) -> None:
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     plot(figure.add_subplot(), result, first)
     figure.savefig(path, dpi=160, facecolor="white")
+
+
+def shown(interval: Interval) -> str:
+    """A batch with its 95 % confidence interval: `10.6 sequences (95 %: 9.8 to 11.4)`."""
+
+    def number(value: float) -> str:
+        return "unbounded" if math.isinf(value) else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+    return f"{number(interval.value)} sequences (95 %: {number(interval.low)} to {number(interval.high)})"
 
 
 def plot(axes: Axes, result: CriticalBatch, first: float) -> None:
@@ -49,7 +58,7 @@ def plot(axes: Axes, result: CriticalBatch, first: float) -> None:
         if batches[0] <= interval.value <= batches[-1]:
             end = interval.high if math.isfinite(interval.high) else batches[-1]
             axes.axvspan(max(interval.low, batches[0]), min(end, batches[-1]), color="#d55e00", alpha=0.07, linewidth=0)
-            label = f"{name}: {interval.value:,.0f}"
+            label = f"{name}: {interval.value:.3g}"
             axes.axvline(interval.value, color="#d55e00", linestyle=(0, dashes), linewidth=1.4, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -60,6 +69,6 @@ def plot(axes: Axes, result: CriticalBatch, first: float) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("batch (sequences, log scale)")
     axes.set_ylabel("optimizer steps to the target loss (log scale)")
-    axes.grid(alpha=0.2)
+    axes.grid(alpha=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=9, framealpha=0, edgecolor="none")

@@ -27,7 +27,7 @@ def curves(experiment: Experiment) -> list[Picture]:
         return []
     lost = sum(_diverged(outcome.run) for result in experiment.arms for outcome in result.outcomes if outcome.run)
     key = "Thick: mean over seeds, over the range that all seeds cover; thin: each seed."
-    key += " Grey: means of the other panels." if len(groups) > 1 else ""
+    key += " Gray: means of the other panels." if len(groups) > 1 else ""
     key += f" {count_runs(lost)} diverged: the curve ends there." if lost else ""
     captions = {
         TOKENS: (
@@ -57,13 +57,13 @@ def _draw_panels(
     for axes, (name, results) in zip(panels, groups.items(), strict=True):
         axes.set_title(name, loc="left", fontsize=10.5, color=INK)
         for result in results:
-            colour, dashes = styles[result.words]
+            color, dashes = styles[result.words]
             seeds = _curves(result, axis)
             for x, y in seeds if len(seeds) > 1 else ():
-                axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.4)
+                axes.plot(x, y, color=color, linewidth=0.7, alpha=0.4)
             x, y = means[result.words] = _mean(seeds)
             line = (0, dashes) if dashes else "-"
-            axes.plot(x, y, color=colour, linestyle=line, linewidth=2, marker="." if len(x) == 1 else "", zorder=3)
+            axes.plot(x, y, color=color, linestyle=line, linewidth=2, marker="." if len(x) == 1 else "", zorder=3)
             for x, y in seeds:
                 every += y.tolist()
                 late += y[x >= x[-1] / 3].tolist()
@@ -122,16 +122,16 @@ def tuning(experiment: Experiment) -> list[Picture]:
     with canvas("tuning") as figure:
         axes = figure.add_subplot()
         for result in tuned:
-            colour, dashes = styles[result.words]
+            color, dashes = styles[result.words]
             lost += sum(tried.loss is not None and not math.isfinite(tried.loss) for tried in result.tried)
             drawn = [tried for tried in result.tried if _finite(tried.loss)]
             x, y = np.array([(tried.value, tried.loss) for tried in drawn], dtype=float).T
             line = (0, dashes) if dashes else "-"
-            axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=4)
+            axes.plot(x, y, color=color, linestyle=line, marker="o", markersize=4)
             chosen = [index for index, tried in enumerate(drawn) if tried.chosen]
-            ring: dict[str, Any] = {"color": colour, "markerfacecolor": CARD, "markeredgewidth": 2}
+            ring: dict[str, Any] = {"color": color, "markerfacecolor": CARD, "markeredgewidth": 2}
             axes.plot(x[chosen], y[chosen], "o", markersize=10, **ring)
-            axes.plot(x[chosen], y[chosen], "o", color=colour, markersize=4)
+            axes.plot(x[chosen], y[chosen], "o", color=color, markersize=4)
         ticks = sorted({tried.value for result in tuned for tried in result.tried})
         if ticks[0] > 0:
             axes.set_xscale("log")

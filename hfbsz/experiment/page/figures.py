@@ -19,7 +19,7 @@ from hfbsz.report.page.figures import CARD, DASHES, INK, LOOK, style, svg, tick
 
 COLD_TO_WARM = LinearSegmentedColormap.from_list("batches", ["#0072b2", "#009e73", "#e69f00", "#d55e00"])
 MARKERS = "os^Dvp"
-LineStyle = tuple[str, tuple[float, ...]]  # colour, dashes
+LineStyle = tuple[str, tuple[float, ...]]  # color, dashes
 
 # (heading, field of Trial or Outcome, axis label, how to read it)
 BY_BATCH = (
@@ -39,7 +39,7 @@ BY_BATCH = (
         "Gap",
         "gap",
         "final gap (nats/target)",
-        "Validation loss − training loss, both in evaluation mode: the part that does not generalise.",
+        "Validation loss − training loss, both in evaluation mode: the part that does not generalize.",
     ),
     (
         "Time to the best evaluation",
@@ -81,10 +81,10 @@ def families(results: Iterable[ArmResult]) -> dict[str, list[ArmResult]]:
 
 
 def line_styles(experiment: Experiment) -> dict[str, LineStyle]:
-    """Colour and dashes of every arm's curves, by the arm's words: colours encode the batch, from cold to warm."""
+    """Color and dashes of every arm's curves, by the arm's words: colors encode the batch, from cold to warm."""
     groups = families(experiment.arms)
     batches = sorted({result.arm.batch for results in groups.values() for result in results if result.arm})
-    colours = {batch: to_hex(COLD_TO_WARM(index / max(1, len(batches) - 1))) for index, batch in enumerate(batches)}
+    colors = {batch: to_hex(COLD_TO_WARM(index / max(1, len(batches) - 1))) for index, batch in enumerate(batches)}
     styles: dict[str, LineStyle] = {}
     for results in groups.values():
         same_batch = [[result for result in results if result.arm and result.arm.batch == batch] for batch in batches]
@@ -92,7 +92,7 @@ def line_styles(experiment: Experiment) -> dict[str, LineStyle]:
             styles |= {result.words: style(index) for index, result in enumerate(results)}
             continue
         for batch, arms in zip(batches, same_batch, strict=True):
-            styles |= {result.words: (colours[batch], DASHES[index]) for index, result in enumerate(arms)}
+            styles |= {result.words: (colors[batch], DASHES[index]) for index, result in enumerate(arms)}
     return styles
 
 
@@ -124,7 +124,7 @@ def by_batch(experiment: Experiment) -> list[Picture]:
 
 def _draw_by_batch(axes: Axes, groups: Mapping[str, Sequence[ArmResult]], name: str) -> None:
     for index, results in enumerate(groups.values()):
-        colour, marker = style(index)[0], MARKERS[index % len(MARKERS)]
+        color, marker = style(index)[0], MARKERS[index % len(MARKERS)]
         offset = 2 ** (0.09 * (index - (len(groups) - 1) / 2))  # families side by side
         means = []
         for result in results:
@@ -132,18 +132,16 @@ def _draw_by_batch(axes: Axes, groups: Mapping[str, Sequence[ArmResult]], name: 
             measured = values(result, name)
             finite = [value for value in measured if math.isfinite(value)]
             x = result.arm.batch * offset
-            axes.plot(
-                [x / 1.04] * len(finite), finite, marker, color=colour, markersize=4, alpha=0.6, markeredgewidth=0
-            )
+            axes.plot([x / 1.04] * len(finite), finite, marker, color=color, markersize=4, alpha=0.6, markeredgewidth=0)
             if measured and len(finite) == len(measured):  # a mean without the diverged seeds would be biased
                 mean, sd = float(np.mean(finite)), float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
-                axes.errorbar(x, mean, sd or None, color=colour, capsize=3, linewidth=1.2)
+                axes.errorbar(x, mean, sd or None, color=color, capsize=3, linewidth=1.2)
                 means.append((x, mean))
         if means:
             positions = [x for x, _ in means]
-            axes.plot(*zip(*means, strict=True), marker, color=colour, markersize=6)
+            axes.plot(*zip(*means, strict=True), marker, color=color, markersize=6)
             line = [mean for mean in means if positions.count(mean[0]) == 1]  # no line through arms of the same batch
-            axes.plot([x for x, _ in line], [y for _, y in line], color=colour)
+            axes.plot([x for x, _ in line], [y for _, y in line], color=color)
     set_batch_axis(axes, [result.arm.batch for results in groups.values() for result in results if result.arm])
 
 

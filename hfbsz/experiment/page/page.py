@@ -222,14 +222,14 @@ def _memory(result: ArmResult) -> Cell | None:
 
 
 def _legend(experiment: Experiment) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """The families with their arms: (name, colour, dashes)."""
+    """The families with their arms: (name, color, dashes)."""
     styles, legend = line_styles(experiment), []
     for family, results in families(experiment.arms).items():
         short = arm_names(results)
         arms = []
         for result in results:
-            colour, dashes = styles[result.words]
-            arms.append((short[result.words], colour, " ".join(map(str, dashes))))
+            color, dashes = styles[result.words]
+            arms.append((short[result.words], color, " ".join(map(str, dashes))))
         legend.append((family, arms))
     return legend
 

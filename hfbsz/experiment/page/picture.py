@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe & Ito 2008
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe & Ito 2008
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -15,11 +15,11 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes = figure.add_subplot()
     shown = [row for row in rows if row["runs"]]
     for number, row in enumerate(shown):
-        colour, name = _COLOURS[number % len(_COLOURS)], str(row["choices"]).replace("recipe=", "")
+        color, name = _COLORS[number % len(_COLORS)], str(row["choices"]).replace("recipe=", "")
         same_steps = sum(other["steps"] == row["steps"] for other in shown[:number])
         x = row["steps"] * 1.05**same_steps  # arms of equal steps side by side
-        axes.plot([x] * row["runs"], row["losses"], "o", color=colour, alpha=0.45, markersize=5)
-        axes.plot([x], [row["loss"]], "_", color=colour, markersize=18, markeredgewidth=2, label=name)
+        axes.plot([x] * row["runs"], row["losses"], "o", color=color, alpha=0.45, markersize=5)
+        axes.plot([x], [row["loss"]], "_", color=color, markersize=18, markeredgewidth=2, label=name)
     axes.set_xscale("log")
     ticks: list[int] = []
     for steps in sorted({row["steps"] for row in shown}):

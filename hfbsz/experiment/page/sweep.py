@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
 from hfbsz.errors import UserError
-from hfbsz.experiment.page.critical_batch import plot
+from hfbsz.experiment.page.critical_batch import plot, shown
 from hfbsz.experiment.page.figures import Picture, canvas
 from hfbsz.experiment.sweep import Point, Sweep, rate_exponent
 from hfbsz.measure.critical_batch import CriticalBatch, fit
+from hfbsz.recipe.amounts import counted
 from hfbsz.report.page.figures import CARD, style, svg
 from hfbsz.report.page.page import environment
 from hfbsz.system.files import write_text
@@ -62,11 +65,13 @@ def render(sweep: Sweep) -> str:
             sweep=sweep,
             result=result,
             first=first,
-            overhead=None if result is None else result.overhead(first),
+            balance="" if result is None else shown(result.balance),
+            overhead="" if result is None else shown(result.overhead(first)),
             problems=problems,
             exponent=rate_exponent(sweep.points),
             pictures=pictures,
             inf=math.inf,
+            signed=_signed,
         )
     )
 
@@ -77,10 +82,14 @@ def _fit_picture(result: CriticalBatch, first: float) -> Picture:
         drawn = svg(figure, "optimizer steps to the target loss over the batch in sequences, with the fit")
     caption = (
         "Left of the critical batch, doubling the batch nearly halves the steps; right of it, it hardly saves any. "
-        f"The slope d log S ÷ d log B is {result.slope_at(min(result.batches)):.2f} at the smallest batch and "
-        f"{result.slope_at(max(result.batches)):.2f} at the largest (−1: perfect scaling, 0: no steps are saved)."
+        f"The slope d log S ÷ d log B is {_signed(result.slope_at(min(result.batches)))} at the smallest batch and "
+        f"{_signed(result.slope_at(max(result.batches)))} at the largest (−1: perfect scaling, 0: no steps are saved)."
     )
     return Picture("Steps to the target loss", drawn, caption)
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _rates_picture(points: list[Point]) -> Picture:
@@ -90,7 +99,7 @@ def _rates_picture(points: list[Point]) -> Picture:
             color, dashes = style(index)
             drawn = _finite(point)
             rates, steps = [rate for rate, _ in drawn], [one for _, one in drawn]
-            label = f"{point.batch:,} sequences"
+            label = f"{point.batch:,}"
             line = (0, dashes) if dashes else "-"
             axes.plot(rates, steps, color=color, linestyle=line, marker="o", markersize=4, label=label)
             if point.best is not None and point.best.steps is not None:
@@ -98,12 +107,24 @@ def _rates_picture(points: list[Point]) -> Picture:
                 axes.plot([point.best.rate], [point.best.steps], "o", **ring)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis, text in ((axes.xaxis, "{:g}"), (axes.yaxis, "{:,.0f}")):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            axis.set_major_formatter(FuncFormatter(lambda value, _, text=text: text.format(value)))
+            axis.set_minor_locator(NullLocator())
+        axes.tick_params("x", labelsize=8.5)
         axes.set(xlabel="peak learning rate (log scale)", ylabel="optimizer steps to the target loss (log scale)")
-        axes.legend(fontsize=8.5, framealpha=0, edgecolor="none", ncols=2)
+        axes.legend(
+            title="batch (sequences)",
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+            fontsize=8.5,
+            title_fontsize=8.5,
+            frameon=False,
+        )
         picture = svg(figure, "optimizer steps to the target loss over the learning rate, for each batch")
     lost = sum(len(point.tried) - len(_finite(point)) for point in points)
     caption = "On the first seed; a ring marks the chosen rate."
-    caption += f" {lost} runs did not reach the target (not drawn)." if lost else ""
+    caption += f" {counted(lost, 'run')} did not reach the target (not drawn)." if lost else ""
     return Picture("The learning rate at each batch", picture, caption)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hfbsz.experiment.results import ArmResult, Experiment
 from hfbsz.experiment.statistics.factorial import Effect
 from hfbsz.experiment.statistics.paired import ALPHA, MIN_SEEDS
-from hfbsz.experiment.statistics.trials import Arm, Comparison, Summary, compare, summarise
+from hfbsz.experiment.statistics.trials import Arm, Comparison, Summary, compare, summarize
 
 
 def arm_names(results: Sequence[ArmResult]) -> dict[str, str]:
@@ -70,7 +70,7 @@ def ranking(experiment: Experiment) -> tuple[list[Summary], list[Summary]]:
     Ranked arms share the same seeds, the most that any arm has, and have finite losses: means over different seeds are
     not comparable. Raises ValueError if the runs have different settings.
     """
-    summaries = summarise([trial for result in experiment.distinct_arms for trial in result.trials])
+    summaries = summarize([trial for result in experiment.distinct_arms for trial in result.trials])
     most = max((summary.n for summary in summaries), default=0)
     seeds = Counter(summary.seeds for summary in summaries if summary.n == most).most_common(1)
     ranked = [summary for summary in summaries if summary.seeds == seeds[0][0] and math.isfinite(summary.mean)]

@@ -136,7 +136,7 @@ def _ends(ladder: Sequence[Arm]) -> tuple[str, str]:
     return f"{a} to {b} sequences", f"{y} to {z}"
 
 
-def _generalises(measure: str, guard: str) -> Callable[[Runs, SmallestEffects], list[Case]]:
+def _generalizes(measure: str, guard: str) -> Callable[[Runs, SmallestEffects], list[Case]]:
     """Largest against smallest tuned batch. A model that fits the data less has a smaller gap anyway, so the better arm
     in `measure` must be non-inferior in `guard`."""
 
@@ -233,16 +233,16 @@ BELIEFS: Mapping[str, Belief] = {
         _diminishing,
     ),
     "gap": Belief(
-        "small batches generalise better (smaller gap)",
+        "small batches generalize better (smaller gap)",
         "Keskar et al. 2017; disputed by Shallue et al. 2019, Geiping et al. 2022",
         "two fixed batches, the rate tuned at each, with similar final validation losses, and the gap",
-        _generalises("gap", "final_loss"),
+        _generalizes("gap", "final_loss"),
     ),
     "shift": Belief(
         "small batches are more robust to distribution shift",
         "Keskar et al. 2017 (flat minima); disputed by Shallue et al. 2019, Geiping et al. 2022",
         "two fixed batches, the rate tuned at each, with the loss on shifted data and the final validation loss",
-        _generalises("shift_rise", "shifted_loss"),
+        _generalizes("shift_rise", "shifted_loss"),
     ),
     "rate": Belief(
         "the learning rate must be scaled with the batch",

@@ -154,7 +154,7 @@ class Summary:
         return len(self.values)
 
 
-def summarise(trials: Iterable[Trial], measure: str = "final_loss") -> list[Summary]:
+def summarize(trials: Iterable[Trial], measure: str = "final_loss") -> list[Summary]:
     """Mean, standard deviation and values of each arm that has the measure. Raises ValueError as `by_arm` does."""
     runs = by_arm(trials)
     summaries = []

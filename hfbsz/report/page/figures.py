@@ -144,13 +144,13 @@ def _axis(runs: Sequence[RunData], axis: str) -> tuple[str, float]:
 
 def _draw(axes: Axes, run: RunData, index: int, axis: str, scale: float, metric: str) -> None:
     """Draw one metric of one run: evaluations with markers, settings as step functions, noisy metrics averaged."""
-    colour, dashes = style(index)
-    line: dict[str, Any] = {"color": colour, "linestyle": (0, dashes) if dashes else "-"}
+    color, dashes = style(index)
+    line: dict[str, Any] = {"color": color, "linestyle": (0, dashes) if dashes else "-"}
     if metric.startswith("eval/"):
         x, y = run.series(metric, axis)
         axes.plot(x / scale, y, marker="o", markersize=4, zorder=3, **line)
         x, y = saved_model_points(run, metric, axis)
-        axes.plot(x / scale, y, "D", markersize=6, color=colour, markerfacecolor=CARD, zorder=4)
+        axes.plot(x / scale, y, "D", markersize=6, color=color, markerfacecolor=CARD, zorder=4)
         return
     x, y = run.series(metric, axis)
     if not len(x):

@@ -62,11 +62,11 @@ def loss_limits(runs: Sequence[Overfitting]) -> tuple[float, float, bool]:
 
 
 def _losses(axes: Axes, index: int, overfitting: Overfitting) -> None:
-    colour, line = _line(index)
+    color, line = _line(index)
     tokens = np.array([moment.tokens for moment in overfitting.moments])
     train = np.array([moment.train for moment in overfitting.moments])
     validation = np.array([moment.validation for moment in overfitting.moments])
-    axes.fill_between(tokens, train, validation, color=colour, alpha=0.13, linewidth=0)
+    axes.fill_between(tokens, train, validation, color=color, alpha=0.13, linewidth=0)
     axes.plot(tokens, train, marker="s", markersize=3.6, markerfacecolor=CARD, zorder=3, **line)
     axes.plot(tokens, validation, marker="o", markersize=4, zorder=3, **line)
 
@@ -79,8 +79,8 @@ def _accuracy(axes: Axes, index: int, overfitting: Overfitting) -> None:
 
 
 def _line(index: int) -> tuple[str, dict[str, Any]]:
-    colour, dashes = style(index)
-    return colour, {"color": colour, "linestyle": (0, dashes) if dashes else "-"}
+    color, dashes = style(index)
+    return color, {"color": color, "linestyle": (0, dashes) if dashes else "-"}
 
 
 def _horizontal(axes: Axes, monitored: Sequence[Monitored]) -> None:
@@ -109,7 +109,7 @@ def _horizontal(axes: Axes, monitored: Sequence[Monitored]) -> None:
 def _marks(plots: Sequence[Axes], index: int, overfitting: Overfitting, labels: bool) -> None:
     """Vertical lines at the best evaluation and at the onset of overfitting; `labels`: with text above the plot."""
     onset = overfitting.onset if overfitting.onset is not None and overfitting.onset != overfitting.best else None
-    colour = INK if labels else style(index)[0]
+    color = INK if labels else style(index)[0]
     onset_label = " = onset of overfitting" if overfitting.onset == overfitting.best else ""
     lines = [
         (
@@ -123,7 +123,7 @@ def _marks(plots: Sequence[Axes], index: int, overfitting: Overfitting, labels: 
         height = 1.02 + 0.16 * row  # of the label, in heights of the plot
         for axes in plots:
             top = height if labels and axes is plots[0] else 1
-            look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.1, "alpha": 0.75, "zorder": 2}
+            look: dict[str, Any] = {"color": color, "linestyle": dashes, "linewidth": 1.1, "alpha": 0.75, "zorder": 2}
             axes.axvline(moment.tokens, ymax=top, clip_on=top <= 1, **look)
         if labels:
             _label(plots[0], moment, text, height)

@@ -113,7 +113,7 @@ def _view(run: RunData, name: str, index: int) -> dict[str, Any]:
     tokens, steps, seconds = (run.largest(axis) for axis in (TOKENS, STEPS, SECONDS))
     return {
         "name": name,
-        "colour": style(index)[0],
+        "color": style(index)[0],
         "dashes": " ".join(map(str, style(index)[1])),
         "state": run.status.get("state", "unknown"),
         "why": run.status.get("why"),

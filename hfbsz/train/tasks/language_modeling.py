@@ -1,4 +1,4 @@
-"""Causal language modelling: every token of a row is predicted from those before it."""
+"""Causal language modeling: every token of a row is predicted from those before it."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Rows of fine-tuning tasks: split, deduplicated, counted, labelled; each kind of bad row has one message."""
+"""Rows of fine-tuning tasks: split, deduplicated, counted, labeled; each kind of bad row has one message."""
 
 import json
 

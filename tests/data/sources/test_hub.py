@@ -207,11 +207,11 @@ def test_a_stream_has_no_slices(tmp_path):
         made(needed=Needed(10), hub=str(hub_folder(tmp_path / "corpus")), stream=True, split="train[:10%]")
 
 
-LABELLED = [{"text": f"film {number}", "label": (0, 1, -1, None)[number % 4], "more": number} for number in range(12)]
+LABELED = [{"text": f"film {number}", "label": (0, 1, -1, None)[number % 4], "more": number} for number in range(12)]
 NAMES = ["negative", "positive", None, None] * 3
 
 
-def labelled(rows=LABELLED):
+def labeled(rows=LABELED):
     kinds = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}
     return datasets.Dataset.from_list(rows, features=datasets.Features({**kinds, "more": datasets.Value("int64")}))
 
@@ -222,9 +222,9 @@ def test_case_20_classes_are_read_by_name_and_minus_one_is_null(tmp_path, form, 
     folder = tmp_path / form
     if form == "hub":
         (folder / "data").mkdir(parents=True)
-        labelled().to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+        labeled().to_parquet(folder / "data" / "train-00000-of-00001.parquet")
     else:
-        (datasets.DatasetDict(train=labelled()) if form == "several" else labelled()).save_to_disk(folder)
+        (datasets.DatasetDict(train=labeled()) if form == "several" else labeled()).save_to_disk(folder)
     data = Data(hub=str(folder), stream=stream, label="label")
     source, tally = open_source(data), Tally()
     records = list(source.records(Columns({"data.text": "text", "data.label": "label"}), tally))
@@ -234,7 +234,7 @@ def test_case_20_classes_are_read_by_name_and_minus_one_is_null(tmp_path, form, 
 
 
 def test_case_20_a_parquet_file_has_the_class_names_that_datasets_wrote(tmp_path):
-    labelled().to_parquet(tmp_path / "x.parquet")
+    labeled().to_parquet(tmp_path / "x.parquet")
     records, _ = read("text", "label", optional=["more", "none"], files=str(tmp_path / "x.parquet"))
     assert [record.columns["label"] for record in records] == NAMES and records[3].columns["more"] == 3
     source = open_source(Data(files=str(tmp_path / "*.parquet")))

@@ -34,7 +34,7 @@ def made(path, **fields):
 
 
 def stream(rows):
-    """The tokens of packed rows, without the one that neighbouring rows share."""
+    """The tokens of packed rows, without the one that neighboring rows share."""
     return np.concatenate([rows[0][:1], *(rows[number][1:] for number in range(len(rows)))])
 
 

@@ -13,7 +13,7 @@ from hfbsz.experiment.statistics.beliefs import BELIEFS, Claim, SmallestEffects
 from hfbsz.experiment.statistics.evidence import Verdict, evaluate_claims, findings
 from hfbsz.experiment.statistics.paired import contrast, equivalence
 from hfbsz.experiment.statistics.simulation import Design, world
-from hfbsz.experiment.statistics.trials import MEASURES, Arm, Trial, compare, summarise
+from hfbsz.experiment.statistics.trials import MEASURES, Arm, Trial, compare, summarize
 
 SMALL = Arm(8, 2e-3, 8, rule="sqrt", tuned=True)
 LARGE = Arm(64, 2e-3, 64, rule="sqrt", tuned=True)
@@ -47,7 +47,7 @@ def finding_of(runs, name, smallest=None):
 
 
 def test_summaries_and_comparisons_give_what_the_log_gives():
-    summary = {arm_summary.arm: arm_summary for arm_summary in summarise(logged())}
+    summary = {arm_summary.arm: arm_summary for arm_summary in summarize(logged())}
     assert (summary[SMALL].n, summary[SMALL].values) == (3, (4.3911, 4.3726, 4.6447))
     assert (summary[SMALL].mean, summary[SMALL].sd) == (pytest.approx(4.4695, abs=5e-5), pytest.approx(0.152, abs=5e-4))
     against = {pair.left: pair for pair in compare(logged(), baseline=SMALL)}
