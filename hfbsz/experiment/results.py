@@ -40,6 +40,11 @@ class Outcome:
         return self.state in ("finished", "failed", "diverged")
 
     @property
+    def seconds(self) -> float | None:
+        """Training time, s; None if the run has not finished."""
+        return self.run.largest(SECONDS) if self.run is not None and self.state == "finished" else None
+
+    @property
     def loss(self) -> float | None:
         """Validation loss of the saved model, nats/target; NaN if the run diverged, None if it has not ended."""
         if self.run is None or self.state not in ("finished", "diverged"):

@@ -97,8 +97,9 @@ def line_styles(experiment: Experiment) -> dict[str, LineStyle]:
 
 
 def values(result: ArmResult, name: str) -> list[float]:
-    """The measured values of an arm's runs; `name`: a field of `Outcome`, or else of `Trial`."""
-    records: Sequence[object] = result.outcomes if name in Outcome.__dataclass_fields__ else result.trials
+    """The measured values of an arm's runs; `name`: a field or property of `Outcome`, or else of `Trial`."""
+    of_outcome = name in Outcome.__dataclass_fields__ or hasattr(Outcome, name)
+    records: Sequence[object] = result.outcomes if of_outcome else result.trials
     return [value for record in records if (value := getattr(record, name)) is not None]
 
 

@@ -142,6 +142,7 @@ def _table(experiment: Experiment) -> tuple[list[Column], list[tuple[ArmResult, 
         Column("Steps to target", f"steps, median{target}", _to_target),
         Column("Padding", "% of positions, mean", _padding),
         Column("Optimizer steps", "steps, mean", _over_seeds("optimizer_steps", ",.0f", statistics.fmean)),
+        Column("Training time", "s, mean", _over_seeds("seconds", ",.0f", statistics.fmean)),
         Column("Speed", "tokens/s, mean", _over_seeds("tokens_per_second", ",.0f", statistics.fmean)),
         Column("Peak memory", "GiB, maximum", _memory),
     ]
