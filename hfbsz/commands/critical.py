@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfbsz.display import command, one_line
-from hfbsz.errors import INTERRUPTED, MISUSED, UserError, complain, did_you_mean
+from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, UserError, complain, did_you_mean
 from hfbsz.recipe.amounts import Amount, short
 from hfbsz.system.command_name import command_name
 
@@ -105,22 +105,29 @@ def _sweep(words: list[str]) -> int:
     if not options.get("target"):
         raise UserError("target=LOSS is missing: the validation loss in nats/target to which steps are counted")
     target, picture = _positive("target", options["target"]), _picture(options)
+    first = _positive("first", options["first"]) if "first" in options else None
     from hfbsz.commands.compare import stop_on_signals
-    from hfbsz.experiment import sweep as sweeps
-    from hfbsz.experiment.page import sweep as page
+    from hfbsz.experiment.page.sweep import save
+    from hfbsz.experiment.sweep import RATES, SweepRunner, request_of
+    from hfbsz.experiment.sweep_results import lines_of as sweep_lines
     from hfbsz.report.console import Console
 
     console = Console()
-    request = sweeps.request_of(others, target, options.get("rates", str(sweeps.RATES)), command_of(words))
-    runner = sweeps.SweepRunner(request, target, console, lambda current: page.save(current, request.folder))
+    request = request_of(others, target, options.get("rates", str(RATES)), command_of(words))
+    runner = SweepRunner(request, target, console, lambda current: save(current, request.folder), first)
     stop_on_signals(runner.launcher, console)
-    sweep = runner.run()
-    path = page.save(sweep, request.folder)
-    console.line("\n".join([*map(one_line, sweeps.lines_of(sweep)), f"page         {path}"]))
-    if not sweep.finished:
-        return INTERRUPTED
-    batches, steps = map(list, zip(*sweep.table(), strict=True))
-    return _show_fit(batches, steps, options, sweep.name, picture)
+    console.line(f"progress: {request.folder / 'report.html'}")
+    try:
+        sweep = runner.run()
+        path = save(sweep, request.folder)
+        console.line("\n".join([*map(one_line, sweep_lines(sweep)), f"page         {path}"]))
+        if sweep.state != "finished":
+            return INTERRUPTED
+        batches, steps = map(list, zip(*sweep.table(), strict=True))
+        code = _show_fit(batches, steps, options, sweep.name, picture)
+        return FAILED if sweep.failures else code
+    except UserError as problem:  # of the results, not of the words
+        return complain(problem.lines, FAILED)
 
 
 def command_of(words: Sequence[str]) -> str:

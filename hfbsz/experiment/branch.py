@@ -46,7 +46,8 @@ def point_of(path: Path) -> Point:
 
 
 def words_of(point: Point, multiples: Sequence[float], sequences: int | None, seeds: str) -> list[str]:
-    """The words of the comparison: the run's recipe at each multiple of its batch, at a constant rate.
+    """The words of the comparison: the run's recipe at each multiple of its batch, at a constant rate,
+    without averaged weights, which are mostly those before the branch.
 
     The rate and weight decay are those of the checkpoint at its batch, and follow the batch by the recipe's rules.
     `sequences`: how many each branch trains on; None: a fifth of those so far, and at least 20 steps of the largest
@@ -80,6 +81,8 @@ def words_of(point: Point, multiples: Sequence[float], sequences: int | None, se
         f"eval.every={math.ceil(length / _EVALUATIONS)}seq",
         "checkpoint.save=last",
         "eval.patience=null",
+        "eval.target=null",
+        "optim.average=null",
         f"seed={seeds}",
     ]
 

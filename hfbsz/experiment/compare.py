@@ -12,7 +12,7 @@ from hfbsz.errors import UserError
 from hfbsz.experiment import handover, search
 from hfbsz.experiment.arms import PlannedArm, plan_arms
 from hfbsz.experiment.gather import gather, outcome_of
-from hfbsz.experiment.jobs import Job, assign_folders, product, seeds_first
+from hfbsz.experiment.jobs import Job, assign_folders, product, seeds_first, with_group
 from hfbsz.experiment.launch import Launcher, launch_command
 from hfbsz.experiment.page import page, wandb
 from hfbsz.experiment.request import Request, refuse_scripts
@@ -37,9 +37,9 @@ class ComparisonRunner:
         command = launch_command(request.launch, request.config)
         self.launcher = Launcher(command, request.jobs, self._report_end, keep)
         self.notes: list[str] = []
-        pretraining = product(self._with_group(request.pretrain)) if request.pretrain else []
+        pretraining = product(with_group(request.pretrain, request.name)) if request.pretrain else []
         self.pretraining = [replace(job, folder_suffix="-handed-over") for job in assign_folders(pretraining)]
-        words = self._with_group(request.words)
+        words = with_group(request.words, request.name)
         self.display_names: dict[str, str] = {}  # choice → what the reader sees in its place
         if self.pretraining:
             models = [f"{handover.model_folder(request.folder, job, request.match)}" for job in self.pretraining]
@@ -54,11 +54,6 @@ class ComparisonRunner:
         self._ended: set[Path] = set()  # runs that have ended, in this process or before it
         self._planned, self._time_left = 0, ""  # number of runs and time left in words, as of the newest page
         self._page_written, self._page_seconds = 0.0, 0.0  # when (monotonic), and how long it took
-
-    def _with_group(self, words: Sequence[str]) -> tuple[str, ...]:
-        """The words with the comparison's name as W&B group, unless they set a group."""
-        has_group = any(word.startswith("log.group=") for word in words)
-        return tuple(words) if has_group else (*words, f"log.group={self.request.name}")
 
     def _displayed(self, choices: Sequence[str]) -> list[str]:
         return [self.display_names.get(choice, choice) for choice in choices]

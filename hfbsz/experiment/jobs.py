@@ -80,6 +80,12 @@ def product(words: Sequence[str]) -> list[Job]:
     return jobs
 
 
+def with_group(words: Sequence[str], name: str) -> tuple[str, ...]:
+    """The words with `name` as W&B group, unless they set a group."""
+    has_group = any(word.startswith("log.group=") for word in words)
+    return tuple(words) if has_group else (*words, f"log.group={name}")
+
+
 def split_values(text: str) -> list[str]:
     """Values separated by commas outside brackets and single quotes; quote a ramp with commas: 'linear:8,64,50%'."""
     values, depth, quoted = [""], 0, False

@@ -33,7 +33,7 @@ _WORDS = {"launch": ("accelerate", "python"), "equal": ("epochs", "steps"), "che
 _FOLDER = "comparisons"
 _WITHOUT_EFFECT = ("jobs", "launch", "checkpoints", "out", "picture", "threads")  # do not affect results
 _MARKERS = {"out": (b'[\n {\n  "choices": ',), "picture": (b"Matplotlib",)}  # bytes in files that compare wrote
-_MIN_VALUES, _MAX_VALUES = 3, 15  # of a tuned field
+MIN_VALUES, MAX_VALUES = 3, 15  # of a tuned field
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Tune:
         names = [name for name, _ in fields()]
         if name not in names:
             raise UserError(f"tune={text}: {name!r} is not a recipe field{did_you_mean(name, names)}")
-        if not (count.isdigit() and _MIN_VALUES <= int(count) <= _MAX_VALUES):
+        if not (count.isdigit() and MIN_VALUES <= int(count) <= MAX_VALUES):
             raise UserError(
-                f"tune={text}: the number of values to try must be {_MIN_VALUES} to {_MAX_VALUES}, as in tune={name}:5"
+                f"tune={text}: the number of values to try must be {MIN_VALUES} to {MAX_VALUES}, as in tune={name}:5"
             )
         return cls(name, int(count))
 

@@ -20,7 +20,9 @@ def next_value(losses: Mapping[float, float | None], count: int) -> float | None
     best = best_value(losses)
     if best is None or is_inside(losses) or len(losses) >= count + _MAX_EXTENSIONS:
         return None
-    return _round(best / FACTOR if best == min(losses) else best * FACTOR)
+    lowest = min(value for value, loss in losses.items() if loss is not None)
+    beyond = _round(best / FACTOR if best == lowest else best * FACTOR)
+    return None if beyond in losses else beyond  # a run there has failed
 
 
 def best_value(losses: Mapping[float, float | None]) -> float | None:

@@ -1,7 +1,8 @@
 """Squared gradient norms of micro-batches and of single sequences, measured by hooks during an ordinary step.
 
-No backward pass is repeated and no gradient is copied: the hook of a weight receives the gradient of one micro-batch
-before it is accumulated, and the hooks of a normalization layer receive its input and the gradient of its output.
+No backward pass is repeated: the hook of a weight receives the gradient of one micro-batch before it is accumulated,
+and the hooks of a normalization layer receive its input and the gradient of its output. Only the difference between two
+micro-batches needs a copy of a gradient.
 """
 
 import math
@@ -21,7 +22,7 @@ from hfbsz.train.fsdp import is_sharded
 
 class MicroBatchNorms:
     """The squared norm of the gradient of each micro-batch, over all trainable weights; on demand, the dual norm of the
-    difference between the gradients of the first two, for which one copy of a gradient is held between them.
+    difference between the gradients of the first two, for which a copy of the first is held until the second.
 
     Under DDP a hook receives the gradient before it is averaged over ranks. Under FSDP2 it receives the gradient of the
     unsharded weight, so that a micro-batch is that of one rank there too. Nothing is communicated.
@@ -36,12 +37,14 @@ class MicroBatchNorms:
         self._first: dict[int, torch.Tensor] = {}  # gradients of the first backward pass, by id() of their weight
         self._differences: list[torch.Tensor] = []
         self._passes = 0
+        self._with_difference = False
 
-    def open(self) -> None:
-        """Register the hooks."""
+    def open(self, with_difference: bool = False) -> None:
+        """Register the hooks; `with_difference`: also for `take_difference`."""
         if self._weights is None:
             self._weights = list(_leaves(self._model))
         self._squares, self._first, self._differences, self._passes = [], {}, [], 0
+        self._with_difference = with_difference and self._dual_norm is not None
         self._handles = [weight.register_hook(partial(self._record, weight)) for weight in self._weights]
 
     def close(self) -> None:
@@ -52,13 +55,14 @@ class MicroBatchNorms:
 
     def _record(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
         self._squares.append(square(gradient))
-        if self._dual_norm is None:
+        if not self._with_difference or self._dual_norm is None:
             return
         if self._passes == 0:
             self._first[id(weight)] = gradient.detach().clone()
-        elif self._passes == 1 and id(weight) in self._first:
-            difference = gradient.detach() - self._first.pop(id(weight))
-            self._differences.append(self._dual_norm.part(weight, difference))
+        elif self._passes == 1:
+            first = self._first.pop(id(weight), None)
+            unknown = gradient.new_tensor(torch.nan)
+            self._differences.append(unknown if first is None else self._dual_norm.part(weight, gradient - first))
 
     def take(self) -> torch.Tensor:
         """The squared norm of the gradient of one backward pass, called after each: a scalar on the device, NaN if no

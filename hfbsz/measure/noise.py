@@ -17,6 +17,8 @@ from hfbsz.records.noise import NoiseSummary, noise_of
 from hfbsz.records.record import Clock
 from hfbsz.train.fsdp import is_sharded
 
+_WITH_DUAL_NORM = ("adamw", "schedule_free", "muon")  # optimizers whose steps have a fixed length in a norm, about
+
 
 class NoiseCollector:
     """The noise scale of a run, measured at logged steps at the interval `measure.noise.every`; equal on all ranks.
@@ -31,7 +33,7 @@ class NoiseCollector:
     - auto: both.
 
     Where a process has two micro-batches of as many rows, two_batch also measures the noise scale in the dual norm of
-    the optimizer (measure/dual_norms), except under FSDP2. It is experimental: see `DualMeasurement`.
+    AdamW or Muon (measure/dual_norms), except under FSDP2. It is experimental: see `DualMeasurement`.
 
     The unit is a row, even if rows have different numbers of targets: the gradient of a row is that of its summed loss
     ÷ the mean number of targets of a row.
@@ -50,7 +52,7 @@ class NoiseCollector:
         noise, saved = plan.recipe.measure.noise, saved or {}
         self.plan, self.world_size = plan, world_size
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
-        has_dual = bool(optimizers) and plan.recipe.optim.name != "sgd" and not is_sharded(model)
+        has_dual = bool(optimizers) and plan.recipe.optim.name in _WITH_DUAL_NORM and not is_sharded(model)
         self.dual_norm = DualNorm(optimizers) if has_dual else None
         self.micro_norms = None
         if noise.method in ("auto", "two_batch"):
@@ -95,7 +97,7 @@ class NoiseCollector:
         self.first_rows = 0
         self.sequences = torch.zeros(len(self.layers), dtype=torch.float64, device=device)  # by layer, Σ|g|² over rows
         if self.micro_norms is not None and self.measures_micro:
-            self.micro_norms.open()
+            self.micro_norms.open(with_difference=planned.accumulation != 1)
         if self.sequence_norms is not None:
             self.sequence_norms.open()
 

@@ -50,7 +50,7 @@ class DualMeasurement(NamedTuple):
     standard deviation σᵢ of each entry. N is measured without the signal, as the norm of the difference between the
     gradients of two batches of B sequences · √(B ÷ 2). The signal is what N² ÷ B leaves of r², with r the norm of the
     gradient of B sequences. Unlike in ℓ2, that is exact only for batches far above the scale: at the scale and below,
-    the scale comes out 0.7 to 2.1 times as large in ℓ1, and up to 6 times too small for gradients of low rank in the
+    the scale comes out 0.7 to 2.1 times as large in ℓ1, and up to 10 times too small for gradients of low rank in the
     nuclear norm (tests/measure/test_dual_norms.py).
     """
 

@@ -81,7 +81,7 @@ class Optim(Section):
         gt=0,
         le=0.5,
         description="evaluate and save an average of the weights: their mean age as a fraction of the training so far "
-        "(0.5: the plain mean over all steps), the same at every batch; null: the trained weights",
+        "(0.5: the plain mean over all sequences), the same at every batch; null: the trained weights",
     )
     nonfinite_limit: int = Field(
         5, ge=1, description="stop the run after this many consecutive steps with non-finite gradients"

@@ -189,8 +189,8 @@ METRICS: dict[str, Metric] = {
     "noise/dual_scale": Metric(
         "noise scale in the optimizer's norm",
         "sequences",
-        "experimental: the same in the norm that is dual to the optimizer's steps, ℓ1 or, for the matrices of Muon, "
-        "nuclear (after Naganuma et al. 2026)",
+        "experimental: the noise scale in the norm that is dual to the steps of AdamW or Muon, ℓ1 or, for the matrices "
+        "of Muon, about the nuclear norm (after Naganuma et al. 2026)",
         ",.0f",
         "",
         NOISE,

@@ -150,10 +150,11 @@ def hints(path: Path, loaded: LoadedRecipe) -> list[str]:
     load = f"load the model       {loads}.from_pretrained({str(path)!r})"
     if name not in ("large_batch", "small_batch_pretrain"):
         return [page, load]
-    other = "small_batch_pretrain" if name == "large_batch" else "large_batch"
+    is_main = name == "large_batch"
+    what, other = ("train the control", "small_batch_pretrain") if is_main else ("try a large batch", "large_batch")
     return [
         page,
-        f"try another batch    {command_name('pretrain')} recipe={other}",
+        f"{what:<21}{command_name('pretrain')} recipe={other}",
         f"compare the runs     {command_name('report')} {command(path)} runs/{other}-*",
         load,
     ]

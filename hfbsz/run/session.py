@@ -138,6 +138,7 @@ class Session:
         state = self.checkpoints.state
         saved_progress = state["progress"] if state is not None else None
         self.progress = Progress(accelerator.device, saved_progress, accelerator.process_index)
+        self.begun = self.progress.at.step if self.checkpoints.is_branch else 0  # the step from which this run trains
         self.final = final_of(state)  # the newest evaluation; finally, that of the saved weights
         self.final_measures: dict[str, float] = {}  # of the evaluation of complete sets at the end
         self.last = Step(self.progress.at, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
@@ -229,7 +230,7 @@ class Session:
     def at_target(self) -> bool:
         """Whether the newest evaluation reached the loss of `eval.target`."""
         target, newest = self.recipe.eval.target, self.final
-        if target is None or newest is None or newest.at.step == 0:  # a run has at least one step
+        if target is None or newest is None or newest.at.step <= self.begun:  # a run has at least one step
             return False
         return float(newest.values[LOSS]) <= target
 

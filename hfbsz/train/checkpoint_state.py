@@ -47,6 +47,7 @@ class _Noise(_Part):
     last: list[Number] = Field(default=[0, 0, 0, 0.0], min_length=4, max_length=4)
     two_batch: dict[str, Number] = {}
     per_sequence: dict[str, Number] = {}
+    dual: dict[str, Number] = {}
     layers: dict[str, dict[str, Number]] = {}
 
 

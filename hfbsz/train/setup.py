@@ -58,7 +58,7 @@ class Setup:
         micro_batch: int,
         show: Callable[[int, int], None] = lambda done, total: None,
     ) -> Evaluation:
-        """The losses of the rows `numbers` under the current weights (with an averaging optimizer: their average).
+        """The losses of the rows `numbers` under the current weights (where weights are averaged: their average).
         Every rank calls it. `show(done, total)` reports progress in rows."""
         with self.optimizer.averaged():
             return evaluate(self.model, self.task, rows, numbers, micro_batch, self.accelerator, show)

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT, records
 
 from hfbsz.commands.critical import main
+from hfbsz.experiment.branch import point_of, words_of
 from hfbsz.measure.branching import TOLERANCE, Bracket, Branch, bracket, tolerance_of
 
 TINY = f"recipe={ROOT}/tests/tiny.yaml"
@@ -133,3 +134,26 @@ def test_a_branch_that_is_interrupted_resumes_from_its_own_checkpoints(hfbsz, ru
     again = hfbsz("pretrain.py", *words, f"output_dir={part}")
     assert again.code == 0 and f"resumes from {part}" in again.out, again.err
     assert records(part, "final")[0]["full/loss"] == records(whole, "final")[0]["full/loss"]
+
+
+def test_a_branch_of_a_run_that_ended_at_its_target_trains_on(hfbsz, ragged, tmp_path):
+    words = [
+        TINY,
+        f"data.files={ragged}",
+        "eval.every=10%",
+        "eval.target=5.3",
+        "optim.average=0.2",
+        "checkpoint.every=5steps",
+    ]
+    assert hfbsz("pretrain.py", *words, f"output_dir={tmp_path}/run").code == 0
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["cause"] == "target"
+    branch = [
+        f"branch={tmp_path}/run/checkpoint-{status['step']}",
+        "duration=100steps",
+        f"output_dir={tmp_path}/branch",
+    ]
+    assert hfbsz("pretrain.py", *words, *branch).code == 0
+    assert json.loads((tmp_path / "branch" / "status.json").read_text())["step"] > status["step"]
+    for word in ("eval.target=null", "optim.average=null"):
+        assert word in words_of(point_of(tmp_path / "run" / f"checkpoint-{status['step']}"), (1, 2), None, "0")

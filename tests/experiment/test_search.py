@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from hfbsz.experiment import search
 
 
@@ -32,6 +34,19 @@ def test_the_search_is_extended_beyond_the_end_that_is_best():
         losses = follow(best, middle=1e-4, count=5)
         assert 5 < len(losses) <= 8 and search.is_inside(losses)
         assert 0.7 < search.best_value(losses) / best < 1.5
+
+
+@pytest.mark.parametrize("failed", [[5e-5], [2.5e-5], [4e-4], [2.5e-5, 4e-4], [2.5e-5, 5e-5, 2e-4, 4e-4]])
+@pytest.mark.parametrize("best", [1e-6, 1e-4, 1e-2])
+def test_a_search_ends_where_runs_fail(failed, best):
+    losses = {
+        value: None if value in failed else math.log(value / best) ** 2 for value in (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)
+    }
+    tried = 0
+    while (value := search.next_value(losses, 5)) is not None:
+        assert value not in losses
+        losses[value], tried = math.log(value / best) ** 2, tried + 1
+        assert tried <= 3
 
 
 def test_a_search_that_does_not_end_is_not_called_tuned():

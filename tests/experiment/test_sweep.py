@@ -137,7 +137,7 @@ def test_other_rates_are_given_up_at_three_times_the_sequences_of_the_recipes_ow
 
 def test_a_best_rate_at_the_end_gives_no_critical_batch(planted, capsys):
     planted(middle=0.1, curvature=0.02)  # further than the search goes
-    assert main(sweep_words("rates=3", "seed=0")) != 0
+    assert main(sweep_words("rates=3", "seed=0")) == 1
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert lines and all("at the end of those tried" in line for line in lines)
@@ -148,7 +148,7 @@ def test_a_best_rate_at_the_end_gives_no_critical_batch(planted, capsys):
 
 def test_a_target_that_no_run_reaches_gives_no_critical_batch(planted, capsys):
     planted()
-    assert main(sweep_words("target=0.5", "rates=3", "seed=0", "duration=100ktok")) != 0
+    assert main(sweep_words("target=0.5", "rates=3", "seed=0", "duration=100ktok")) == 1
     assert "no rate reached 0.5 nats/target: raise target=" in capsys.readouterr().err
 
 
@@ -164,12 +164,45 @@ def test_a_failed_run_is_named_and_run_again(planted, capsys, monkeypatch):
         return plain(self, words, log)
 
     monkeypatch.setattr(Planted, "__call__", fail)
-    assert main(sweep_words("rates=3")) != 0
+    assert main(sweep_words("rates=3")) == 1
     assert "batch.size=8seq: a run at the best optim.lr failed" in capsys.readouterr().err
     monkeypatch.setattr(Planted, "__call__", plain)
     count, runs.wait = len(runs.started), lambda: 0
     assert main(sweep_words("rates=3")) == 0
     assert [seed for _, _, seed in runs.started[count:]] == [1]
+
+
+def test_a_rate_that_fails_is_named_beside_the_result(planted, capsys, monkeypatch):
+    planted()
+    plain = Planted.__call__
+
+    def fail(self, words, log):
+        failing = "batch.size=8seq" in words and "optim.lr=0.012" in words
+        self.wait = lambda: int(failing)
+        return self if failing else plain(self, words, log)
+
+    monkeypatch.setattr(Planted, "__call__", fail)
+    assert main(sweep_words("seed=0")) == 1
+    shown = capsys.readouterr().out
+    assert "failed       batch.size=8seq: exit code 1" in shown and "balance      " in shown
+    assert "exit code 1" in (the_folder() / "report.html").read_text()
+
+
+def test_a_target_that_is_reached_in_the_warmup_is_refused(planted, capsys):
+    planted()
+    assert main(sweep_words("schedule.warmup=250ktok")) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "batch.size=2seq: 4 nats/target is reached by the end of the warmup" in err
+    assert len([path for path in Path("runs").iterdir() if path.is_dir()]) == 4
+
+
+def test_shares_of_the_duration_are_those_of_the_whole_one(planted):
+    planted()
+    main(sweep_words("schedule.warmup=4%", "eval.every=2%", "seed=0"))
+    recipes = [read_run(path).plan["recipe"] for path in Path("runs").iterdir() if path.is_dir()]
+    assert {recipe["schedule"]["warmup"] for recipe in recipes} == {"32000 tokens"}
+    assert {recipe["eval"]["every"] for recipe in recipes} == {"16000 tokens"}
+    assert len({recipe["duration"] for recipe in recipes}) > 1
 
 
 @pytest.mark.parametrize(
@@ -178,16 +211,20 @@ def test_a_failed_run_is_named_and_run_again(planted, capsys, monkeypatch):
         (["target=low"], "target"),
         (["target=-1"], "target"),
         (["target="], "target=LOSS is missing"),
-        (["batch.size=8seq"], "several batches"),
+        (["batch.size=8seq"], "at least 3 batches"),
+        (["batch.size=8seq,16seq"], "at least 3 batches"),
+        (["first=abc"], "first"),
+        (["branch=runs/x/checkpoint-3"], "branch"),
         (["batch.ramp=doubling:75%"], "batch.ramp"),
         (["schedule.shape=cosine"], "schedule.shape"),
         (["duration=100steps"], "duration"),
         (["rates=2"], "3 to 15"),
         (["rates=x"], "3 to 15"),
         (["tune=optim.lr:5"], "not an option of a sweep"),
-        (["optim.lr=1e-3"], "optim.lr"),
+        (["optim.lr=1e-3,2e-3"], "optim.lr: a sweep varies batch.size alone"),
         (["batch.sise=8seq"], "batch.sise"),
         (["picture=x.gif"], ".png or .svg"),
+        (["scaling.beta2=keep,half_life"], "scaling.beta2: a sweep varies batch.size alone"),
     ],
 )
 def test_what_is_no_sweep_is_refused_in_one_line(planted, capsys, words, message):
@@ -208,9 +245,9 @@ def test_a_sweep_that_trains(forked_runs, ragged, tmp_path, monkeypatch, capsys)
         "duration=40ktok",
         "schedule.warmup=1ktok",
     ]
-    code = main([*words, "target=5.4", "batch.size=4seq,16seq", "rates=3", "eval.every=512tok"])
+    code = main([*words, "target=5.4", "batch.size=4seq,8seq,16seq", "rates=3", "eval.every=512tok"])
     captured = capsys.readouterr()
-    assert code in (0, 2), captured.err
+    assert code in (0, 1), captured.err
     batches, steps = read_table(the_folder() / "steps.csv")
     assert len(batches) >= 2
     measured = []

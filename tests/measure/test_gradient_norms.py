@@ -58,7 +58,7 @@ def test_norms_of_sequences_and_of_micro_batches(model):
             {name: squares_of_gradients(list(layer.parameters())) for name, layer in sequences.layers.items()}
         )
     model.zero_grad()
-    sequences.open(), micro.open()
+    sequences.open(), micro.open(with_difference=True)
     for part in rows.split(4):  # gradients accumulate over both
         before = [torch.zeros_like(weight) if weight.grad is None else weight.grad.clone() for weight in micro._weights]
         loss(model, part).backward()

@@ -139,11 +139,17 @@ def test_each_rank_holds_half_and_a_non_finite_step_moves_no_weight_on_any(first
 
 @pytest.fixture(scope="module")
 def trained(hfbsz, ragged, tmp_path_factory):
-    """The same run in float64 with FSDP2 and with DDP, through the command line."""
+    """The same run in float64 with FSDP2 and with DDP, through the command line, with averaged weights."""
 
     def run(config):
         folder = tmp_path_factory.mktemp("run") / "run"
-        words = [f"data.files={ragged}", "batch.micro_max=2", "precision=fp64", f"output_dir={folder}"]
+        words = [
+            f"data.files={ragged}",
+            "batch.micro_max=2",
+            "precision=fp64",
+            "optim.average=0.2",
+            f"output_dir={folder}",
+        ]
         ended = hfbsz("pretrain.py", TINY, *words, config=config)
         assert ended.code == 0, ended.err
         return folder

@@ -22,11 +22,11 @@ def draw(result: CriticalBatch, first: float, path: Path) -> None:
 
 def shown(interval: Interval) -> str:
     """A batch with its 95 % confidence interval: `10.6 sequences (95 %: 9.8 to 11.4)`."""
+    return f"{_number(interval.value)} sequences (95 %: {_number(interval.low)} to {_number(interval.high)})"
 
-    def number(value: float) -> str:
-        return "unbounded" if math.isinf(value) else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
-    return f"{number(interval.value)} sequences (95 %: {number(interval.low)} to {number(interval.high)})"
+def _number(value: float) -> str:
+    return "unbounded" if math.isinf(value) else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def plot(axes: Axes, result: CriticalBatch, first: float) -> None:
@@ -58,7 +58,7 @@ def plot(axes: Axes, result: CriticalBatch, first: float) -> None:
         if batches[0] <= interval.value <= batches[-1]:
             end = interval.high if math.isfinite(interval.high) else batches[-1]
             axes.axvspan(max(interval.low, batches[0]), min(end, batches[-1]), color="#d55e00", alpha=0.07, linewidth=0)
-            label = f"{name}: {interval.value:.3g}"
+            label = f"{name}: {_number(interval.value)}"
             axes.axvline(interval.value, color="#d55e00", linestyle=(0, dashes), linewidth=1.4, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -143,10 +143,10 @@ def _draw_by_batch(axes: Axes, groups: Mapping[str, Sequence[ArmResult]], name: 
             axes.plot(*zip(*means, strict=True), marker, color=color, markersize=6)
             line = [mean for mean in means if positions.count(mean[0]) == 1]  # no line through arms of the same batch
             axes.plot([x for x, _ in line], [y for _, y in line], color=color)
-    set_batch_axis(axes, [result.arm.batch for results in groups.values() for result in results if result.arm])
+    _set_batch_axis(axes, [result.arm.batch for results in groups.values() for result in results if result.arm])
 
 
-def set_batch_axis(axes: Axes, batches: Sequence[int]) -> None:
+def _set_batch_axis(axes: Axes, batches: Sequence[int]) -> None:
     """A horizontal log2 axis with ticks at the batches, or at powers of two if there are many."""
     shown = sorted(set(batches))
     axes.set_xscale("log", base=2)

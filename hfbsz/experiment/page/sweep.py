@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from hfbsz.errors import UserError
 from hfbsz.experiment.page.critical_batch import plot, shown
 from hfbsz.experiment.page.figures import Picture, canvas
-from hfbsz.experiment.sweep import Point, Sweep, rate_exponent
+from hfbsz.experiment.sweep_results import Point, Sweep, rate_exponent, selection_note
 from hfbsz.measure.critical_batch import CriticalBatch, fit
 from hfbsz.recipe.amounts import counted
 from hfbsz.report.page.figures import CARD, style, svg
@@ -23,12 +23,12 @@ from hfbsz.system.files import write_text
 def save(sweep: Sweep, folder: Path) -> Path:
     """Save the page of a sweep and its tables to a folder; returns the path of the page.
 
-    `steps.csv` has the runs at the chosen rates (columns batch, steps, as `hfbsz critical table=` reads), `rates.csv`
-    all rates that were tried (batch in sequences, optim.lr, rate at that batch, steps; inf: not reached).
+    `steps.csv` has the runs at the chosen rates (columns batch, steps, as `hfbsz critical table=` reads), without
+    batches that have a problem; `rates.csv` has all rates that were tried (batch in sequences, optim.lr, rate at that
+    batch, steps; inf: the target was not reached).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    steps = [(point.batch, one) for point in sweep.points for one in point.steps if math.isfinite(one)]
-    write_text(folder / "steps.csv", _csv(("batch", "steps"), steps))
+    write_text(folder / "steps.csv", _csv(("batch", "steps"), sweep.usable))
     tried = [
         (point.batch, value, one.rate, "" if one.steps is None else one.steps)
         for point in sweep.points
@@ -49,13 +49,13 @@ def render(sweep: Sweep) -> str:
     """The HTML page for the current state of a sweep."""
     problems: tuple[str, ...] = ()
     result = None
-    if sweep.finished:
+    if sweep.state == "finished":
         try:
             result = fit(*map(list, zip(*sweep.table(), strict=True)))
         except UserError as problem:
             problems = tuple(problem.lines)
     started = [point for point in sweep.points if point.batch is not None]
-    first = min((point.batch for point in started if point.batch), default=1)
+    first = sweep.perfect_until
     pictures = [_fit_picture(result, first)] if result is not None else []
     pictures += [_rates_picture(started)] if any(_finite(point) for point in started) else []
     return (
@@ -72,6 +72,7 @@ def render(sweep: Sweep) -> str:
             pictures=pictures,
             inf=math.inf,
             signed=_signed,
+            note=selection_note(sweep),
         )
     )
 
@@ -102,7 +103,7 @@ def _rates_picture(points: list[Point]) -> Picture:
             label = f"{point.batch:,}"
             line = (0, dashes) if dashes else "-"
             axes.plot(rates, steps, color=color, linestyle=line, marker="o", markersize=4, label=label)
-            if point.best is not None and point.best.steps is not None:
+            if point.best is not None and point.best.rate and point.best.steps is not None:
                 ring: dict[str, Any] = {"color": color, "markersize": 10, "markerfacecolor": CARD, "markeredgewidth": 2}
                 axes.plot([point.best.rate], [point.best.steps], "o", **ring)
         axes.set_xscale("log")
@@ -122,7 +123,7 @@ def _rates_picture(points: list[Point]) -> Picture:
             frameon=False,
         )
         picture = svg(figure, "optimizer steps to the target loss over the learning rate, for each batch")
-    lost = sum(len(point.tried) - len(_finite(point)) for point in points)
+    lost = sum(run.steps == math.inf for point in points for run in point.tried.values())
     caption = "On the first seed; a ring marks the chosen rate."
     caption += f" {counted(lost, 'run')} did not reach the target (not drawn)." if lost else ""
     return Picture("The learning rate at each batch", picture, caption)
@@ -130,4 +131,5 @@ def _rates_picture(points: list[Point]) -> Picture:
 
 def _finite(point: Point) -> list[tuple[float, float]]:
     """(rate, steps) of the runs on the first seed that reached the target."""
-    return [(one.rate, one.steps) for one in point.tried.values() if one.steps is not None and math.isfinite(one.steps)]
+    runs = point.tried.values()
+    return [(run.rate, run.steps) for run in runs if run.rate and run.steps is not None and math.isfinite(run.steps)]

@@ -130,6 +130,7 @@ def _view(run: RunData, name: str, index: int) -> dict[str, Any]:
         "noise": noise_of(run.records),
         "saved_weights": saved_weights(run),
         "stopped_early": stopped_early(run),
+        "cause": run.status.get("cause"),
         "save_best": ((plan.get("recipe") or {}).get("checkpoint") or {}).get("save") == "best",
         "patience": ((plan.get("recipe") or {}).get("eval") or {}).get("patience"),
         "tokens": tokens,
