@@ -212,7 +212,7 @@ def lines_of(result: "CriticalBatch", first: float, name: str) -> list[str]:
 
     `first`: the batch up to which scaling is taken to be perfect, in sequences; `name`: the name of the table.
     """
-    from hfbsz.experiment.page.critical_batch import shown
+    from hfbsz.experiment.page.critical_batch import sequences, shown
 
     lines = [
         f"critical batch of {one_line(name)}",
@@ -220,8 +220,8 @@ def lines_of(result: "CriticalBatch", first: float, name: str) -> list[str]:
         f"sequences; residual {100 * result.residual_std:.2g} % over {len(result.batches)} points",
         f"balance      {shown(result.balance)}: b ÷ a, needs twice the minimum steps and twice the minimum sequences "
         "(McCandlish et al. 2018)",
-        f"overhead     {shown(result.overhead(first))}: needs 20 % more steps than perfect scaling from {first:,.0f} "
-        "sequences (Zhang et al. 2024)",
+        f"overhead     {shown(result.overhead(first))}: needs 20 % more steps than perfect scaling from "
+        f"{sequences(first)} (Zhang et al. 2024)",
     ]
     if not result.is_bounded:
         lines.append("note         the data do not bound the critical batch from above: measure larger batches")

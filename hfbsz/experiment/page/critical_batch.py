@@ -25,6 +25,11 @@ def shown(interval: Interval) -> str:
     return f"{_number(interval.value)} sequences (95 %: {_number(interval.low)} to {_number(interval.high)})"
 
 
+def sequences(batch: float) -> str:
+    """A number of sequences in words: `1 sequence`, `2.5 sequences`."""
+    return f"{batch:,.{0 if float(batch).is_integer() else 1}f} sequence" + "s" * (batch != 1)
+
+
 def _number(value: float) -> str:
     return "unbounded" if math.isinf(value) else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
@@ -44,7 +49,7 @@ def plot(axes: Axes, result: CriticalBatch, first: float) -> None:
         result.steps_at(first) * first / batches,
         color=_GRAY,
         linestyle=(0, (5, 2)),
-        label=f"perfect scaling from {first:,.0f} sequences",
+        label=f"perfect scaling from {sequences(first)}",
     )
     axes.plot(result.batches, result.steps, "o", color=_COLOR, markersize=5, alpha=0.8, label="measured")
     for (name, interval), dashes in zip(

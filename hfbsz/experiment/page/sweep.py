@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from hfbsz.errors import UserError
-from hfbsz.experiment.page.critical_batch import plot, shown
+from hfbsz.experiment.page.critical_batch import plot, sequences, shown
 from hfbsz.experiment.page.figures import Picture, canvas
 from hfbsz.experiment.sweep_results import Point, Sweep, rate_exponent, selection_note
 from hfbsz.measure.critical_batch import CriticalBatch, fit
@@ -64,7 +64,7 @@ def render(sweep: Sweep) -> str:
         .render(
             sweep=sweep,
             result=result,
-            first=first,
+            first=sequences(first),
             balance="" if result is None else shown(result.balance),
             overhead="" if result is None else shown(result.overhead(first)),
             problems=problems,
