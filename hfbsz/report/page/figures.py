@@ -130,6 +130,8 @@ def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: 
         axes.set_ylim(bottom=0)
     if metrics[0] == "perf/tokens_per_second":
         axes.yaxis.set_major_formatter(tick)
+    elif metrics[0] == "train/learning_rate":
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # no factor above the axis, outside the figure
     return svg(figure, f"{label} over {xlabel}")
 
 
