@@ -65,17 +65,22 @@ def _table(words: list[str]) -> int:
     options = _options(words)
     table, picture = Path(options["table"]), _picture(options)
     batches, steps = read_table(table)
-    return _show_fit(batches, steps, options, table.name, picture)
+    return _show_fit(batches, steps, _first(options), table.name, picture)
+
+
+def _first(options: Mapping[str, str]) -> float | None:
+    """The batch up to which scaling is taken to be perfect, in sequences; None: the smallest."""
+    return _positive("first", options["first"]) if "first" in options else None
 
 
 def _show_fit(
-    batches: Sequence[float], steps: Sequence[float], options: Mapping[str, str], name: str, picture: Path | None
+    batches: Sequence[float], steps: Sequence[float], first: float | None, name: str, picture: Path | None
 ) -> int:
     """Print the fit of steps over batches (sequences), and draw it; returns the exit code."""
     from hfbsz.measure.critical_batch import fit  # imports scipy: only once the words are checked
 
     result = fit(batches, steps)
-    first = _positive("first", options["first"]) if "first" in options else min(batches)
+    first = first or min(batches)
     print("\n".join(lines_of(result, first, name)))
     if picture is not None:
         from hfbsz.experiment.page.critical_batch import draw
@@ -105,7 +110,7 @@ def _sweep(words: list[str]) -> int:
     if not options.get("target"):
         raise UserError("target=LOSS is missing: the validation loss in nats/target to which steps are counted")
     target, picture = _positive("target", options["target"]), _picture(options)
-    first = _positive("first", options["first"]) if "first" in options else None
+    first = _first(options)
     from hfbsz.commands.compare import stop_on_signals
     from hfbsz.experiment.page.sweep import save
     from hfbsz.experiment.sweep import RATES, SweepRunner, request_of
@@ -124,7 +129,7 @@ def _sweep(words: list[str]) -> int:
         if sweep.state != "finished":
             return INTERRUPTED
         batches, steps = map(list, zip(*sweep.table(), strict=True))
-        code = _show_fit(batches, steps, options, sweep.name, picture)
+        code = _show_fit(batches, steps, first, sweep.name, picture)
         return FAILED if sweep.failures else code
     except UserError as problem:  # of the results, not of the words
         return complain(problem.lines, FAILED)

@@ -219,8 +219,8 @@ class SweepRunner:
         return self._known[job.folder]
 
     def _has_ended(self, job: Job) -> bool:
-        recipe = job.loaded.recipe
-        return job.folder in self._known or has_finished(job.folder, recipe) or has_diverged(job.folder, recipe)
+        recipe = job.loaded.recipe  # with its duration: a whole run and a capped one share a folder
+        return has_finished(job.folder, recipe) or has_diverged(job.folder, recipe)
 
     def _steps(self, job: Job) -> float | None:
         """The steps of a run to the target, interpolated between two evaluations; infinite: it was not reached, None:
@@ -249,7 +249,7 @@ class SweepRunner:
         """The sweep as it is now, read from the folders of its runs; `state`: running, finished or preempted."""
         points = tuple(self._point(arm) for arm in self.arms)
         request = self.request
-        return Sweep(request.name, request.command, self.target, self.first, points, state, len(self.arms[0].base))
+        return Sweep(request.name, request.command, self.target, self.first, points, state)
 
     def _point(self, arm: PlannedArm) -> Point:
         jobs = {value: self._job(arm, value) for value in sorted(arm.tried)}

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from hfbsz.errors import UserError
 from hfbsz.experiment import search
 
+SELECTION_NOTE = (
+    "The rates were chosen on the first seed, whose steps are counted too: they are a little too few there."
+)
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -87,7 +91,6 @@ class Sweep:
     first: float | None  # the batch up to which scaling is taken to be perfect, in sequences; None: the smallest
     points: tuple[Point, ...]
     state: str  # running | finished | preempted
-    seeds: int
 
     @property
     def perfect_until(self) -> float:
@@ -131,13 +134,6 @@ def rate_exponent(points: Sequence[Point]) -> float | None:
     return statistics.linear_regression(*zip(*pairs, strict=True)).slope if len(pairs) > 1 else None
 
 
-def selection_note(sweep: Sweep) -> str:
-    """What choosing the rate on the first seed does to the steps."""
-    return "The rates were chosen on the first seed, whose steps are counted too: they are a little too few" + (
-        " there." if sweep.seeds > 1 else "."
-    )
-
-
 def lines_of(sweep: Sweep) -> list[str]:
     """The steps and the tuned rate at each batch as lines of text."""
     heads = f"{'batch':>12} {'steps':>9} {'seeds':>6} {'optim.lr':>9} {'rate':>9} {'best rate':>10}"
@@ -152,7 +148,7 @@ def lines_of(sweep: Sweep) -> list[str]:
     exponent = rate_exponent(sweep.points)
     if exponent is not None:
         lines.append(f"best rate    ∝ batch^{exponent:.2f}, by least squares over the batches")
-    return [*lines, f"note         {selection_note(sweep)}", *(f"failed       {failure}" for failure in sweep.failures)]
+    return [*lines, f"note         {SELECTION_NOTE}", *(f"failed       {failure}" for failure in sweep.failures)]
 
 
 def _count(run: Tried) -> str:

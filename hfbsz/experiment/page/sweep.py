@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from hfbsz.errors import UserError
 from hfbsz.experiment.page.critical_batch import plot, sequences, shown
 from hfbsz.experiment.page.figures import Picture, canvas
-from hfbsz.experiment.sweep_results import Point, Sweep, rate_exponent, selection_note
+from hfbsz.experiment.sweep_results import SELECTION_NOTE, Point, Sweep, rate_exponent
 from hfbsz.measure.critical_batch import CriticalBatch, fit
 from hfbsz.recipe.amounts import counted
 from hfbsz.report.page.figures import CARD, style, svg
@@ -72,7 +72,7 @@ def render(sweep: Sweep) -> str:
             pictures=pictures,
             inf=math.inf,
             signed=_signed,
-            note=selection_note(sweep),
+            note=SELECTION_NOTE,
         )
     )
 
