@@ -169,14 +169,22 @@ class ForkServer:
         out: Path | None = None,
         cwd: Path | None = None,
         config: str | None = None,
+        patience: float = PATIENCE,
     ) -> Forked:
         """A script, left at work; `out`: the file of its output and errors. With a configuration of CONFIGS, two
-        ranks, children of the process that is returned."""
+        ranks, children of the process that is returned; `patience`: seconds from the first failure to the end."""
         err = out or self._folder / f"err-{next(self._number)}"
         err.touch()
         envs = environments_of(env, config, 1 if config is None else 2)
-        job = {"words": list(words), "envs": envs, "timeout": 0, "start": True, "cwd": cwd and str(cwd)}
-        return Forked(self, self.ask(job | self._paths(out or Path(os.devnull), err)), err)
+        job = {
+            "words": list(words),
+            "envs": envs,
+            "timeout": 0,
+            "start": True,
+            "cwd": cwd and str(cwd),
+            "patience": patience,
+        }
+        return Forked(self, self.ask(job | {"cwd": cwd and str(cwd)} | self._paths(out or Path(os.devnull), err)), err)
 
     def _paths(self, out: Path, err: Path) -> dict[str, str]:
         return {"out": str(out), "err": str(err), "modules": str(self._folder / "modules")}
@@ -222,7 +230,7 @@ def fork(job: Mapping[str, object]) -> int:
             if (ended := poll(child)) is not None:
                 left.discard(child)
                 code, failed = code or ended, min(failed, time.monotonic()) if ended else failed
-        if time.monotonic() > failed + PATIENCE:
+        if time.monotonic() > failed + job.get("patience", PATIENCE):
             for child in left:
                 os.kill(child, signal.SIGTERM)
             failed = math.inf

@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from enum import StrEnum, auto
 from pathlib import Path
 from types import UnionType
@@ -37,6 +38,7 @@ class Cause(StrEnum):
     EXCEPTION = auto()  # any other exception
 
 
+_INTERRUPTION = ".interruption.tmp"  # a file in which other ranks tell rank 0 of a signal; its name marks a leftover
 STATES = ("running", "finished", "preempted", "failed", "diverged")
 _TYPES: dict[str, type[Any] | UnionType] = {
     **dict.fromkeys(("state", "host"), str),
@@ -55,6 +57,12 @@ def cpu_cores() -> int:
 def path_of(loaded: LoadedRecipe) -> Path:
     """The folder of the run of a recipe."""
     return Path(loaded.recipe.output_dir or f"runs/{loaded.name}-{loaded.recipe.digest()}")
+
+
+def announce_interruption(folder: Path, why: str) -> None:
+    """On a rank other than 0: leave word that a signal ended it, for rank 0, which then finds a connection closed."""
+    with suppress(OSError):
+        (folder / _INTERRUPTION).write_text(why)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -238,6 +246,15 @@ class RunFolder:
         progress = {name: self._before[name] for name in ("step", "clock", "of", "reached") if name in self._before}
         self.status("preempted", Cause.SIGNAL, why, **progress)
 
+    def interruption_elsewhere(self) -> str | None:
+        """Why a signal ended another rank, if one did."""
+        try:
+            return (self.path / _INTERRUPTION).read_text() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
     def release(self) -> None:
         """Unlock the folder."""
+        with suppress(OSError):
+            (self.path / _INTERRUPTION).unlink(missing_ok=True)
         self._lock.release()

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from hfbsz.errors import Diverged, RankError, TrainingError, UserError, describe_error
 from hfbsz.records.folder import Cause, RunFolder, read_status
 from hfbsz.system.disk import FULL
-from hfbsz.system.signals import Interrupted
 
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -49,6 +48,13 @@ def outage_of(problem: BaseException, folder: RunFolder | None) -> Outage | None
     return None
 
 
+def interruption_behind(outage: Outage | None, folder: RunFolder | None) -> str | None:
+    """Why a signal ended the rank that is missing, if that is the outage."""
+    if folder is None or outage is None or outage.cause is not Cause.RANK:
+        return None
+    return folder.interruption_elsewhere()
+
+
 def cause_of(problem: BaseException) -> Cause:
     """The cause of a failed run, by the class of the exception."""
     causes: list[tuple[type[BaseException], Cause]] = [
@@ -80,11 +86,11 @@ def record_failure(
             close(state)
 
 
-def record_interruption(folder: RunFolder | None, close: Callable[[str], None] | None, problem: Interrupted) -> None:
+def record_interruption(folder: RunFolder | None, close: Callable[[str], None] | None, why: str) -> None:
     """Mark a run that a signal ended before its first step."""
     if folder is None:
         return
     with suppress(OSError):
-        folder.interrupt(str(problem))
+        folder.interrupt(why)
     if close is not None:
         close("preempted")

@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hfbsz.measure.overfit import OverfittingMonitor
 from hfbsz.measure.quality import Quality
 from hfbsz.recipe.load import LoadedRecipe
 from hfbsz.records.evaluations import LOSS
-from hfbsz.records.folder import Cause, RunFolder
+from hfbsz.records.folder import Cause, RunFolder, announce_interruption, path_of
 from hfbsz.records.jsonl import trim
 from hfbsz.records.record import Reading, Step
 from hfbsz.report.card import model_card
@@ -25,7 +26,7 @@ from hfbsz.report.console import Console
 from hfbsz.report.sinks import Reports
 from hfbsz.run.checkpoints import Checkpoints, final_of, state_of
 from hfbsz.run.evaluations import Evaluator
-from hfbsz.run.failure import outage_of, record_failure, record_interruption
+from hfbsz.run.failure import interruption_behind, outage_of, record_failure, record_interruption
 from hfbsz.run.measurements import Measurements
 from hfbsz.run.outcome import hints, label, reached, show_finished, why_stopped
 from hfbsz.run.saved_model import save_model
@@ -67,6 +68,8 @@ def run(loaded: LoadedRecipe, job: str, stop: Interrupt) -> int:
             stop.leaving = folder.interrupt
             for note in folder.notes:
                 console.warn(note)
+        else:
+            stop.leaving = partial(announce_interruption, path_of(loaded))
         session = Session(loaded, job, accelerator, sharding, console, folder)
         return session.train(stop)
     except TrainingError as problem:  # raised on all ranks: the others wait until rank 0 has reported and recorded it
@@ -80,12 +83,17 @@ def run(loaded: LoadedRecipe, job: str, stop: Interrupt) -> int:
         return complain(problem.lines, FAILED, everywhere=True)
     except (MemoryError, OSError, RuntimeError) as problem:
         outage = outage_of(problem, folder)
+        if (why := interruption_behind(outage, folder)) is not None:
+            record_interruption(folder, _closing(session), why)
+            return complain([why], INTERRUPTED)
         record_failure(folder, _closing(session), problem, outage)
         if outage is None:
             raise
         return complain([outage.line], FAILED, everywhere=True)
     except Interrupted as problem:
-        record_interruption(folder, _closing(session), problem)
+        if folder is None:
+            stop.leaving(str(problem))
+        record_interruption(folder, _closing(session), str(problem))
         raise
     except BaseException as problem:
         record_failure(folder, _closing(session), problem)

@@ -126,6 +126,16 @@ def test_case_32_a_signal_to_either_rank_in_preparation_ends_both(slow, environm
     stopped(run, folder, signal.SIGTERM, ranks(run.process.pid)[rank].pid, cache)
 
 
+def test_case_32_rank_0_that_finds_the_other_gone_says_that_a_signal_ended_it(slow, environment, fork_server, tmp_path):
+    folder, environment = tmp_path / "run", {**environment, "HFBSZ_CACHE": str(tmp_path / "cache")}
+    run = Started(folder, environment, *slow, processes=2, server=fork_server, patience=600)
+    run.wait_for(lambda: list((tmp_path / "cache").glob("*.tmp")))
+    err = run.end(signal.SIGTERM, ranks(run.process.pid)["1"].pid)
+    status = read_status(folder)
+    assert (status["state"], status["cause"]) == ("preempted", "signal") and status["why"].startswith("SIGTERM"), err
+    assert "another rank has ended" not in err and not list(folder.glob(".*.tmp"))
+
+
 _INTERRUPT = "import os, signal, time; from hfbsz.system.signals import Interrupt; stop = Interrupt()\n"
 _TERM = "os.kill(os.getpid(), signal.SIGTERM)\n"
 

@@ -25,11 +25,15 @@ WORDS = [
 class Started:
     """The real command, to be watched by its records and ended by a signal; forked from `server`, if that is given."""
 
-    def __init__(self, folder, environment, *words, processes=1, config=None, script="pretrain.py", server=None):
+    def __init__(
+        self, folder, environment, *words, processes=1, config=None, script="pretrain.py", server=None, **started
+    ):
         self.folder = folder
         if server is not None:
             command = [str(ROOT / "scripts" / script), *words, f"output_dir={folder}"]
-            self.process = server.start(command, environment, config="cpu_2proc.yaml" if processes > 1 else None)
+            self.process = server.start(
+                command, environment, config="cpu_2proc.yaml" if processes > 1 else None, **started
+            )
             return
         path = f"accelerate_configs/{config or 'cpu_2proc.yaml'}"
         launch = ["-m", "accelerate.commands.launch", "--config_file", path] if processes > 1 or config else []
