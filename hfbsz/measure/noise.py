@@ -52,7 +52,9 @@ class NoiseCollector:
         noise, saved = plan.recipe.measure.noise, saved or {}
         self.plan, self.world_size = plan, world_size
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
-        has_dual = bool(optimizers) and plan.recipe.optim.name in _WITH_DUAL_NORM and not is_sharded(model)
+        has_dual = (
+            noise.dual and bool(optimizers) and plan.recipe.optim.name in _WITH_DUAL_NORM and not is_sharded(model)
+        )
         self.dual_norm = DualNorm(optimizers) if has_dual else None
         self.micro_norms = None
         if noise.method in ("auto", "two_batch"):
@@ -146,6 +148,12 @@ class NoiseCollector:
         if self.sequence_norms is not None:
             self._add_layers(self.sequence_norms)
         return self.values()
+
+    def cancel(self) -> None:
+        """Drop the measurement of a step."""
+        for norms in (self.micro_norms, self.sequence_norms):
+            if norms is not None:
+                norms.close()
 
     def _add_layers(self, norms: SequenceNorms) -> None:
         parts = [(name, weight) for name, layer in norms.layers.items() for weight in layer.parameters(recurse=False)]

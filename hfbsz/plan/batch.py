@@ -9,6 +9,7 @@ from hfbsz.plan.given import Given, batch_unit_problems
 from hfbsz.recipe.amounts import Amount, counted
 from hfbsz.recipe.law_name import LawName
 
+ASSUMED_MICRO = 8  # sequences: in a plan with batch.micro_max=auto, before the probe
 FOLLOWING = ("noise", "critical")  # ramps that follow a measurement
 
 
@@ -157,6 +158,12 @@ def division_problems(named: tuple[int, ...], world_size: int) -> Iterator[str]:
             yield f"batch: {size} sequences do not divide over {world_size} processes: take {nearest} sequences"
 
 
+def micro_max(given: Given) -> int:
+    """The most sequences of a micro-batch: given, or found by a probe; before the probe, a number is assumed."""
+    value = given.recipe.batch.micro_max
+    return value if value != "auto" else given.facts.micro_max or ASSUMED_MICRO
+
+
 def micro_batch(given: Given, named: tuple[int, ...]) -> int | None:
     """The largest micro-batch, at most `batch.micro_max`, that divides each process's share of every named batch.
 
@@ -166,7 +173,7 @@ def micro_batch(given: Given, named: tuple[int, ...]) -> int | None:
     if given.recipe.batch.micro_tokens is not None:
         return None
     shared = math.gcd(*(size // given.world_size for size in named))
-    limit = min(given.recipe.batch.micro_max, shared)
+    limit = min(micro_max(given), shared)
     if follows_noise(given) and given.world_size == 1:
         limit = min(limit, named[0] // 2)  # the noise scale is measured between micro-batches
     return max(size for size in range(1, limit + 1) if shared % size == 0)
@@ -174,11 +181,11 @@ def micro_batch(given: Given, named: tuple[int, ...]) -> int | None:
 
 def micro_batch_warnings(given: Given, named: tuple[int, ...], micro: int | None) -> Iterator[str]:
     """A warning if the micro-batch is less than half of `batch.micro_max`, with batches that allow a larger one."""
-    limit = given.recipe.batch.micro_max
+    limit = micro_max(given)
     if micro is not None and micro < limit / 2 and min(named) > micro * given.world_size:
         step = limit * given.world_size
         better = ", ".join(f"{size}→{max(step, round(size / step) * step)}" for size in named)
         yield (
-            f"micro-batch {micro} is below half of batch.micro_max={limit}, because it must divide the share of "
+            f"micro-batch {micro} is below half of batch.micro_max, {limit}, because it must divide the share of "
             f"a process in every batch; batches that allow {limit}: {better} sequences"
         )

@@ -23,6 +23,13 @@ def explain(plan: Plan) -> str:
     lines = [*_batch(plan), *_optimizer(plan), *_schedule(plan)]
     if plan.facts.rows is None:
         lines.append("open      the number of rows (an epoch) is known once the data is prepared, or with train_rows=N")
+    if plan.recipe.batch.micro_max == "auto":
+        found = plan.facts.micro_max
+        lines.append(
+            f"probe     micro-batches of at most {found} sequences"
+            if found is not None
+            else "open      the micro-batch (batch.micro_max=auto) is found by a probe before the first step"
+        )
     lines += [f"guess     {guess}" for guess in plan.guesses]
     return "\n".join(lines + [f"note      {warning}" for warning in plan.warnings])
 

@@ -28,6 +28,7 @@ class Facts:
     tokens_per_row: float | None = None  # mean input tokens of a row; None: the recipe's sequence length
     data_hash: str | None = None
     parameters: int | None = None  # weights outside the embeddings, for scaling laws
+    micro_max: int | None = None  # found by a probe, where batch.micro_max is auto
 
 
 @dataclass(frozen=True)

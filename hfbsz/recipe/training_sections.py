@@ -43,7 +43,11 @@ class Batch(Section):
     lr: Literal["follow", "held"] = Field(
         "follow", description="learning rate during a ramp: follow: rescaled with the batch; held: not rescaled"
     )
-    micro_max: int = Field(8, ge=1, description="most sequences per forward pass on one device (micro-batch size)")
+    micro_max: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        8,
+        description="most sequences per forward pass on one device (micro-batch size); auto: the knee of a probe "
+        "before the first step (hfbsz probe)",
+    )
     micro_tokens: int | None = Field(
         None, ge=1, description="most tokens per forward pass on one device, padding included, instead of micro_max"
     )
@@ -197,6 +201,11 @@ class Noise(Section):
         "auto",
         description="two_batch: micro-batches against the whole batch, over all trained weights; per_sequence: single "
         "sequences against the whole batch, over the weights of normalization layers; auto: both, where possible",
+    )
+    dual: bool = Field(
+        True,
+        description="measure it in the norm of the optimizer's steps too (experimental; two_batch or auto): a measured "
+        "step keeps the gradient of one more micro-batch in memory",
     )
 
 

@@ -139,6 +139,9 @@ class RunFolder:
         self._started = time.time()
         self.notes: list[str] = []
         self._before = read_status(self.path)  # the status of an earlier start
+        self.micro_batch: int | None = None  # of this start, in sequences, once it is planned
+        before = self._before.get("micro_batch") if self._before.get("cause") == Cause.MEMORY else None
+        self.exceeded = before  # the micro-batch at which an earlier start ran out of memory
         try:
             self.finished = self._inspect(loaded)
         except UserError:
@@ -239,7 +242,8 @@ class RunFolder:
         if not trained and self._before.get("state") in ("finished", "preempted"):
             self.write(self._before)
         else:
-            self.status(state, cause, why)
+            exceeded = {"micro_batch": self.micro_batch} if cause is Cause.MEMORY and self.micro_batch else {}
+            self.status(state, cause, why, **exceeded)
 
     def interrupt(self, why: str) -> None:
         """Write that a signal ended the run before it trained; the progress of an earlier start is retained."""

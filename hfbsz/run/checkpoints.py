@@ -66,6 +66,17 @@ class Checkpoints:
         self.folder.begin(self.loaded, from_scratch=checkpoint is None or not self._in_folder(checkpoint))
         return checkpoint
 
+    @property
+    def micro_max(self) -> int | None:
+        """On rank 0: where batch.micro_max is auto, that of an earlier start, so that a resumed run is the unbroken
+        one; half of its micro-batch if it ran out of memory; None: to be probed."""
+        if self.folder is not None and (exceeded := self.folder.exceeded) is not None:
+            return max(1, exceeded // 2)
+        if self.checkpoint is None or self.is_branch:
+            return None
+        facts = self.checkpoint.state["plan"]["facts"]
+        return facts.get("micro_max")
+
     def _with_readable_best(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
         """With `checkpoint.save=best`, a checkpoint whose best checkpoint can be read: if it cannot, the newest earlier
         one, so that training reaches the best weights again."""

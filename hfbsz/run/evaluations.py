@@ -96,7 +96,8 @@ class Evaluator:
         if recipe.eval.micro_batch is not None:
             return recipe.eval.micro_batch
         tokens = recipe.batch.micro_tokens or math.inf
-        return int(max(1, min(recipe.batch.micro_max, tokens // max(1, int(rows.lengths.max())))))
+        micro_max = recipe.batch.micro_max if recipe.batch.micro_max != "auto" else self.setup.plan.facts.micro_max
+        return int(max(1, min(micro_max or math.inf, tokens // max(1, int(rows.lengths.max())))))
 
     def notes(self) -> list[str]:
         """A note on the memory that evaluations take, if it is large."""

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-import torch
 import torch.distributed as dist
 
 from hfbsz.errors import Diverged, RankError, TrainingError, UserError, describe_error
 from hfbsz.records.folder import Cause, RunFolder, read_status
 from hfbsz.system.disk import FULL
+from hfbsz.train.device import is_out_of_memory
 
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -32,7 +32,7 @@ def outage_of(problem: BaseException, folder: RunFolder | None) -> Outage | None
             return Outage(Cause.DISK_FULL, f"{path}: {problem.strerror}; make room; {resume}")
         remedy = "check its permissions; " if problem.errno in _DENIED else ""
         return Outage(Cause.SYSTEM, f"{path}: {problem.strerror}; {remedy}{resume}")
-    if isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
+    if is_out_of_memory(problem):
         detail = str(problem).partition(" Including")[0].splitlines()[0][:200] if str(problem) else "of the host"
         return Outage(
             Cause.MEMORY,

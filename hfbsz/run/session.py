@@ -127,9 +127,12 @@ class Session:
         self.checkpoints = Checkpoints(loaded, accelerator, folder, console)
         if folder is not None:
             folder.status("running")
-        self.plan, self.data = plan_and_data(self.recipe, accelerator, self._show)
+        micro_max = shared(accelerator, self.checkpoints.micro_max)
+        self.plan, self.data = plan_and_data(self.recipe, accelerator, self._show, sharding, micro_max)
         if console is not None:
             console.end_work()
+        if folder is not None:
+            folder.micro_batch = self.plan.micro_batch
         self.checkpoints.fit(self.plan, self.data.facts.data_hash)
         if console is not None:
             console.plan(loaded.name, self.plan, (*loaded.notes, *self.data.notes, *notes_of(self.recipe.model)))
@@ -146,6 +149,7 @@ class Session:
         state = self.checkpoints.state
         saved_progress = state["progress"] if state is not None else None
         self.progress = Progress(accelerator.device, saved_progress, accelerator.process_index)
+        self._micro_limit = self.progress.micro_limit
         self.begun = self.progress.at.step if self.checkpoints.is_branch else 0  # the step from which this run trains
         self.final = final_of(state)  # the newest evaluation; finally, that of the saved weights
         self.final_measures: dict[str, float] = {}  # of the evaluation of complete sets at the end
@@ -195,6 +199,7 @@ class Session:
         for step in self.steps(stop):
             if self.console is not None:
                 self.console.step(step, self.plan)
+                self._tell_of_memory(step)
             if step.logged:
                 self.skipped = step.skipped or 0
                 self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
@@ -209,6 +214,16 @@ class Session:
         cause, why = self.why_ended(stop)
         self.save(self.last, self.final, "finished" if self.ended else "preempted", cause, why)
         return 0 if self.ended else INTERRUPTED
+
+    def _tell_of_memory(self, step: Step) -> None:
+        """Warn where a step ran out of memory and was repeated with smaller micro-batches."""
+        limit = self.progress.micro_limit
+        if limit is not None and limit != self._micro_limit and self.console is not None:
+            self.console.warn(
+                f"step {step.at.step:,} ran out of memory and was repeated with micro-batches of {step.micro_batch}; "
+                "the batch stays the same"
+            )
+        self._micro_limit = limit
 
     def decide_batch(self, step: Step) -> None:
         """Let an adaptive ramp decide the batch of the next step, on all ranks alike."""

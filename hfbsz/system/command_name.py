@@ -3,6 +3,7 @@
 from pathlib import Path
 
 TRAINING = ("pretrain", "finetune")  # commands that need a launcher
+LAUNCHABLE = ("probe",)  # commands that run with a launcher or without
 
 
 def command_name(name: str) -> str:

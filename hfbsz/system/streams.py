@@ -55,10 +55,12 @@ def make_lasting() -> None:
         setattr(sys, name, lasting)
 
 
-def script(main: Callable[[list[str]], int]) -> int:
-    """Run the main function of a single-process command with the arguments of this process; returns its exit code."""
+def script(main: Callable[[list[str]], int], ranks: bool = False) -> int:
+    """Run the main function of a command with the arguments of this process; returns its exit code. `ranks`: the
+    command may be one of several processes of a launcher."""
     make_lasting()
-    ignore_rank()
+    if not ranks:
+        ignore_rank()
     try:
         return main(sys.argv[1:])
     except KeyboardInterrupt:

@@ -1,4 +1,6 @@
-"""Copies batches to the device."""
+"""Copies batches to the device, and recognizes that its memory has run out."""
+
+import gc
 
 import torch
 
@@ -12,3 +14,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     inputs = {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.inputs.items()}
     labels = batch.labels.pin_memory().to(device, non_blocking=True)
     return Batch(inputs, labels, batch.targets, batch.tokens)
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an exception says that the device or the host had no memory left."""
+    return isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
+
+
+def free(device: torch.device) -> None:
+    """Return memory that is not used to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,7 @@ from hfbsz.errors import Diverged, TrainingError
 from hfbsz.plan.plan import Plan, PlannedStep
 from hfbsz.records.record import Clock, Step
 from hfbsz.system.signals import AGREEMENT_SECONDS, waiting
-from hfbsz.train.device import to_device
+from hfbsz.train.device import free, is_out_of_memory, to_device
 from hfbsz.train.fsdp import full_tensor, gradient_sync, weight_not_finite
 from hfbsz.train.optimizers import Optimizers
 from hfbsz.train.progress import NOTHING, Progress
@@ -57,6 +58,10 @@ class Collector(Protocol):
         for `Step.collected` by metric name (`records/metrics`); those of rank 0 are recorded."""
         ...
 
+    def cancel(self) -> None:
+        """Called instead of `after_window` where the step ran out of memory: it is repeated without a measurement."""
+        ...
+
 
 class Agreement:
     """Sums integers over all ranks on the host, without a synchronization of the device."""
@@ -82,6 +87,15 @@ def seed_of(seed: int, clock: int, rank: int, micro: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+def within(planned: PlannedStep, limit: int | None) -> PlannedStep:
+    """The step with micro-batches of at most `limit` rows (None: no limit), which divide those of the plan."""
+    micro = planned.micro_batch
+    if limit is None or micro is None or planned.accumulation is None or micro <= limit:
+        return planned
+    smaller = max(size for size in range(1, limit + 1) if micro % size == 0)
+    return replace(planned, micro_batch=smaller, accumulation=planned.accumulation * (micro // smaller))
+
+
 def train(
     plan: Plan,
     model: Any,
@@ -105,7 +119,7 @@ def train(
     single, slowest = state.agreement.world_size == 1, math.inf
     while progress.at.sequences < plan.total:
         started = time.perf_counter()
-        planned = plan.step(progress.at.sequences, progress.decisions)
+        planned = within(plan.step(progress.at.sequences, progress.decisions), progress.micro_limit)
         batches = windows.window(planned)
         counts = [sum(getattr(batch, name) for batch in batches) for name in ("targets", "tokens", "positions")]
         *counts, stopping = state.agreement.sum(*counts, int(stop()))
@@ -120,7 +134,7 @@ def train(
         logged = plan.due(plan.recipe.log.every, progress.at.step, planned.clock, planned.next_clock)
         with waiting(math.inf if single else AGREEMENT_SECONDS + 2 * slowest):
             measuring = [collector for collector in collectors if logged and collector.due(progress.at)]
-            collected = state.update(planned, batches, counts[0], measuring)
+            planned, batches, collected = state.update(planned, batches, counts[0], measuring)
             step = state.finish(planned, batches, counts, logged, collected, started)
         seconds = time.perf_counter() - started
         slowest = seconds if math.isinf(slowest) else max(slowest, seconds)
@@ -147,11 +161,42 @@ class _State:
         self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
 
     def update(
-        self, planned: PlannedStep, batches: Sequence[Batch], targets: int, collectors: Sequence[Collector]
-    ) -> Mapping[str, float]:
-        """One optimizer step over this rank's micro-batches of a window."""
+        self, planned: PlannedStep, batches: list[Batch], targets: int, collectors: Sequence[Collector]
+    ) -> tuple[PlannedStep, list[Batch], Mapping[str, float]]:
+        """One optimizer step over this rank's micro-batches of a window.
+
+        Where a single process runs out of memory in a forward or backward pass, the window is repeated from clean
+        gradients with smaller micro-batches, without a measurement, and later steps keep to them: the batch is the
+        same. Returns the step and the micro-batches as they were carried out, and what was measured.
+        """
         self.model.train()
         self.optimizer.set(planned)
+        loss = self.progress.loss.clone()
+        while True:
+            try:
+                self._accumulate(planned, batches, targets, collectors)
+                break
+            except (MemoryError, RuntimeError) as problem:
+                micro = planned.micro_batch or 1
+                if self.agreement.world_size > 1 or micro == 1 or not is_out_of_memory(problem):
+                    raise
+            for collector in collectors:
+                collector.cancel()
+            collectors = ()
+            self.progress.loss = loss.clone()
+            self.optimizer.clear()
+            free(self.device)
+            self.progress.micro_limit = micro // 2
+            planned = within(planned, self.progress.micro_limit)
+            batches = self.windows.window(planned)
+        collected = {name: value for collector in collectors for name, value in collector.after_window().items()}
+        self._apply(planned)
+        return planned, batches, collected
+
+    def _accumulate(
+        self, planned: PlannedStep, batches: Sequence[Batch], targets: int, collectors: Sequence[Collector]
+    ) -> None:
+        """Forward and backward passes over this rank's micro-batches of a window."""
         for collector in collectors:
             collector.before_window(self.model, planned, self.progress.at)
         for index, batch in enumerate(batches):
@@ -162,9 +207,6 @@ class _State:
             self.progress.loss += loss.detach()
             for collector in collectors:
                 collector.after_micro(index, batch)
-        collected = {name: value for collector in collectors for name, value in collector.after_window().items()}
-        self._apply(planned)
-        return collected
 
     def _apply(self, planned: PlannedStep) -> None:
         """Clip the gradient; step the optimizer if the gradient is finite."""

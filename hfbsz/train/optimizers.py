@@ -60,6 +60,11 @@ class Optimizers:
         if self._average is not None and not skipped:
             self._average.update(*self._span)
 
+    def clear(self) -> None:
+        """Clear the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
     def tensors(self, names: Mapping[int, str]) -> dict[str, torch.Tensor]:
         """The state tensors by `optimizer index/weight name/key`, and the averages by `average/weight name`; `names`
         maps the id() of a weight to its name."""

@@ -23,6 +23,8 @@ class Progress:
         self.since_log = list(saved.get("since_log", NOTHING))
         # (clock, batch) of an adaptive ramp; grows between two steps, on all ranks alike
         self.decisions = [(clock, batch) for clock, batch in saved.get("decisions", [])]
+        # the most rows of a micro-batch, once larger ones have run out of memory
+        self.micro_limit: int | None = saved.get("micro_limit")
         losses = saved.get("losses", [0.0])
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         rank_loss = losses[rank] if len(losses) == ranks else sum(losses) * (rank == 0)
@@ -40,7 +42,7 @@ class Progress:
     def to_dict(self, losses: Sequence[float]) -> dict[str, Any]:
         """Plain data for JSON; `losses` holds the `loss` of every rank."""
         device = {name: float(getattr(self, name)) for name in ("skipped", "streak", "worst")}
-        host = {name: getattr(self, name) for name in ("since_log", "decisions")}
+        host = {name: getattr(self, name) for name in ("since_log", "decisions", "micro_limit")}
         return {
             **dict(zip(_AXES, self.at, strict=True)),
             **host,

@@ -22,6 +22,7 @@ from hfbsz.train.evaluate import Evaluation, evaluate
 from hfbsz.train.fsdp import Sharding, fsdp_from_env, is_sharded, shard
 from hfbsz.train.inputs import prepare_inputs
 from hfbsz.train.loop import train
+from hfbsz.train.micro_batch import Parts, knee_of
 from hfbsz.train.model import build_model, count_parameters
 from hfbsz.train.optimizers import Optimizers, build_optimizer
 from hfbsz.train.tasks import Task, build_task
@@ -46,10 +47,14 @@ class Setup:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         return Windows(self.data.train, self.plan, self.task.collate, rank, world_size, is_sharded(self.model))
 
+    def parts(self) -> Parts:
+        """The arguments of `train` and of `probe` (train/micro_batch)."""
+        return Parts(self.plan, self.model, self.optimizer, self.task, self.windows(), self.accelerator)
+
     def steps(self, **options: Any) -> Iterator[Step]:
         """Train to the end of the plan's budget, and yield every optimizer step. `options` and errors: those of
         `train`."""
-        return train(self.plan, self.model, self.optimizer, self.task, self.windows(), self.accelerator, **options)
+        return train(*self.parts(), **options)
 
     def evaluate(
         self,
@@ -72,13 +77,20 @@ def setup(recipe: Recipe, accelerator: Accelerator | None = None, show: Show = l
     """
     sharding = sharding_of(recipe)
     accelerator = accelerator or make_accelerator(recipe)
-    plan, data = plan_and_data(recipe, accelerator, show)
+    plan, data = plan_and_data(recipe, accelerator, show, sharding)
     return assemble(plan, data, tokenizer_of(data), accelerator, sharding)
 
 
-def plan_and_data(recipe: Recipe, accelerator: Accelerator, show: Show) -> tuple[Plan, Prepared]:
+def plan_and_data(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    show: Show,
+    sharding: Sharding | None = None,
+    micro_max: int | None = None,
+) -> tuple[Plan, Prepared]:
     """The plan, and the rows, which rank 0 prepares. The parameters of the model are counted only if a scaling law
-    needs them. Raises UserError."""
+    needs them. `micro_max`: where batch.micro_max is auto, that of an earlier start of the run; None: it is probed.
+    Raises UserError."""
     size = count_parameters(recipe.model, recipe.data.vocab_size) if recipe.uses_law() else None
 
     def rows() -> Prepared:
@@ -88,9 +100,24 @@ def plan_and_data(recipe: Recipe, accelerator: Accelerator, show: Show) -> tuple
     prepared = on_all(accelerator, lambda: prepared or rows())
     refuse_other_rows(accelerator, prepared.manifest)
     facts: Facts = replace(prepared.facts, parameters=size)
+    if recipe.batch.micro_max == "auto":
+        facts = replace(facts, micro_max=micro_max or _probed(recipe, facts, prepared, accelerator, sharding, show))
     plan = resolve(recipe, accelerator.num_processes, facts)
     check_environment(plan, launcher.environment())
     return plan, prepared
+
+
+def _probed(
+    recipe: Recipe, facts: Facts, data: Prepared, accelerator: Accelerator, sharding: Sharding | None, show: Show
+) -> int:
+    """The knee of the throughput on this hardware, in sequences: of a probe that is in the cache, or made now with a
+    model of its own. All ranks call it."""
+    plan = resolve(recipe, accelerator.num_processes, replace(facts, micro_max=1))
+
+    def make() -> Parts:
+        return assemble(plan, data, tokenizer_of(data), accelerator, sharding).parts()
+
+    return knee_of(make, plan, accelerator, show)
 
 
 def tokenizer_of(data: Prepared) -> Any:

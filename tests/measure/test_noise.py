@@ -88,7 +88,8 @@ def test_a_resumed_measurement_is_the_unbroken_one(ragged):
 
 
 @pytest.mark.parametrize(
-    ("words", "measured"), [([], True), (["optim.name=sgd"], False), (["batch.micro_max=8"], False)]
+    ("words", "measured"),
+    [([], True), (["optim.name=sgd"], False), (["batch.micro_max=8"], False), (["measure.noise.dual=false"], False)],
 )
 def test_where_it_is_measured(ragged, words, measured):
     _, values, _, _ = collected(ragged, *words)

@@ -13,7 +13,7 @@ from hfbsz.errors import TrainingError
 from hfbsz.recipe.load import load
 from hfbsz.train.checkpoint import collect, read, restore, save
 from hfbsz.train.evaluate import evaluate
-from hfbsz.train.loop import seed_of, train
+from hfbsz.train.loop import seed_of, train, within
 from hfbsz.train.progress import Progress
 from hfbsz.train.setup import setup
 from hfbsz.train.tasks.language_modeling import IGNORED
@@ -253,3 +253,54 @@ def test_weight_decay_skips_norms_and_biases_as_the_trainer_does(ragged):
     planned = bench.plan.step(0)
     assert [g["weight_decay"] for g in bench.optimizer.param_groups] == [planned.weight_decay, 0.0]
     assert {g["lr"] for g in bench.optimizer.param_groups} == {planned.learning_rate}
+
+
+def test_a_step_that_runs_out_of_memory_is_repeated_with_half_the_micro_batch(ragged):
+    """Records and weights are those of a run with the smaller micro-batch from the start, and the measurement of the
+    step is dropped."""
+    words = ["precision=fp64", "duration=6steps", "batch.micro_max=8", "log.every=1steps"]
+    bench, reference = Bench(ragged, *words), Bench(ragged, *words, "batch.micro_max=2")
+    loss_sum, calls, cancelled = bench.task.loss_sum, [], []
+
+    def loss(model, batch):
+        calls.append(len(batch.labels))
+        if len(batch.labels) > 2 and len(calls) > 1:
+            raise MemoryError
+        return loss_sum(model, batch)
+
+    bench.task.loss_sum = loss
+
+    class Cancelled(Gradients):
+        def cancel(self):
+            cancelled.append(len(calls))
+
+    steps, expected = list(bench.steps(collectors=[Cancelled()])), list(reference.steps())
+    assert calls[:4] == [8, 8, 4, 2] and set(calls[4:]) == {2}
+    assert cancelled == [2] and steps[1].collected == {} and steps[2].collected == {"test/passes": 4}
+    assert [(step.micro_batch, step.accumulation) for step in steps] == [(8, 1)] + [(2, 4)] * 5
+    for step, other in zip(steps, expected, strict=True):
+        assert step.loss == pytest.approx(other.loss, rel=1e-12)
+        assert step.grad_norm == pytest.approx(other.grad_norm, rel=1e-9)
+        assert (step.at.sequences, step.targets, step.learning_rate) == (
+            other.at.sequences,
+            other.targets,
+            other.learning_rate,
+        )
+
+
+def test_memory_that_a_single_row_exceeds_ends_the_run(ragged):
+    bench = Bench(ragged, "batch.micro_max=2")
+
+    def loss(model, batch):
+        raise MemoryError
+
+    bench.task.loss_sum = loss
+    with pytest.raises(MemoryError):
+        next(bench.steps())
+
+
+def test_smaller_micro_batches_divide_the_planned_ones(ragged):
+    planned = Bench(ragged, "batch.size=12seq", "batch.micro_max=6").plan.step(0)
+    assert within(planned, None) == planned == within(planned, 6)
+    assert [within(planned, limit).micro_batch for limit in (5, 4, 3, 2, 1)] == [3, 3, 3, 2, 1]
+    assert all((step := within(planned, limit)).micro_batch * step.accumulation == 12 for limit in (5, 4, 3, 2, 1))

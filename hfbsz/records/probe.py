@@ -1,0 +1,114 @@
+"""The result of a probe: throughput and peak memory over the micro-batch, with the knee and the wall."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+KNEE_SHARE = 0.95  # of the best throughput, which the knee reaches
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Forward and backward pass of one micro-batch on one device, the slowest of all ranks."""
+
+    micro_batch: int  # rows
+    seconds: float  # of a micro-batch: the fastest of several blocks, which is the one least disturbed
+    spread: float  # slowest block ÷ fastest block − 1
+    peak_bytes: int  # with weights, gradients and optimizer state, on the longest rows
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Trials at rising micro-batches, and what a step needs besides.
+
+    Rows per second of a micro-batch m is m ÷ seconds. Memory is modeled as a straight line in m, since activations are
+    proportional to it and weights, gradients and optimizer state do not depend on it.
+    """
+
+    about: dict[str, str]  # what was probed on which device, for people
+    tokens_per_row: float  # mean input tokens of a row
+    trials: tuple[Trial, ...]  # by rising micro-batch
+    step_seconds: float  # clipping and the optimizer's step
+    sync_seconds: float | None  # averaging the gradients over the ranks, once a step; None: one process
+    limit_bytes: int  # of the peak memory of a process
+    limit_source: str  # where the limit comes from, for people
+    failed: int | None = None  # the smallest micro-batch that ran out of memory
+
+    @property
+    def knee(self) -> int:
+        """The smallest micro-batch within 5 % of the best throughput."""
+        best = max(self.rows_per_second(trial) for trial in self.trials)
+        return min(trial.micro_batch for trial in self.trials if self.rows_per_second(trial) >= KNEE_SHARE * best)
+
+    @property
+    def wall(self) -> float:
+        """The largest micro-batch that fits into the limit, by the line of the memory model or by a trial that ran out
+        of memory; infinite if memory did not grow over the trials."""
+        predicted = wall_of(self.trials, self.limit_bytes)
+        return predicted if self.failed is None else min(predicted, self.failed - 1)
+
+    def rows_per_second(self, trial: Trial) -> float:
+        """Throughput of forward and backward passes, in rows per second on one device."""
+        return trial.micro_batch / trial.seconds
+
+    def tokens_per_second(self, trial: Trial) -> float:
+        """Throughput of forward and backward passes, in input tokens per second on one device."""
+        return self.rows_per_second(trial) * self.tokens_per_row
+
+    def seconds_per_step(self, trial: Trial, rows: int) -> float:
+        """Time of an optimizer step over `rows` rows of one process, accumulated over micro-batches of a trial."""
+        return rows / self.rows_per_second(trial) + self.step_seconds + (self.sync_seconds or 0.0)
+
+    def accumulation_price(self, rows: int) -> float | None:
+        """Time of a step over `rows` rows of one process in the smallest micro-batch ÷ in the largest one that is not
+        above it: the time that accumulation costs; None if only one trial is not above it."""
+        possible = [trial for trial in self.trials if trial.micro_batch <= rows]
+        if len(possible) < 2:
+            return None
+        return self.seconds_per_step(possible[0], rows) / self.seconds_per_step(possible[-1], rows)
+
+    def sync_share(self, accumulation: int) -> float | None:
+        """Share of a step that averaging gradients takes, at the knee with this accumulation; None: one process."""
+        if self.sync_seconds is None:
+            return None
+        seconds = next(trial.seconds for trial in self.trials if trial.micro_batch == self.knee)
+        return self.sync_seconds / (accumulation * seconds + self.step_seconds + self.sync_seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The probe as plain data for JSON, with its knee and wall (null: not bounded)."""
+        wall = self.wall if math.isfinite(self.wall) else None
+        return {**asdict(self), "knee": self.knee, "wall": wall}
+
+
+def probe_from_dict(data: Mapping[str, Any]) -> Probe:
+    """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for other data."""
+    fields = {name: value for name, value in data.items() if name not in ("knee", "wall")}
+    trials = tuple(Trial(**trial) for trial in fields.pop("trials"))
+    probe = Probe(trials=trials, **fields)
+    if not trials or any(not (trial.micro_batch > 0 and trial.seconds > 0) for trial in trials):
+        raise ValueError("a probe has at least one trial, of positive numbers")
+    return probe
+
+
+def bytes_per_row(trials: Sequence[Trial]) -> float:
+    """The memory that one more row in a micro-batch takes: the steepest slope between neighboring trials, so that a
+    prediction is rather too high; 0 for fewer than two trials."""
+    pairs = pairwise(trials)
+    slopes = [(b.peak_bytes - a.peak_bytes) / (b.micro_batch - a.micro_batch) for a, b in pairs]
+    return max(0.0, *slopes) if slopes else 0.0
+
+
+def predicted_bytes(trials: Sequence[Trial], micro_batch: int) -> float:
+    """The peak memory at a micro-batch above those of the trials, by the line through the last one."""
+    last = trials[-1]
+    return last.peak_bytes + (micro_batch - last.micro_batch) * bytes_per_row(trials)
+
+
+def wall_of(trials: Sequence[Trial], limit: int) -> float:
+    """The largest micro-batch whose predicted peak memory is at most `limit` bytes; infinite if memory did not grow."""
+    slope, last = bytes_per_row(trials), trials[-1]
+    if slope <= 0:
+        return math.inf
+    return max(0, math.floor(last.micro_batch + (limit - last.peak_bytes) / slope))

@@ -1,0 +1,304 @@
+"""Measures throughput and memory at rising micro-batches on the device, for `Probe` (records/probe).
+
+The trials train a model of their own, which is dropped afterwards: the weights and moments of a run are not touched.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from hfbsz.data.batches import Batch, Windows
+from hfbsz.data.cache import cache_folder
+from hfbsz.errors import UserError
+from hfbsz.plan.plan import Plan
+from hfbsz.recipe.amounts import counted, short
+from hfbsz.records.probe import Probe, Trial, predicted_bytes, probe_from_dict
+from hfbsz.system import memory
+from hfbsz.system.files import read_object, write_text
+from hfbsz.train.device import free, is_out_of_memory, to_device
+from hfbsz.train.distributed import gathered, precision_of, shared
+from hfbsz.train.fsdp import gradient_sync
+from hfbsz.train.machine import machine_of, software_and_device
+from hfbsz.train.optimizers import Optimizers
+from hfbsz.train.tasks import Task
+
+SHARE = {"cpu": 0.5, "cuda": 0.95}  # of the free memory that trials may take, by type of device
+LARGEST = 4096  # micro-batch, in rows
+_MARGIN = 1.05  # on a predicted peak, before a trial risks it
+_GAIN = 1.02  # of the throughput, below which a larger micro-batch counts as no faster
+_IDLE = 2  # trials in a row that were no faster, after which no larger one is tried
+_ROUNDS, _BLOCK_SECONDS = 5, 0.2  # blocks of every micro-batch in alternation, and their length
+_BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+Show = Callable[[str, int, int], None]
+
+
+class Parts(NamedTuple):
+    """What is trained on: the arguments of `train` (train/loop)."""
+
+    plan: Plan
+    model: Any
+    optimizer: Optimizers
+    task: Task
+    windows: Windows
+    accelerator: Accelerator
+
+
+def bytes_of(text: str) -> int:
+    """An amount of memory, such as `8GB` or `512MiB`, in bytes. Raises ValueError."""
+    for suffix, factor in _BYTES.items():
+        if text.endswith(suffix):
+            value = float(text.removesuffix(suffix)) * factor
+            if value >= 1 and math.isfinite(value):
+                return int(value)
+    raise ValueError(f"{text!r} is not an amount of memory: write 8GB or 512MiB")
+
+
+def probe(
+    parts: Parts,
+    about: dict[str, str],
+    *,
+    limit: int | None = None,
+    share: float | None = None,
+    largest: int = LARGEST,
+    show: Show = lambda *_: None,
+) -> Probe:
+    """Measure forward and backward passes at micro-batches of 1, 2, 4, … rows, until memory or throughput ends them.
+
+    A trial is made only if the line through the trials before predicts that it fits. `limit`: of the peak memory of a
+    process, in bytes; None: `share` of the memory that is free. The model is trained, and is of no use afterwards.
+    All ranks call it. Raises UserError if one row does not fit.
+    """
+    return _Bench(parts, limit, share, show).probe(about, largest)
+
+
+def knee_of(make: Callable[[], Parts], plan: Plan, accelerator: Accelerator, show: Show) -> int:
+    """The micro-batch at the knee for the batches of a plan, in rows: of the probe in the cache, or of a new one with
+    what `make` builds. All ranks call it. Raises UserError like `probe`."""
+    largest = 2 ** math.ceil(math.log2(max(1, plan.largest_batch // plan.world_size)))
+    entry = cache_folder() / f"probes/{_key(plan, accelerator, largest)}.json"
+    if (known := shared(accelerator, _cached(entry) if accelerator.is_main_process else None)) is not None:
+        return int(known)
+    parts = make()
+    result = probe(parts, about(parts, ""), largest=min(largest, LARGEST), show=show)
+    del parts
+    accelerator.free_memory()
+    if accelerator.is_main_process:
+        with suppress(OSError):  # a cache that cannot be written costs the next start a probe
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            write_text(entry, json.dumps(result.to_dict(), indent=1))
+    return result.knee
+
+
+def _key(plan: Plan, accelerator: Accelerator, largest: int) -> str:
+    """A hash of what the result of a probe depends on."""
+    recipe = plan.recipe.model_dump(mode="json")
+    data = {name: recipe["data"][name] for name in ("sequence_length", "vocab_size", "pack", "attend")}
+    parts = [recipe["model"], data, recipe["task"], recipe["precision"], recipe["optim"]["name"], recipe["threads"]]
+    parts += [software_and_device(accelerator.device), accelerator.num_processes, plan.facts.data_hash, largest]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _cached(entry: Path) -> int | None:
+    """The knee of the probe in a file of the cache; None if there is none, or it cannot be read."""
+    try:
+        return probe_from_dict(read_object(entry) or {}).knee
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+class _Bench:
+    def __init__(self, parts: Parts, limit: int | None, share: float | None, show: Show) -> None:
+        self.plan, self.model, self.optimizer, self.task, windows, self.accelerator = parts
+        self.show, self.rows, self.device = show, windows.rows, parts.accelerator.device
+        self.longest = np.argsort(-self.rows.lengths, kind="stable")[:LARGEST]
+        self.typical = windows.row_numbers(0, min(LARGEST, len(self.rows)))
+        self.model.train()
+        free(self.device)
+        self.limit, self.source = self._limit(limit, share)
+
+    def probe(self, about: dict[str, str], largest: int) -> Probe:
+        """The trials, then the optimizer's step and the communication at the knee, on the longest rows."""
+        fits = self._fits(1, step=True)  # gradients and moments exist from now on, as in training
+        trials, failed = self._rising(largest) if fits else ([], 1)
+        if not trials:
+            raise UserError(
+                f"batch.micro_max: a single row does not fit into {self.limit / 2**30:.3g} GiB ({self.source}): use a "
+                "smaller model or data.sequence_length"
+            )
+        trials = self._timed(trials)
+        tokens = self._batch(self.typical, len(self.typical)).tokens / len(self.typical)
+        single = self.accelerator.num_processes == 1
+        result = Probe(about, tokens, tuple(trials), 0.0, None if single else 0.0, self.limit, self.source, failed)
+        while not self._fits(result.knee, step=True):  # the confirming trial
+            smaller = [trial for trial in result.trials if trial.micro_batch < result.knee]
+            if not smaller:
+                raise UserError("batch.micro_max: an optimizer step of a single row does not fit into the memory")
+            result = replace(result, trials=tuple(smaller), failed=result.knee)
+        step = self._seconds(self._step)
+        knee = next(trial for trial in result.trials if trial.micro_batch == result.knee)
+        sync = None if single else self._sync_seconds(knee)
+        return replace(result, step_seconds=step, sync_seconds=sync)
+
+    def _limit(self, limit: int | None, share: float | None) -> tuple[int, str]:
+        """The limit of the peak memory of a process and its source; that of the rank with the least."""
+        if limit is not None:
+            return limit, "the limit given"
+        share = SHARE.get(self.device.type, SHARE["cuda"]) if share is None else share
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            room = memory.Headroom(free, "free GPU memory")
+            used = torch.cuda.memory_allocated(self.device)
+        else:
+            room, used = memory.headroom(), memory.resident_bytes()
+            local = max(1, self.accelerator.num_processes)  # processes of one machine share its memory
+            room = room._replace(bytes=room.bytes // local)
+        mine = int(used + share * room.bytes), f"{100 * share:g} % of the {room.source}"
+        return min(gathered(self.accelerator, mine))
+
+    def _rising(self, largest: int) -> tuple[list[Trial], int | None]:
+        """Trials at micro-batches that double, as far as they fit and get faster; and the one that ran out of memory,
+        if one did."""
+        trials: list[Trial] = []
+        best, idle, size = 0.0, 0, 1
+        while size <= largest and idle < _IDLE:
+            if len(trials) > 1 and predicted_bytes(trials, size) * _MARGIN > self.limit:
+                break
+            self.show("probing micro-batches", size.bit_length() - 1, LARGEST.bit_length() - 1)
+            trial = self._trial(size)
+            if trial is None:
+                return trials, size
+            trials.append(trial)
+            if trial.peak_bytes > self.limit:
+                return trials[:-1], size
+            speed = size / trial.seconds
+            idle = idle + 1 if speed < _GAIN * best else 0
+            best, size = max(best, speed), 2 * size
+        return trials, None
+
+    def _trial(self, size: int) -> Trial | None:
+        """The peak memory and a first time of a micro-batch; None, on every rank, if one ran out of memory."""
+        self._reset_peak()
+        fits = self._fits(size)
+        peak = self._peak()
+        if not fits:
+            return None
+        seconds = self._seconds(lambda: self._pass(self._batch(self.typical, size)), repeats=1)
+        return Trial(size, seconds, 0.0, max(gathered(self.accelerator, peak)))
+
+    def _timed(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials with times of several blocks, in alternation, so that a disturbance meets all alike."""
+        times: dict[int, list[float]] = {trial.micro_batch: [] for trial in trials}
+        batches = {trial.micro_batch: self._batch(self.typical, trial.micro_batch) for trial in trials}
+        for round_number in range(_ROUNDS):
+            for number, trial in enumerate(trials):
+                self.show("timing micro-batches", round_number * len(trials) + number, _ROUNDS * len(trials))
+                passes = max(1, round(_BLOCK_SECONDS / trial.seconds))
+                batch = batches[trial.micro_batch]
+                block = self._seconds(partial(self._passes, batch, passes), repeats=1)
+                times[trial.micro_batch].append(block / passes)
+        return [
+            replace(trial, seconds=min(seen), spread=max(seen) / min(seen) - 1)
+            for trial in trials
+            for seen in (times[trial.micro_batch],)
+        ]
+
+    def _sync_seconds(self, knee: Trial) -> float:
+        """The time that averaging the gradients adds to a pass."""
+        batch = self._batch(self.typical, knee.micro_batch)
+        alone, synchronized = (self._seconds(partial(self._pass, batch, last=last)) for last in (False, True))
+        return max(0.0, synchronized - alone)
+
+    def _seconds(self, work: Callable[[], None], repeats: int = _ROUNDS) -> float:
+        """The least time of `work` over `repeats`; of the slowest rank."""
+        times = []
+        for _ in range(repeats):
+            self._synchronize()
+            started = time.perf_counter()
+            work()
+            self._synchronize()
+            times.append(time.perf_counter() - started)
+        return max(gathered(self.accelerator, min(times)))
+
+    def _fits(self, size: int, step: bool = False) -> bool:
+        """Whether passes over the longest rows fit into memory on every rank; with `step`, an optimizer step too."""
+        fits = True
+        try:
+            for _ in range(2):  # the second with gradients in place, as in a window of several micro-batches
+                self._pass(self._batch(self.longest, size), last=step)
+            if step:
+                self._step()
+        except (MemoryError, RuntimeError) as problem:
+            if not is_out_of_memory(problem):
+                raise
+            fits = False
+        if not fits:
+            free(self.device)
+        return all(gathered(self.accelerator, fits))
+
+    def _batch(self, numbers: np.ndarray, size: int) -> Batch:
+        """A micro-batch of `size` of the rows `numbers`, repeated if there are fewer."""
+        return self.task.collate([self.rows[int(number)] for number in np.resize(numbers, size)])
+
+    def _pass(self, batch: Batch, last: bool = False) -> None:
+        with gradient_sync(self.model, last=last):
+            loss = self.task.loss_sum(self.model, to_device(batch, self.device))
+            (loss / max(1, batch.targets)).backward()
+
+    def _passes(self, batch: Batch, count: int) -> None:
+        for _ in range(count):
+            self._pass(batch)
+
+    def _step(self) -> None:
+        """Clip, and step the optimizer, with the gradients that are there."""
+        parameters = [weight for weight in self.model.parameters() if weight.grad is not None]
+        torch.nn.utils.clip_grad_norm_(parameters, self.plan.recipe.optim.clip or float("inf"))
+        kept = [weight.grad for weight in parameters]
+        self.optimizer.set(self.plan.step(0))
+        self.optimizer.step(torch.zeros((), device=self.device))
+        for weight, gradient in zip(parameters, kept, strict=True):
+            weight.grad = gradient
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _reset_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            memory.reset_peak()
+
+    def _peak(self) -> int:
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return memory.peak_bytes()
+
+
+def about(parts: Parts, name: str) -> dict[str, str]:
+    """What a probe depends on, for people; `name`: of the recipe."""
+    recipe, machine = parts.plan.recipe, machine_of(parts.accelerator, parts.model)
+    weights = sum(weight.numel() for weight in parts.model.parameters())
+    threads = f" with {counted(machine['threads'], 'thread')}" if machine["device"] == "cpu" else ""
+    processes = f" × {machine['processes']} ({machine['parallel']})" if machine["processes"] > 1 else ""
+    return {
+        "recipe": name,
+        "model": f"{short(weights)} weights",
+        "length": f"{recipe.data.sequence_length:,} tokens",
+        "precision": precision_of(recipe),
+        "attention": recipe.model.attention,
+        "compiled": "compiled" if recipe.model.compile else "not compiled",
+        "optimizer": recipe.optim.name,
+        "device": f"{machine['device']}{threads}{processes}",
+        "versions": f"torch {machine['torch']}, transformers {machine['transformers']}",
+    }
