@@ -22,6 +22,7 @@ from hfbsz.plan.given import Given, refuse
 from hfbsz.plan.plan import Facts, Phase, Plan
 from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.load import from_mapping
+from hfbsz.recipe.tasks import RowKind
 
 
 def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
@@ -35,7 +36,14 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
     given = Given(recipe, world_size, facts)
 
     # 1. The batches that the recipe names, in whole sequences that the processes can share.
-    refuse(chain(length_grouping_problems(recipe), noise_problems(recipe), average_problems(recipe)))
+    refuse(
+        chain(
+            length_grouping_problems(recipe),
+            noise_problems(recipe),
+            fused_loss_problems(recipe),
+            average_problems(recipe),
+        )
+    )
     refuse(chain(batch_problems(given), noise_ramp_problems(given)))
     sizes = batches(given)
     refuse(division_problems(sizes.named, world_size))
@@ -147,6 +155,14 @@ def noise_problems(recipe: Recipe) -> Iterator[str]:
             "measure.noise.method: per_sequence reads single layers, which model.compile merges: take two_batch, or "
             "model.compile=false"
         )
+
+
+def fused_loss_problems(recipe: Recipe) -> Iterator[str]:
+    """What a loss in chunks of tokens cannot be combined with."""
+    if recipe.model.fused_loss and recipe.row_kind is RowKind.LABEL:
+        yield "model.fused_loss: a classifier has no vocabulary to compute in chunks: model.fused_loss=false"
+    if recipe.model.fused_loss and recipe.model.compile:
+        yield "model.fused_loss: not with model.compile, which traces the head: set one of them to false"
 
 
 def noise_warnings(given: Given, walked: Sequence[Phase], micro: int | None) -> Iterator[str]:

@@ -42,6 +42,11 @@ class Model(Section):
         False, description="add embedding rows to loaded weights if the tokenizer has more tokens than the model"
     )
     compile: bool = Field(False, description="compile the model with torch.compile")
+    fused_loss: bool = Field(
+        False,
+        description="language models: compute the head and the cross-entropy in chunks of tokens, so that the logits "
+        "of a micro-batch never exist in full",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Model":

@@ -159,6 +159,23 @@ METRICS: dict[str, Metric] = {
         "speed", "tokens/s", "training speed over all devices since the last record", ",.0f", "", THROUGHPUT
     ),
     "perf/step_seconds": Metric("step time", "s", "mean time of a step since the last record", ".3g", "", THROUGHPUT),
+    "perf/mfu": Metric(
+        "utilization",
+        "",
+        "model FLOP/s ÷ peak FLOP/s of the devices (Chowdhery et al. 2022), since the last record; that of a CPU is "
+        "measured at the start",
+        ".1%",
+        "share of the peak",
+        THROUGHPUT,
+    ),
+    "perf/data_seconds": Metric(
+        "data wait",
+        "s",
+        "mean time of a step for reading and collating rows, since the last record",
+        ".3g",
+        "",
+        THROUGHPUT,
+    ),
     "perf/peak_memory_bytes": Metric(
         "peak memory", "B", "peak memory of the device, or of the process on a CPU", ",.0f", "", THROUGHPUT
     ),

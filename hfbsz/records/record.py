@@ -34,13 +34,16 @@ class Step:
     skipped: int | None = None  # steps skipped since the start
     tokens_per_second: float | None = None
     step_seconds: float | None = None
+    data_seconds: float | None = None  # part of step_seconds in which the device waits for data
     padding: float | None = (
         None  # share of padding among the positions since the last logged step; None: rows are packed
     )
     collected: Mapping[str, float] = field(default_factory=dict)  # measurements of the collectors, by metric name
 
-    def reading(self, rows: int, peak_memory_bytes: int) -> "Reading":
-        """The record of a logged step, without metrics that are None; `rows`: number of training rows (one epoch)."""
+    def reading(self, rows: int, peak_memory_bytes: int, peak_tokens_per_second: float | None = None) -> "Reading":
+        """The record of a logged step, without metrics that are None; `rows`: number of training rows (one epoch),
+        `peak_tokens_per_second`: at the peak FLOP/s of all devices."""
+        speed, peak = self.tokens_per_second, peak_tokens_per_second
         values = {
             "train/loss": self.loss,
             "train/grad_norm": self.grad_norm,
@@ -56,6 +59,8 @@ class Step:
             "batch/ratio": self.ratio,
             "perf/tokens_per_second": self.tokens_per_second,
             "perf/step_seconds": self.step_seconds,
+            "perf/mfu": speed / peak if speed is not None and peak else None,
+            "perf/data_seconds": self.data_seconds,
             "perf/peak_memory_bytes": peak_memory_bytes,
             **self.collected,
         }

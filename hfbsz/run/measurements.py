@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from hfbsz.measure.noise import NoiseCollector
 from hfbsz.measure.noise_ramp import NoiseRamp
+from hfbsz.measure.utilization import flops_per_token, peak_flops
 from hfbsz.records.noise import NoiseSummary
-from hfbsz.records.record import Step
-from hfbsz.train.distributed import shared
+from hfbsz.records.record import Reading, Step
+from hfbsz.system.memory import peak_bytes
+from hfbsz.train.distributed import precision_of, shared
 from hfbsz.train.loop import Collector
 from hfbsz.train.setup import Setup
 
@@ -23,6 +27,7 @@ class Measurements:
         if plan.recipe.measure.noise.method != "off":
             ranks, parts = setup.accelerator.num_processes, setup.optimizer.parts
             self._noise = NoiseCollector(plan, setup.model, ranks, state.get("noise"), parts)
+        self._peak_speed = _peak_speed(setup)
         self._ramp = NoiseRamp(plan, state.get("ramp")) if plan.recipe.follows_noise else None
 
     @property
@@ -34,6 +39,12 @@ class Measurements:
     def noise(self) -> NoiseSummary | None:
         """The newest noise scale; None if none was measured."""
         return None if self._noise is None else self._noise.summary()
+
+    def reading(self, step: Step, rows: int) -> Reading:
+        """The record of a logged step; `rows`: number of training rows."""
+        device = self._accelerator.device
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
+        return step.reading(rows, memory, self._peak_speed)
 
     def decide(self, step: Step) -> int | None:
         """The batch in sequences that an adaptive ramp takes from the next step on, the same on all ranks; None: no
@@ -47,3 +58,14 @@ class Measurements:
         """The state as plain data, for a checkpoint."""
         parts = {"noise": self._noise, "ramp": self._ramp}
         return {name: part.to_dict() for name, part in parts.items() if part is not None}
+
+
+def _peak_speed(setup: Setup) -> float | None:
+    """On rank 0, tokens per second at the peak of all devices; None if the peak is not known."""
+    accelerator, plan = setup.accelerator, setup.plan
+    if not accelerator.is_main_process:
+        return None
+    peak = peak_flops(accelerator.device, precision_of(plan.recipe))
+    model = accelerator.unwrap_model(setup.model, keep_torch_compile=False)
+    operations = flops_per_token(model, plan.tokens_per_row)
+    return None if peak is None else peak * accelerator.num_processes / operations

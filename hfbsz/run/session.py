@@ -1,14 +1,11 @@
 """One run from start to end: recipe, plan, data, model, loop, evaluation, records, reports and the saved model."""
 
 import json
-import resource
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from accelerate import Accelerator
 
@@ -202,7 +199,7 @@ class Session:
                 self._tell_of_memory(step)
             if step.logged:
                 self.skipped = step.skipped or 0
-                self.emit(step.reading(len(self.data.train), self.peak_memory_bytes()))
+                self.emit(self.measurements.reading(step, len(self.data.train)))
             self.decide_batch(step)
             before, self.last = self.last, step
             if self.evaluate_if_due(before, step):
@@ -360,12 +357,6 @@ class Session:
         if self.evaluator.not_finite:
             self.check_finite()
         return reading
-
-    def peak_memory_bytes(self) -> int:
-        """Peak memory in bytes: of the GPU's allocator, or of the process on a CPU."""
-        if self.accelerator.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def save(self, last: Step, final: Reading, state: str, cause: Cause, why: str | None) -> None:
         """Save the model in Hugging Face format, its card and the page; the status last, so that it is always true."""

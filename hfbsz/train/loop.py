@@ -121,6 +121,7 @@ def train(
         started = time.perf_counter()
         planned = within(plan.step(progress.at.sequences, progress.decisions), progress.micro_limit)
         batches = windows.window(planned)
+        waited = time.perf_counter() - started
         counts = [sum(getattr(batch, name) for batch in batches) for name in ("targets", "tokens", "positions")]
         *counts, stopping = state.agreement.sum(*counts, int(stop()))
         if stopping:
@@ -135,7 +136,7 @@ def train(
         with waiting(math.inf if single else AGREEMENT_SECONDS + 2 * slowest):
             measuring = [collector for collector in collectors if logged and collector.due(progress.at)]
             planned, batches, collected = state.update(planned, batches, counts[0], measuring)
-            step = state.finish(planned, batches, counts, logged, collected, started)
+            step = state.finish(planned, batches, counts, logged, collected, started, waited)
         seconds = time.perf_counter() - started
         slowest = seconds if math.isinf(slowest) else max(slowest, seconds)
         yield step
@@ -229,19 +230,21 @@ class _State:
         logged: bool,
         collected: Mapping,
         started: float,
+        waited: float,
     ) -> Step:
         """Update the progress, and return the Step; only a logged step waits for the device. `counts` are the targets,
-        tokens and positions of the window over all ranks."""
+        tokens and positions of the window over all ranks, `waited` the seconds in which it was read and collated."""
         progress, (targets, tokens, _) = self.progress, counts
         measured = self._read(targets) if logged else {}
         elapsed = time.perf_counter() - started
         progress.at = progress.at._replace(tokens=progress.at.tokens + tokens, seconds=progress.at.seconds + elapsed)
-        totals = [total + count for total, count in zip(progress.since_log, (*counts, 1, elapsed), strict=True)]
+        totals = [total + count for total, count in zip(progress.since_log, (*counts, 1, elapsed, waited), strict=True)]
         if logged:
             measured |= {
                 "loss": measured["loss"] / totals[0],
                 "tokens_per_second": totals[1] / totals[4],
                 "step_seconds": totals[4] / totals[3],
+                "data_seconds": totals[5] / totals[3],
                 "padding": None if self.plan.recipe.data.pack else 1 - totals[1] / totals[2],
             }
         progress.since_log = list(NOTHING) if logged else totals

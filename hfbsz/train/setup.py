@@ -149,6 +149,10 @@ def sharding_of(recipe: Recipe) -> Sharding | None:
             f"optim.name: {recipe.optim.name} has not been tested with sharded weights (FSDP2): "
             "use adamw, or launch with DDP (accelerate_configs/ddp.yaml)"
         )
+    if sharding is not None and recipe.model.fused_loss:
+        raise UserError(
+            "model.fused_loss: it reads the weight of the head, which sharding (FSDP2) splits: model.fused_loss=false"
+        )
     if sharding is not None and recipe.model.lora is not None:
         raise UserError(
             "model.lora: it has not been tested with sharded weights (FSDP2): launch with DDP "

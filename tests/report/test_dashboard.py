@@ -31,7 +31,13 @@ EXPECTED = {
         "train/learning_rate",
         "train/weight_decay",
     },
-    "Throughput": {"perf/tokens_per_second", "perf/step_seconds", "perf/peak_memory_bytes"},
+    "Throughput": {
+        "perf/tokens_per_second",
+        "perf/step_seconds",
+        "perf/data_seconds",
+        "perf/mfu",
+        "perf/peak_memory_bytes",
+    },
     "Noise": {"train/grad_norm", "train/skipped"},
     "Overfitting": {"train/loss", "eval/loss", "train/epoch"},
 }

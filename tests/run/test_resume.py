@@ -62,9 +62,13 @@ class Started:
 
 def told(folder):
     """The records of training and evaluation without times."""
-    timed = {"record", "time", "train/seconds", "perf/tokens_per_second", "perf/step_seconds", "perf/peak_memory_bytes"}
+    timed = {"record", "time", "train/seconds"}
     return [
-        {key: value for key, value in record.items() if key not in timed and not key.endswith("/seconds")}
+        {
+            key: value
+            for key, value in record.items()
+            if key not in timed and not key.endswith("/seconds") and not key.startswith("perf/")
+        }
         for event in ("step", "eval", "final")
         for record in records(folder, event)
     ]

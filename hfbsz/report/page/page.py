@@ -5,6 +5,7 @@ drawn by `figures` and `overfitting`.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def _view(run: RunData, name: str, index: int) -> dict[str, Any]:
         "planned_steps": plan.get("steps"),
         "seconds": seconds,
         "speed": tokens / seconds if tokens and seconds else None,
+        "utilization": _median(run.values("perf/mfu")),
         "memory": run.largest("perf/peak_memory_bytes"),
         "batch": _range(_planned_batches(plan) or run.values("batch/global")),
         "rate": run.largest("train/learning_rate"),
@@ -209,6 +211,10 @@ def _planned_batches(plan: Mapping[str, Any]) -> list[int]:
     """The batches of a plan's phases; empty if the run decides them."""
     phases = plan.get("phases", ())
     return [] if any(phase.get("steps") == 0 for phase in phases) else [phase["batch"] for phase in phases]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def _range(values: Sequence[float]) -> str:

@@ -12,6 +12,7 @@ from hfbsz.data.batches import Batch
 from hfbsz.data.rows import Row
 from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Recipe
+from hfbsz.train.linear_loss import FusedHead
 from hfbsz.train.tasks import BatchEvaluation
 
 _PROMPT, _CONTINUATION = 16, 16  # targets of a row that prompt it, and that greedy decoding must then reproduce
@@ -27,8 +28,9 @@ class LanguageModeling:
     support this (`check_attends_within`).
     """
 
-    def __init__(self, pad_token: int, end_token: int | None = None) -> None:
-        self.pad_token, self.end_token = pad_token, end_token
+    def __init__(self, pad_token: int, end_token: int | None = None, head: FusedHead | None = None) -> None:
+        """`head`: for a loss in chunks of tokens (train/linear_loss); None: from the logits."""
+        self.pad_token, self.end_token, self.head = pad_token, end_token, head
 
     def collate(self, rows: Sequence[Any]) -> Batch:
         """Tensors of shape [rows, longest]; a None row has no targets."""
@@ -49,6 +51,10 @@ class LanguageModeling:
 
     def loss_sum(self, model: Any, batch: Batch) -> torch.Tensor:
         """ΣNLL over the targets, in nats."""
+        if self.head is not None:
+            with self.head.bypassed():
+                hidden = model(**batch.inputs, use_cache=False).logits
+            return self.head.loss_sum(hidden, batch.labels)
         logits = _logits(model, batch)
         return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -68,12 +74,13 @@ class LanguageModeling:
 
 def build(recipe: Recipe, model: Any, tokenizer: Any) -> LanguageModeling:
     """Build the task for a model. Raises UserError for `data.attend=within` with a model in which packed documents
-    attend to each other."""
+    attend to each other, and for `model.fused_loss` with a model whose head is not linear."""
     within = recipe.data.pack and recipe.data.attend == "within"
     if within:
         check_attends_within(model)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    return LanguageModeling(end if pad is None else pad, end if within else None)
+    head = FusedHead(model) if recipe.model.fused_loss else None
+    return LanguageModeling(end if pad is None else pad, end if within else None, head)
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,68 @@
+"""Model FLOP/s utilization: what training achieves of the peak of its devices (Chowdhery et al. 2022, appendix B).
+
+It counts the operations that the model needs, not those that are carried out: recomputed activations and padding do not
+raise it. A peak is that of dense matrix products in the precision of the run.
+"""
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+# dense TFLOP/s by data sheet (NVIDIA), for bfloat16 with float32 sums and for float32 without TF32; first match counts
+_PEAKS = (
+    ("H100 PCIe", {"bf16": 756.0, "fp32": 51.0}),
+    ("H100", {"bf16": 989.4, "fp32": 66.9}),
+    ("H200", {"bf16": 989.4, "fp32": 66.9}),
+    ("A100", {"bf16": 312.0, "fp32": 19.5}),
+    ("L40S", {"bf16": 362.0, "fp32": 91.6}),
+    ("RTX 4090", {"bf16": 165.2, "fp32": 82.6}),
+)
+_SIZE, _SECONDS = 1024, 0.2  # of the matrices that measure a CPU, and how long
+_DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+
+
+def flops_per_token(model: nn.Module, length: float) -> float:
+    """Floating-point operations of a training step per input token.
+
+    2 for each weight of a matrix product in the forward pass, 2 in the backward pass for the gradient of its input, and
+    2 for the gradient of the weight if it is trained; and 12 · layers · width · length for attention over rows of
+    `length` tokens, the upper half of the scores included. Embeddings are lookups, unless they are the output head too.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    embeddings = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
+    embeddings -= {id(head.weight)} if head is not None else set()
+    weights = [one for one in model.parameters() if one.ndim >= 2 and id(one) not in embeddings]
+    products = sum(4 * one.numel() + 2 * one.numel() * one.requires_grad for one in weights)
+    return products + 12 * _layers_times_width(getattr(model, "config", None)) * length
+
+
+def _layers_times_width(config: Any) -> int:
+    """The number of layers × the width of their attention; 0 if the configuration does not tell."""
+    layers, heads, hidden = (
+        getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    )
+    size = getattr(config, "head_dim", None) or (hidden // heads if hidden and heads else None)
+    return layers * heads * size if layers and heads and size else 0
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """The peak of a device in FLOP/s in a precision (fp32, bf16, fp64): of a GPU from a table, of a CPU by measurement
+    with torch's threads of this process; None if it is not known."""
+    if device.type == "cpu":
+        return _measured(_DTYPES[precision])
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peaks = next((peaks for part, peaks in _PEAKS if part in name), {})
+    return peaks[precision] * 1e12 if precision in peaks else None
+
+
+def _measured(dtype: torch.dtype) -> float:
+    """The speed of products of two square matrices on the CPU in FLOP/s: the best of those that fit into 0.2 s."""
+    one, other = (torch.full((_SIZE, _SIZE), 0.5, dtype=dtype) for _ in range(2))
+    result = torch.mm(one, other)
+    best, end = float("inf"), time.perf_counter() + _SECONDS
+    while (started := time.perf_counter()) < end:
+        torch.mm(one, other, out=result)
+        best = min(best, time.perf_counter() - started)
+    return 2 * _SIZE**3 / best

@@ -1,0 +1,174 @@
+"""The loss of a linear head in chunks of tokens equals that of its logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, TINY, records
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import hfbsz.train.linear_loss as module
+from hfbsz.errors import UserError
+from hfbsz.plan.plan import Facts
+from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.load import load
+from hfbsz.train.linear_loss import FusedHead, chunk_of, linear_cross_entropy
+from hfbsz.train.setup import setup
+
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def _chunks(monkeypatch):
+    monkeypatch.setitem(module._ROWS, "cpu", (7, 7))
+
+
+def inputs(dtype=torch.float64, bias=True):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(3, 11, 16, dtype=dtype), torch.randn(50, 16, dtype=dtype)
+    labels = torch.randint(0, 50, (3, 11))
+    labels[0, :4] = labels[2, -1] = -100
+    return hidden, weight, torch.randn(50, dtype=dtype) if bias else None, labels
+
+
+def gradients(loss, hidden, weight, bias, labels, scale=0.25):
+    leaves = [leaf.clone().requires_grad_() for leaf in (hidden, weight, bias) if leaf is not None]
+    value = loss(*leaves, *([None] if bias is None else []), labels)
+    (value * scale).backward()
+    return value.detach(), [leaf.grad for leaf in leaves]
+
+
+def plain(hidden, weight, bias, labels):
+    logits = F.linear(hidden, weight, bias)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_loss_and_gradients_are_those_of_the_logits(bias, dtype, tolerance):
+    given = inputs(dtype, bias)
+    value, ours = gradients(linear_cross_entropy, *given)
+    expected, theirs = gradients(plain, *given)
+    assert torch.allclose(value, expected, rtol=tolerance)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.linalg.norm(one - other) < tolerance * torch.linalg.norm(other)
+
+
+def test_large_logits_do_not_overflow():
+    hidden, weight, bias, labels = inputs(torch.float32)
+    value, ours = gradients(linear_cross_entropy, hidden * 1e4, weight, bias, labels)
+    assert torch.isfinite(value) and all(torch.isfinite(one).all() for one in ours)
+
+
+def test_rows_without_targets_cost_nothing():
+    hidden, weight, bias, labels = inputs()
+    value, ours = gradients(linear_cross_entropy, hidden, weight, bias, torch.full_like(labels, -100))
+    assert value == 0 and all((one == 0).all() for one in ours)
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden, weight, bias, labels = inputs()
+    leaf = hidden.clone().requires_grad_()
+    linear_cross_entropy(leaf, weight, bias, labels).backward()
+    _, (expected, *_) = gradients(plain, hidden, weight, bias, labels, scale=1)
+    assert torch.allclose(leaf.grad, expected) and weight.grad is None
+
+
+def test_under_autocast_the_products_are_in_bfloat16():
+    hidden, weight, bias, labels = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        value, ours = gradients(linear_cross_entropy, hidden, weight, bias, labels)
+    expected, theirs = gradients(plain, hidden, weight, bias, labels)
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(expected.item(), rel=2e-2)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.float32 and torch.linalg.norm(one - other) < 2e-2 * torch.linalg.norm(other)
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that an operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_the_logits_never_exist_in_full():
+    given = inputs()
+    with Largest() as fused:
+        gradients(linear_cross_entropy, *given)
+    with Largest() as whole:
+        gradients(plain, *given)
+    assert whole.elements == 33 * 50 and fused.elements == 50 * 16  # the weight, not the logits
+
+
+def test_chunks_are_large_enough_for_the_products():
+    assert chunk_of(2048, torch.device("cpu")) == 7  # the bounds of this test
+    assert chunk_of(50_257, torch.device("cuda")) == 2**27 // 50_257
+    assert chunk_of(100, torch.device("cuda")) == 65536
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("words", [[], ["data.attend=within", "data.pack=true", "model.attention=sdpa"]])
+def test_a_run_is_that_of_the_logits(monkeypatch, cache, ragged, family, words):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HFBSZ_CACHE", str(cache))
+    words = [*words, "precision=fp64", "duration=4steps", "optim.name=adamw"]
+    words += ["model=tiny_gpt2"] if family == "gpt2" else []
+    runs = [
+        setup(load([TINY, f"data.files={ragged}", *words, f"model.fused_loss={on}"]).recipe) for on in (False, True)
+    ]
+    losses, norms = zip(
+        *(
+            [[getattr(step, name) for step in steps] for name in ("loss", "grad_norm")]
+            for steps in [list(one.steps()) for one in runs]
+        ),
+        strict=True,
+    )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9) and norms[0] == pytest.approx(norms[1], rel=1e-7)
+    evaluated = [one.evaluate(one.data.validation, range(8), 4).loss for one in runs]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-9)
+
+
+def test_two_processes_are_one(hfbsz, ragged, tmp_path):
+    words = [TINY, f"data.files={ragged}", "duration=6steps", "batch.micro_max=2", "precision=fp64", "threads=1"]
+    losses = {}
+    for processes, fused in ((1, False), (1, True), (2, True)):
+        folder = tmp_path / f"{processes}{fused}"
+        ended = hfbsz("pretrain.py", *words, f"model.fused_loss={fused}", f"output_dir={folder}", processes=processes)
+        assert ended.code == 0, ended.err
+        losses[processes, fused] = [step["train/loss"] for step in records(folder, "step")]
+    assert losses[1, True] == pytest.approx(losses[1, False], rel=1e-9)
+    assert losses[2, True] == pytest.approx(losses[1, False], rel=1e-9)
+
+
+class Capped(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = 0.1 * torch.tanh(output.logits)
+        return output
+
+
+def test_a_model_that_changes_its_logits_is_refused():
+    config = LlamaConfig(vocab_size=50, initializer_range=1.0, **SMALL)
+    with pytest.raises(UserError, match="changes the logits of its head"):
+        FusedHead(Capped(config))
+    FusedHead(LlamaForCausalLM(config))
+    FusedHead(GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["recipe=debug", "model.compile=true"], "not with model.compile"),
+        (["recipe=small_batch"], "a classifier has no vocabulary"),
+    ],
+)
+def test_what_it_cannot_be_combined_with(monkeypatch, words, said):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=said):
+        resolve(load([*words, "model.fused_loss=true"]).recipe, 1, Facts(rows=500, tokens_per_row=200.0))
