@@ -1,4 +1,4 @@
-"""Benchmark hfbsz: `python scripts/bench.py startup [repeats=5]`, or `python scripts/bench.py finetune`.
+"""Benchmark hfbsz: `python scripts/bench.py startup|finetune|pretrain [repeats=…] [steps=…] [out=FILE.json] […]`.
 
 startup: wall time of `import hfbsz`, scripts/plan.py and `--help` in new processes, compared with their limits. Exits
 with 1 if a limit is exceeded.
@@ -6,12 +6,18 @@ finetune [recipe=small_batch repeats=5 steps=20 key.path=value …]: training ro
 transformers' Trainer with dynamic padding, with rows in random order and grouped by length. Both train the same model
 on the same rows with the same batch and optimizer, alternating in one process, without evaluation and saving. Exits
 with 1 if hfbsz is not the fastest.
+pretrain [recipe=small_batch_pretrain repeats=10 steps=5 key.path=value …]: the same for a language model on packed
+rows, with a plain PyTorch loop as a further trainer, at several micro-batches; each is compared at its own best one.
+out: a file for all numbers.
 """
 
+import json
+import math
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hfbsz.system.streams import script
@@ -47,39 +53,93 @@ def startup(repeats: int) -> bool:
     return within_limits
 
 
-def finetune(words: list[str], repeats: int, steps: int) -> bool:
-    """Print the rows per second of each trainer; return whether hfbsz has the highest median."""
-    from finetune_speed import ways
-
-    trainers = ways(words, steps)
+def measure(trainers: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Rows per second of each trainer in `repeats` blocks, in alternation; a first block of each warms up."""
     speeds: dict[str, list[float]] = {name: [] for name in trainers}
     for number in range(repeats + 1):
         for name, rows_per_second in trainers.items():
             speed = rows_per_second()
-            if number:  # the first round warms up
+            if number:
                 speeds[name].append(speed)
-    ours = speeds["hfbsz"]
-    for name, measured in speeds.items():
-        ratios = [mine / theirs for mine, theirs in zip(ours, measured, strict=True)]
-        low, high = min(measured), max(measured)
+    return speeds
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % interval of the median: the order statistics that a binomial distribution gives (0: the extremes)."""
+    ordered, count = sorted(values), len(values)
+    outside, tail = 0, 0.0
+    while (tail := tail + math.comb(count, outside) / 2**count) <= 0.025:
+        outside += 1
+    return ordered[max(0, outside - 1)], ordered[min(count - 1, count - outside)]
+
+
+def compare(speeds: Mapping[str, Sequence[float]], ours: str, unit: float, name: str) -> dict[str, object]:
+    """Print each trainer's median speed and hfbsz's ratio to it; returns the numbers. `unit`: of a row."""
+    numbers: dict[str, object] = {}
+    for other, measured in speeds.items():
+        ratios = [mine / theirs for mine, theirs in zip(speeds[ours], measured, strict=True)]
+        low, high = interval(ratios)
+        median = statistics.median(measured) * unit
+        numbers[other] = {"speed": median, "ratio": statistics.median(ratios), "low": low, "high": high}
         print(
-            f"{name:<26} {statistics.median(measured):7.1f} rows/s ({repeats} times, {low:.1f} to {high:.1f}); "
-            f"hfbsz is {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
+            f"{other:<26} {median:9,.1f} {name} ({len(measured)} blocks, {min(measured) * unit:,.1f} to "
+            f"{max(measured) * unit:,.1f}); {ours} is {statistics.median(ratios):.2f} times as fast "
+            f"(95 %: {low:.2f} to {high:.2f})"
         )
-    return all(statistics.median(ours) >= statistics.median(measured) for measured in speeds.values())
+    return numbers
+
+
+def finetune(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
+    """Time the trainers of a classifier; returns whether hfbsz has the highest median, and the numbers."""
+    from trainer_speed import finetuning
+
+    speeds = measure(finetuning(words, steps), repeats)
+    medians = {name: statistics.median(measured) for name, measured in speeds.items()}
+    return medians["hfbsz"] >= max(medians.values()), compare(speeds, "hfbsz", 1.0, "rows/s")
+
+
+def pretrain(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
+    """Time the trainers of a language model, each at its best micro-batch; returns whether hfbsz has the highest
+    median, and the numbers."""
+    from trainer_speed import pretraining
+
+    from hfbsz.recipe.load import load
+
+    length = load(words).recipe.data.sequence_length
+    speeds = measure(pretraining(words, steps), repeats)
+    for name, measured in speeds.items():
+        print(f"{name:<26} {statistics.median(measured) * length:9,.0f} tokens/s")
+    best: dict[str, str] = {}
+    for name, measured in speeds.items():
+        kind = name.partition(",")[0]
+        if kind not in best or statistics.median(measured) > statistics.median(speeds[best[kind]]):
+            best[kind] = name
+    print("at the best micro-batch of each:")
+    ours = max((best["hfbsz"], best["hfbsz fused"]), key=lambda name: statistics.median(speeds[name]))
+    numbers = compare({name: speeds[name] for name in best.values()}, ours, length, "tokens/s")
+    return all(statistics.median(speeds[ours]) >= statistics.median(speeds[name]) for name in best.values()), numbers
 
 
 def main(words: list[str]) -> int:
     pairs = [word.split("=", 1) for word in words[1:] if "=" in word]
     options = {key: value for key, value in pairs if key in ("repeats", "steps")}
-    if words[:1] not in (["startup"], ["finetune"]) or not all(value.isdigit() for value in options.values()):
+    out = [value for key, value in pairs if key == "out"]
+    benches = {
+        "finetune": (finetune, "recipe=small_batch", "5", "20"),
+        "pretrain": (pretrain, "recipe=small_batch_pretrain", "10", "5"),
+    }
+    if words[:1] not in (["startup"], ["finetune"], ["pretrain"]) or not all(map(str.isdigit, options.values())):
         print(__doc__)
         return 2
-    repeats = int(options.get("repeats", "5"))
     if words[0] == "startup":
-        return 0 if startup(repeats) else 1
-    recipe = [f"{key}={value}" for key, value in pairs if key not in options]
-    return 0 if finetune(recipe or ["recipe=small_batch"], repeats, int(options.get("steps", "20"))) else 1
+        return 0 if startup(int(options.get("repeats", "5"))) else 1
+    bench, default, repeats, steps = benches[words[0]]
+    recipe = [f"{key}={value}" for key, value in pairs if key not in (*options, "out")]
+    recipe = recipe if any(word.startswith("recipe=") for word in recipe) else [default, *recipe]
+    fastest, numbers = bench(recipe, int(options.get("repeats", repeats)), int(options.get("steps", steps)))
+    if out:
+        Path(out[-1]).write_text(json.dumps(numbers, indent=1))
+    return 0 if fastest else 1
 
 
 if __name__ == "__main__":
