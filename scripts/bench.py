@@ -84,7 +84,7 @@ def compare(speeds: Mapping[str, Sequence[float]], ours: str, unit: float, name:
         print(
             f"{other:<26} {median:9,.1f} {name} ({len(measured)} blocks, {min(measured) * unit:,.1f} to "
             f"{max(measured) * unit:,.1f}); {ours} is {statistics.median(ratios):.2f} times as fast "
-            f"(95 %: {low:.2f} to {high:.2f})"
+            f"({'95 %: ' if len(ratios) > 5 else ''}{low:.2f} to {high:.2f})"
         )
     return numbers
 

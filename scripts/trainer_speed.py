@@ -90,7 +90,7 @@ def _plain(bundle: Setup, steps: int, micro: int) -> Timed:
                 logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
                 loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
                 (loss * (micro / batch)).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip or float("inf"))
             optimizer.step()
             optimizer.zero_grad()
         if device.type == "cuda":
@@ -122,7 +122,8 @@ def _trainer(
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder, train_sampling_strategy=order, optim="adamw_torch_fused", report_to=[],
-                learning_rate=optim.lr, weight_decay=optim.weight_decay, max_grad_norm=optim.clip, disable_tqdm=True,
+                learning_rate=optim.lr, weight_decay=optim.weight_decay, max_grad_norm=optim.clip or 0.0,
+                disable_tqdm=True,
                 per_device_train_batch_size=micro, gradient_accumulation_steps=max(1, batch // micro),
                 max_steps=steps, save_strategy="no", logging_strategy="no", use_cpu=not torch.cuda.is_available(),
             )  # fmt: skip

@@ -15,22 +15,35 @@ micro-batch to try. out: the folder for report.html and probe.json (default: pro
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbsz.display import one_line, visible
-from hfbsz.errors import MISUSED, UserError, complain, did_you_mean, number_of, rank
+from hfbsz.errors import (
+    MISUSED,
+    LaunchError,
+    RankError,
+    UserError,
+    complain,
+    did_you_mean,
+    ignore_rank,
+    number_of,
+    rank,
+)
 from hfbsz.recipe.amounts import counted
-from hfbsz.records.probe import Probe
+from hfbsz.records.probe import Probe, shown_bytes
 from hfbsz.run.cli import asks_for_help, read_words
 from hfbsz.system.command_name import command_name
+from hfbsz.system.files import refuse_others
 from hfbsz.system.launcher import check_launch
 
 if TYPE_CHECKING:
     from hfbsz.plan.plan import Plan
     from hfbsz.recipe.load import LoadedRecipe
 
+PAGE, NUMBERS, MARK = "report.html", "probe.json", b"<title>Probe of "
 _OPTIONS = ("limit", "share", "largest", "out", "format")
 
 
@@ -52,57 +65,72 @@ def main(words: list[str]) -> int:
             near = did_you_mean(options["format"], ("text", "json"))
             raise UserError(f"format={options['format']}: neither text nor json{near}")
         loaded = read_words(command_name("probe"), others)
+        if loaded is not None and loaded.recipe.batch.micro_max == "auto":  # which this command finds
+            loaded = read_words(command_name("probe"), [*others, "batch.micro_max=1"])
         return MISUSED if loaded is None else _probe(loaded, options)
+    except LaunchError as problem:
+        ignore_rank()
+        return complain(problem.lines)
+    except RankError as problem:
+        return complain(problem.lines, everywhere=True)
     except UserError as problem:
         return complain(problem.lines)
 
 
 def _probe(loaded: "LoadedRecipe", options: Mapping[str, str]) -> int:
-    from hfbsz.train.micro_batch import (
-        LARGEST,
-        about,
-        bytes_of,
-        probe,
-    )  # imports torch: only once the words are checked
-
     share = _number(options, "share", lambda value: 0 < value <= 1, "a share above 0, at most 1") or None
     largest = _number(options, "largest", lambda value: value >= 1 and value == int(value), "a whole number above 0")
+    is_text, is_main = options.get("format") != "json", rank() == 0
+    folder = Path(options.get("out") or f"probes/{loaded.name}-{loaded.recipe.digest()}")
+    from hfbsz.report.console import Console  # imports torch: only once the words are checked
+    from hfbsz.report.page.probe import save
+    from hfbsz.train.distributed import set_threads
+    from hfbsz.train.micro_batch import LARGEST, about, bytes_of, probe
+    from hfbsz.train.setup import setup
+
     limit = None
     if "limit" in options:
         try:
             limit = bytes_of(options["limit"])
         except ValueError as problem:
             raise UserError(f"limit: {problem}") from None
-    from hfbsz.report.console import Console
-    from hfbsz.train.distributed import set_threads
-    from hfbsz.train.setup import setup
-
-    is_main = rank() == 0
-    console = Console() if is_main and options.get("format") != "json" else None
+    console = Console() if is_main and is_text else None
     show = console.work if console is not None else lambda *_: None
     set_threads(loaded.recipe)
-    prepared = setup(loaded.recipe, show=show)
-    plan, parts, accelerator = prepared.plan, prepared.parts(), prepared.accelerator
-    result = probe(
-        parts, about(parts, loaded.name), limit=limit, share=share, largest=int(largest or LARGEST), show=show
-    )
-    accelerator.end_training()
-    if not is_main:
-        return 0
-    folder = Path(options.get("out") or f"probes/{loaded.name}-{loaded.recipe.digest()}")
-    if console is not None:
-        console.end_work()
-    from hfbsz.report.page.probe import save
-
-    try:
+    with _claimed(folder) if is_main else nullcontext():
+        prepared = setup(loaded.recipe, show=show)
+        plan, parts = prepared.plan, prepared.parts()
+        most = int(largest or LARGEST)
+        result = probe(parts, about(parts, loaded.name), limit=limit, share=share, largest=most, show=show)
+        prepared.accelerator.end_training()
+        if not is_main:
+            return 0
+        if console is not None:
+            console.end_work()
         page = save(result, plan, folder)
+    if is_text:
+        print(visible("\n".join([*lines_of(result, plan), f"page      {one_line(str(page))}"])))
+    else:
+        print(json.dumps(result.to_dict(), indent=1))
+    return 0
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Create the folder for the result, and remove it again if there is none. Raises UserError if it cannot be written,
+    or has other files of the same names."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, mark in ((PAGE, MARK), (NUMBERS, b'"limit_bytes"')):
+            refuse_others("out", folder / name, mark)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"out={folder}: not writable: choose another folder")
+        yield
     except OSError as problem:
         raise UserError(f"out={folder}: {problem.strerror}") from None
-    if options.get("format") == "json":
-        print(json.dumps(result.to_dict(), indent=1))
-    else:
-        print(visible("\n".join([*lines_of(result, plan), f"page      {one_line(str(page))}"])))
-    return 0
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # if it is empty
 
 
 def _number(options: Mapping[str, str], name: str, valid: Any, meaning: str) -> float:
@@ -135,7 +163,7 @@ def lines_of(probe: Probe, plan: "Plan") -> list[str]:
     measured = "measured" if probe.failed is not None else "predicted from a line through the peaks"
     lines += [
         f"knee      {counted(probe.knee, 'sequence')}: the smallest micro-batch within 5 % of the best throughput",
-        f"wall      {counted(int(wall), 'sequence') if math.isfinite(wall) else 'not in reach'}: the largest that fits "
+        f"wall      {counted(int(wall), 'sequence') if math.isfinite(wall) else 'not known'}: the largest that fits "
         f"into {limit} ({measured})",
         *_price_lines(probe, rows),
         f"optimizer {probe.step_seconds * 1e3:,.3g} ms a step",
@@ -146,7 +174,9 @@ def lines_of(probe: Probe, plan: "Plan") -> list[str]:
         lines.append(
             f"averaging {probe.sync_seconds * 1e3:,.3g} ms a step for gradients over {processes} processes: {shown}"
         )
-    lines.append(f"take      batch.micro_max={probe.knee}: the batch of a step stays the same")
+    field = "micro_max" if plan.recipe.batch.micro_tokens is None else "micro_tokens"
+    value = probe.knee if field == "micro_max" else round(probe.knee * probe.tokens_per_row)
+    lines.append(f"take      batch.{field}={value}: the batch of a step stays the same")
     return lines
 
 
@@ -159,8 +189,3 @@ def _price_lines(probe: Probe, rows: int) -> Sequence[str]:
         f"price     a step of {counted(rows, 'sequence')} a process takes {price:.2f} times as long in micro-batches "
         f"of {probe.trials[0].micro_batch} as in micro-batches of {largest}"
     ]
-
-
-def shown_bytes(count: float) -> str:
-    """An amount of memory in the larger of MiB and GiB that fits: `612 MiB`, `12.3 GiB`."""
-    return f"{count / 2**30:,.3g} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

@@ -19,17 +19,22 @@ _PEAKS = (
     ("L40S", {"bf16": 362.0, "fp32": 91.6}),
     ("RTX 4090", {"bf16": 165.2, "fp32": 82.6}),
 )
+_OTHERS = ("MIG", "NVL", "Laptop", "Max-Q")  # parts of a GPU, or other versions of one
 _SIZE, _SECONDS = 1024, 0.2  # of the matrices that measure a CPU, and how long
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # in the configuration
 _DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 
-def flops_per_token(model: nn.Module, length: float) -> float:
+def flops_per_token(model: nn.Module, length: float) -> float | None:
     """Floating-point operations of a training step per input token.
 
     2 for each weight of a matrix product in the forward pass, 2 in the backward pass for the gradient of its input, and
     2 for the gradient of the weight if it is trained; and 12 · layers · width · length for attention over rows of
     `length` tokens, the upper half of the scores included. Embeddings are lookups, unless they are the output head too.
+    None for a mixture of experts, of which a token uses a part.
     """
+    if any(getattr(getattr(model, "config", None), name, None) for name in _EXPERTS):
+        return None
     head = getattr(model, "get_output_embeddings", lambda: None)()
     embeddings = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
     embeddings -= {id(head.weight)} if head is not None else set()
@@ -53,6 +58,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type == "cpu":
         return _measured(_DTYPES[precision])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if any(part in name for part in _OTHERS):
+        return None
     peaks = next((peaks for part, peaks in _PEAKS if part in name), {})
     return peaks[precision] * 1e12 if precision in peaks else None
 

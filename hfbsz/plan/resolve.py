@@ -22,6 +22,7 @@ from hfbsz.plan.given import Given, refuse
 from hfbsz.plan.plan import Facts, Phase, Plan
 from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.load import from_mapping
+from hfbsz.recipe.ramp import Ramp
 from hfbsz.recipe.tasks import RowKind
 
 
@@ -41,6 +42,7 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
             length_grouping_problems(recipe),
             noise_problems(recipe),
             fused_loss_problems(recipe),
+            micro_max_problems(recipe),
             average_problems(recipe),
         )
     )
@@ -163,6 +165,21 @@ def fused_loss_problems(recipe: Recipe) -> Iterator[str]:
         yield "model.fused_loss: a classifier has no vocabulary to compute in chunks: model.fused_loss=false"
     if recipe.model.fused_loss and recipe.model.compile:
         yield "model.fused_loss: not with model.compile, which traces the head: set one of them to false"
+
+
+def micro_max_problems(recipe: Recipe) -> Iterator[str]:
+    """What a micro-batch that is found by a probe cannot be combined with."""
+    batch = recipe.batch
+    if batch.micro_max != "auto":
+        return
+    if batch.micro_tokens is not None:
+        yield "batch.micro_max: auto is of no use with batch.micro_tokens, which fills micro-batches: set one of them"
+    kind = Ramp.parse(batch.ramp).kind if batch.ramp is not None else ""
+    if kind in ("linear", "seesaw"):
+        yield (
+            f"batch.micro_max: the ramp '{batch.ramp}' takes multiples of the micro-batch, so that its batches would "
+            "depend on a probe: set a number, such as batch.micro_max=8 (hfbsz probe finds one)"
+        )
 
 
 def noise_warnings(given: Given, walked: Sequence[Phase], micro: int | None) -> Iterator[str]:

@@ -44,8 +44,8 @@ class Model(Section):
     compile: bool = Field(False, description="compile the model with torch.compile")
     fused_loss: bool = Field(
         False,
-        description="language models: compute the head and the cross-entropy in chunks of tokens, so that the logits "
-        "of a micro-batch never exist in full",
+        description="language models: training computes the head and the cross-entropy in chunks of tokens, so that "
+        "the logits of a micro-batch never exist in full",
     )
 
     @model_validator(mode="after")

@@ -51,6 +51,14 @@ def off_from_false(value: object) -> object:
     return "off" if value is False else value
 
 
+def validate_micro_max(value: object) -> object:
+    """A micro-batch: a whole number from 1, or auto. Raises ValueError."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value == int(value)
+    if value == "auto" or is_number or (isinstance(value, str) and value.isdecimal() and int(value) >= 1):
+        return value
+    raise ValueError("it is a whole number above 0, or auto")
+
+
 def expand_home(text: object) -> object:
     """Expand `~` and `~name` at the start of a path, or of each path in a list, as a shell does."""
     if isinstance(text, list):

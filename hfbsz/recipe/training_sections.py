@@ -15,6 +15,7 @@ from hfbsz.recipe.section import (
     Section,
     amount_or_law,
     off_from_false,
+    validate_micro_max,
     validate_ramp,
 )
 
@@ -43,7 +44,7 @@ class Batch(Section):
     lr: Literal["follow", "held"] = Field(
         "follow", description="learning rate during a ramp: follow: rescaled with the batch; held: not rescaled"
     )
-    micro_max: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    micro_max: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(validate_micro_max)] = Field(
         8,
         description="most sequences per forward pass on one device (micro-batch size); auto: the knee of a probe "
         "before the first step (hfbsz probe)",

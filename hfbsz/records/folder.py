@@ -43,7 +43,7 @@ STATES = ("running", "finished", "preempted", "failed", "diverged")
 _TYPES: dict[str, type[Any] | UnionType] = {
     **dict.fromkeys(("state", "host"), str),
     **dict.fromkeys(("cause", "why"), str | None),
-    **dict.fromkeys(("step", "clock", "of", "pid"), int),
+    **dict.fromkeys(("step", "clock", "of", "pid", "exceeded"), int),
     **dict.fromkeys(("started", "updated"), int | float),
     **dict.fromkeys(("reached", "saved"), dict),
 }
@@ -140,8 +140,8 @@ class RunFolder:
         self.notes: list[str] = []
         self._before = read_status(self.path)  # the status of an earlier start
         self.micro_batch: int | None = None  # of this start, in sequences, once it is planned
-        before = self._before.get("micro_batch") if self._before.get("cause") == Cause.MEMORY else None
-        self.exceeded = before  # the micro-batch at which an earlier start ran out of memory
+        # the micro-batch at which an earlier start ran out of memory, in sequences
+        self.exceeded: int | None = self._before.get("exceeded")
         try:
             self.finished = self._inspect(loaded)
         except UserError:
@@ -207,6 +207,8 @@ class RunFolder:
                 if path != attempt:
                     path.rename(attempt / path.name)
             self._before = {}
+        if loaded.recipe.resume == "never" or loaded.recipe.batch.micro_max != "auto":
+            self.exceeded = None
         write_yaml(loaded.recipe.to_dict(), self.path / "recipe.yaml")
 
     def status(self, state: str, cause: Cause | None = None, why: str | None = None, **values: Any) -> None:
@@ -222,6 +224,7 @@ class RunFolder:
             "state": state,
             "cause": cause,
             "why": why,
+            **({"exceeded": self.exceeded} if self.exceeded else {}),
             **values,
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -242,8 +245,9 @@ class RunFolder:
         if not trained and self._before.get("state") in ("finished", "preempted"):
             self.write(self._before)
         else:
-            exceeded = {"micro_batch": self.micro_batch} if cause is Cause.MEMORY and self.micro_batch else {}
-            self.status(state, cause, why, **exceeded)
+            if cause is Cause.MEMORY and self.micro_batch:
+                self.exceeded = self.micro_batch
+            self.status(state, cause, why)
 
     def interrupt(self, why: str) -> None:
         """Write that a signal ended the run before it trained; the progress of an earlier start is retained."""

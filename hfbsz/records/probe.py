@@ -112,3 +112,8 @@ def wall_of(trials: Sequence[Trial], limit: int) -> float:
     if slope <= 0:
         return math.inf
     return max(0, math.floor(last.micro_batch + (limit - last.peak_bytes) / slope))
+
+
+def shown_bytes(count: float) -> str:
+    """An amount of memory in the larger of MiB and GiB that fits: `612 MiB`, `12.3 GiB`."""
+    return f"{count / 2**30:,.3g} GiB" if count >= 2**30 else f"{count / 2**20:,.3g} MiB"

@@ -34,7 +34,7 @@ class Step:
     skipped: int | None = None  # steps skipped since the start
     tokens_per_second: float | None = None
     step_seconds: float | None = None
-    data_seconds: float | None = None  # part of step_seconds in which the device waits for data
+    data_seconds: float | None = None  # part of step_seconds in which rows are read and collated
     padding: float | None = (
         None  # share of padding among the positions since the last logged step; None: rows are packed
     )

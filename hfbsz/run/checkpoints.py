@@ -108,6 +108,8 @@ class Checkpoints:
         self.state = shared(self.accelerator, checkpoint and dict(checkpoint.state))
         if self.state is not None and self.is_branch:
             self.state = branched(self.state)
+        if self.state is not None and self.state["plan"]["micro_batch"] != plan.micro_batch:
+            self.state = {**self.state, "progress": {**self.state["progress"], "micro_limit": None}}
         self.is_own = shared(self.accelerator, checkpoint is not None and self._in_folder(checkpoint))
         if self.state is not None and self.is_own:
             self.pinned = dict(self.state["kept"])
@@ -240,7 +242,13 @@ class Checkpoints:
 def branched(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a checkpoint to branch from, without what belongs to the other run: its evaluations, decisions and
     measurements."""
-    return {**state, "progress": {**state["progress"], "decisions": []}, "final": None, "noise": None, "ramp": None}
+    return {
+        **state,
+        "progress": {**state["progress"], "decisions": [], "micro_limit": None},
+        "final": None,
+        "noise": None,
+        "ramp": None,
+    }
 
 
 def final_of(state: Mapping[str, Any] | None) -> Reading | None:

@@ -97,13 +97,22 @@ class Evaluator:
             return recipe.eval.micro_batch
         tokens = recipe.batch.micro_tokens or math.inf
         micro_max = recipe.batch.micro_max if recipe.batch.micro_max != "auto" else self.setup.plan.facts.micro_max
-        return int(max(1, min(micro_max or math.inf, tokens // max(1, int(rows.lengths.max())))))
+        longest = max(1, int(rows.lengths.max()))
+        if recipe.model.fused_loss or recipe.batch.micro_max == "auto":  # training says nothing of the logits' memory
+            tokens = min(tokens, _MUCH_MEMORY // (_BYTES_PER_LOGIT * self._vocabulary()))
+        return int(max(1, min(micro_max or math.inf, tokens // longest)))
+
+    def _vocabulary(self) -> int:
+        """The entries of the model's vocabulary; of a classifier, its classes."""
+        model = self.setup.accelerator.unwrap_model(self.setup.model, keep_torch_compile=False)
+        is_classifier = self.setup.plan.recipe.row_kind is RowKind.LABEL
+        return int(model.config.num_labels if is_classifier else model.config.vocab_size)
 
     def notes(self) -> list[str]:
         """A note on the memory that evaluations take, if it is large."""
         if self.setup.plan.recipe.row_kind is RowKind.LABEL:
             return []
-        vocabulary = self.setup.accelerator.unwrap_model(self.setup.model, keep_torch_compile=False).config.vocab_size
+        vocabulary = self._vocabulary()
         sets = self.setup.data.evaluation_sets().values()
         rows = max(sets, key=lambda rows: self._micro_batch(rows) * int(rows.lengths.max()))
         micro, length = self._micro_batch(rows), int(rows.lengths.max())

@@ -68,4 +68,4 @@ def _peak_speed(setup: Setup) -> float | None:
     peak = peak_flops(accelerator.device, precision_of(plan.recipe))
     model = accelerator.unwrap_model(setup.model, keep_torch_compile=False)
     operations = flops_per_token(model, plan.tokens_per_row)
-    return None if peak is None else peak * accelerator.num_processes / operations
+    return None if peak is None or operations is None else peak * accelerator.num_processes / operations

@@ -1,6 +1,8 @@
 """Memory of this process and of the machine, in bytes: peak use, and how much a process may still take."""
 
 import ctypes
+import os
+import platform
 import resource
 import sys
 from contextlib import suppress
@@ -9,11 +11,11 @@ from typing import NamedTuple
 
 import psutil
 
-_CGROUPS = (
-    ("memory.max", "memory.current"),  # version 2
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),  # version 1
+_CGROUP_ROOT, _CGROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),  # version 2
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
 )
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 class Headroom(NamedTuple):
@@ -38,11 +40,44 @@ def headroom() -> Headroom:
 
 
 def _cgroup_headroom() -> int | None:
-    for limit_name, usage_name in _CGROUPS:
-        with suppress(OSError, ValueError):
-            limit = int((_CGROUP_ROOT / limit_name).read_text())  # ValueError: "max"
-            return max(0, limit - int((_CGROUP_ROOT / usage_name).read_text()))
-    return None
+    """The least that the control group of this process and the groups above it leave; page cache that can be dropped
+    counts as free."""
+    found = []
+    for group in _cgroups():
+        for limit_name, usage_name, cache_name in _CGROUP_FILES:
+            with suppress(OSError, ValueError):
+                limit = int((group / limit_name).read_text())  # ValueError: "max"
+                used = int((group / usage_name).read_text()) - _statistic(group / "memory.stat", cache_name)
+                found.append(max(0, limit - used))
+    return min(found, default=None)
+
+
+def _cgroups() -> list[Path]:
+    """The folders of this process's control groups for memory and of those above them."""
+    folders = {_CGROUP_ROOT, _CGROUP_ROOT / "memory"}
+    with suppress(OSError, ValueError):
+        for line in _CGROUPS_OF_PROCESS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                folder = (_CGROUP_ROOT / controllers / path.lstrip("/")).resolve()
+                folders |= {one for one in (folder, *folder.parents) if one.is_relative_to(_CGROUP_ROOT)}
+    return sorted(folders)
+
+
+def _statistic(path: Path, name: str) -> int:
+    """A number of a file of names and numbers; 0 if it is missing."""
+    with suppress(OSError, ValueError):
+        return next((int(value) for key, value in map(str.split, path.read_text().splitlines()) if key == name), 0)
+    return 0
+
+
+def hardware() -> list[object]:
+    """The processor, its cores and the memory of the machine, as far as a measurement depends on them."""
+    model = platform.processor()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return [model, os.cpu_count(), psutil.virtual_memory().total]
 
 
 def resident_bytes() -> int:

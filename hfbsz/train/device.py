@@ -6,6 +6,13 @@ import torch
 
 from hfbsz.data.batches import Batch
 
+_OUT_OF_MEMORY = (  # of the host's allocator, the driver and libraries
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device; copied asynchronously to a GPU, unchanged on a CPU."""
@@ -18,7 +25,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether an exception says that the device or the host had no memory left."""
-    return isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(problem, RuntimeError) and any(text in str(problem) for text in _OUT_OF_MEMORY)
 
 
 def free(device: torch.device) -> None:

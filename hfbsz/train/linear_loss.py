@@ -29,26 +29,34 @@ def chunk_of(vocabulary: int, device: torch.device) -> int:
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    lower: torch.dtype | None = None,
 ) -> torch.Tensor:
     """ΣNLL in nats over the labels that are not −100: a scalar, in float32 (float64 for float64 weights).
 
     `hidden`: [..., width]; `weight`: [vocabulary, width]; `bias`: [vocabulary]; `labels`: int64, the shape of `hidden`
-    without its last dimension. The products run in the precision of autocast. There is no second derivative.
+    without its last dimension; `lower`: the precision of the products, as under autocast (None: that of the weight).
+    There is no second derivative.
     """
-    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, bias, labels.flatten())
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, bias, labels.flatten(), lower)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        lower: torch.dtype | None,
     ) -> torch.Tensor:
-        kind = hidden.device.type
-        lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        with torch.autocast(kind, enabled=False):
+        needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        with torch.autocast(hidden.device.type, enabled=False):
             used = weight.to(lower or weight.dtype)
             total = hidden.new_zeros((), dtype=torch.promote_types(weight.dtype, torch.float32))
             ctx.hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -76,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         gradients = (ctx.hidden, ctx.weight, ctx.bias)
         ctx.hidden = ctx.weight = ctx.bias = None
-        return *(None if gradient is None else gradient.mul_(scale) for gradient in gradients), None
+        return *(None if gradient is None else gradient.mul_(scale) for gradient in gradients), None, None
 
 
 def _loss_and_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -102,11 +110,17 @@ class FusedHead:
         if not isinstance(head, nn.Linear):
             raise UserError(f"model.fused_loss: {type(model).__name__} has no linear head: model.fused_loss=false")
         self.head, self._bypassed, self._forward = head, False, head.forward
+        self._lower: torch.dtype | None = None  # of autocast inside the model's forward pass, where the head would run
         head.forward = self._apply  # type: ignore[method-assign, assignment]
         self._check(model)
 
     def _apply(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden if self._bypassed else self._forward(hidden)
+        if not self._bypassed:
+            result: torch.Tensor = self._forward(hidden)
+            return result
+        kind = hidden.device.type
+        self._lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return hidden
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
@@ -119,7 +133,7 @@ class FusedHead:
 
     def loss_sum(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """ΣNLL in nats of the head on its inputs [rows, tokens, width]."""
-        return linear_cross_entropy(hidden, self.head.weight, self.head.bias, labels)
+        return linear_cross_entropy(hidden, self.head.weight, self.head.bias, labels, self._lower)
 
     @torch.no_grad()
     def _check(self, model: nn.Module) -> None:

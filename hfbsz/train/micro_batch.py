@@ -20,15 +20,16 @@ from accelerate import Accelerator
 
 from hfbsz.data.batches import Batch, Windows
 from hfbsz.data.cache import cache_folder
-from hfbsz.errors import UserError
+from hfbsz.data.order import Order
+from hfbsz.errors import RankError, UserError, number_of
 from hfbsz.plan.plan import Plan
 from hfbsz.recipe.amounts import counted, short
-from hfbsz.records.probe import Probe, Trial, predicted_bytes, probe_from_dict
+from hfbsz.records.probe import Probe, Trial, predicted_bytes, probe_from_dict, shown_bytes
 from hfbsz.system import memory
 from hfbsz.system.files import read_object, write_text
 from hfbsz.train.device import free, is_out_of_memory, to_device
 from hfbsz.train.distributed import gathered, precision_of, shared
-from hfbsz.train.fsdp import gradient_sync
+from hfbsz.train.fsdp import gradient_sync, is_sharded
 from hfbsz.train.machine import machine_of, software_and_device
 from hfbsz.train.optimizers import Optimizers
 from hfbsz.train.tasks import Task
@@ -58,9 +59,10 @@ def bytes_of(text: str) -> int:
     """An amount of memory, such as `8GB` or `512MiB`, in bytes. Raises ValueError."""
     for suffix, factor in _BYTES.items():
         if text.endswith(suffix):
-            value = float(text.removesuffix(suffix)) * factor
-            if value >= 1 and math.isfinite(value):
-                return int(value)
+            with suppress(ValueError, OverflowError):
+                value = float(text.removesuffix(suffix)) * factor
+                if value >= 1:
+                    return int(value)
     raise ValueError(f"{text!r} is not an amount of memory: write 8GB or 512MiB")
 
 
@@ -82,17 +84,21 @@ def probe(
     return _Bench(parts, limit, share, show).probe(about, largest)
 
 
-def knee_of(make: Callable[[], Parts], plan: Plan, accelerator: Accelerator, show: Show) -> int:
+def knee_of(make: Callable[[], Parts], plan: Plan, accelerator: Accelerator, show: Show, shards: bool) -> int:
     """The micro-batch at the knee for the batches of a plan, in rows: of the probe in the cache, or of a new one with
-    what `make` builds. All ranks call it. Raises UserError like `probe`."""
+    what `make` builds. All ranks call it. `shards`: whether FSDP2 shards its weights. Raises UserError like `probe`."""
     largest = 2 ** math.ceil(math.log2(max(1, plan.largest_batch // plan.world_size)))
-    entry = cache_folder() / f"probes/{_key(plan, accelerator, largest)}.json"
+    entry = cache_folder() / f"probes/{_key(plan, accelerator, largest, shards)}.json"
     if (known := shared(accelerator, _cached(entry) if accelerator.is_main_process else None)) is not None:
         return int(known)
     parts = make()
     result = probe(parts, about(parts, ""), largest=min(largest, LARGEST), show=show)
     del parts
     accelerator.free_memory()
+    free(accelerator.device)  # after its references have gone: a wrapped model holds itself in a cycle
+    if plan.recipe.model.compile:
+        torch.compiler.reset()  # a run that finds its probe in the cache compiles the same code
+    reset_peak(accelerator.device)
     if accelerator.is_main_process:
         with suppress(OSError):  # a cache that cannot be written costs the next start a probe
             entry.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +106,12 @@ def knee_of(make: Callable[[], Parts], plan: Plan, accelerator: Accelerator, sho
     return result.knee
 
 
-def _key(plan: Plan, accelerator: Accelerator, largest: int) -> str:
-    """A hash of what the result of a probe depends on."""
+def _key(plan: Plan, accelerator: Accelerator, largest: int, shards: bool) -> str:
+    """A hash of what the result of a probe depends on, the hardware included. `shards`: whether FSDP2 is on."""
     recipe = plan.recipe.model_dump(mode="json")
     data = {name: recipe["data"][name] for name in ("sequence_length", "vocab_size", "pack", "attend")}
-    parts = [recipe["model"], data, recipe["task"], recipe["precision"], recipe["optim"]["name"], recipe["threads"]]
+    parts = [recipe["model"], data, recipe["task"], recipe["precision"], recipe["optim"]["name"]]
+    parts += [recipe["optim"]["average"], torch.get_num_threads(), shards, memory.hardware()]
     parts += [software_and_device(accelerator.device), accelerator.num_processes, plan.facts.data_hash, largest]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -117,12 +124,22 @@ def _cached(entry: Path) -> int | None:
         return None
 
 
+def reset_peak(device: torch.device) -> None:
+    """Start the measurement of peak memory anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        memory.reset_peak()
+
+
 class _Bench:
     def __init__(self, parts: Parts, limit: int | None, share: float | None, show: Show) -> None:
         self.plan, self.model, self.optimizer, self.task, windows, self.accelerator = parts
         self.show, self.rows, self.device = show, windows.rows, parts.accelerator.device
         self.longest = np.argsort(-self.rows.lengths, kind="stable")[:LARGEST]
-        self.typical = windows.row_numbers(0, min(LARGEST, len(self.rows)))
+        count = min(LARGEST, len(self.rows))
+        self.typical = Order(len(self.rows), self.plan.recipe.seed).take(0, count)
+        self.tokens = self._batch(self.typical, count).tokens / count  # of a row, mean
         self.model.train()
         free(self.device)
         self.limit, self.source = self._limit(limit, share)
@@ -133,13 +150,12 @@ class _Bench:
         trials, failed = self._rising(largest) if fits else ([], 1)
         if not trials:
             raise UserError(
-                f"batch.micro_max: a single row does not fit into {self.limit / 2**30:.3g} GiB ({self.source}): use a "
+                f"batch.micro_max: a single row does not fit into {shown_bytes(self.limit)} ({self.source}): use a "
                 "smaller model or data.sequence_length"
             )
         trials = self._timed(trials)
-        tokens = self._batch(self.typical, len(self.typical)).tokens / len(self.typical)
         single = self.accelerator.num_processes == 1
-        result = Probe(about, tokens, tuple(trials), 0.0, None if single else 0.0, self.limit, self.source, failed)
+        result = Probe(about, self.tokens, tuple(trials), 0.0, None if single else 0.0, self.limit, self.source, failed)
         while not self._fits(result.knee, step=True):  # the confirming trial
             smaller = [trial for trial in result.trials if trial.micro_batch < result.knee]
             if not smaller:
@@ -161,7 +177,7 @@ class _Bench:
             used = torch.cuda.memory_allocated(self.device)
         else:
             room, used = memory.headroom(), memory.resident_bytes()
-            local = max(1, self.accelerator.num_processes)  # processes of one machine share its memory
+            local = max(1, number_of("LOCAL_WORLD_SIZE", 1))  # processes of one machine share its memory
             room = room._replace(bytes=room.bytes // local)
         mine = int(used + share * room.bytes), f"{100 * share:g} % of the {room.source}"
         return min(gathered(self.accelerator, mine))
@@ -188,30 +204,34 @@ class _Bench:
 
     def _trial(self, size: int) -> Trial | None:
         """The peak memory and a first time of a micro-batch; None, on every rank, if one ran out of memory."""
-        self._reset_peak()
+        reset_peak(self.device)
         fits = self._fits(size)
         peak = self._peak()
         if not fits:
             return None
-        seconds = self._seconds(lambda: self._pass(self._batch(self.typical, size)), repeats=1)
-        return Trial(size, seconds, 0.0, max(gathered(self.accelerator, peak)))
+        return Trial(size, self._block(size, 1), 0.0, max(gathered(self.accelerator, peak)))
 
     def _timed(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials with times of several blocks, in alternation, so that a disturbance meets all alike."""
         times: dict[int, list[float]] = {trial.micro_batch: [] for trial in trials}
-        batches = {trial.micro_batch: self._batch(self.typical, trial.micro_batch) for trial in trials}
         for round_number in range(_ROUNDS):
             for number, trial in enumerate(trials):
                 self.show("timing micro-batches", round_number * len(trials) + number, _ROUNDS * len(trials))
                 passes = max(1, round(_BLOCK_SECONDS / trial.seconds))
-                batch = batches[trial.micro_batch]
-                block = self._seconds(partial(self._passes, batch, passes), repeats=1)
-                times[trial.micro_batch].append(block / passes)
+                times[trial.micro_batch].append(self._block(trial.micro_batch, passes))
         return [
             replace(trial, seconds=min(seen), spread=max(seen) / min(seen) - 1)
             for trial in trials
             for seen in (times[trial.micro_batch],)
         ]
+
+    def _block(self, size: int, passes: int) -> float:
+        """The time of a micro-batch of rows of mean length: that of passes over the first rows in the order of
+        training, per token."""
+        numbers = np.resize(self.typical, max(size * passes, min(len(self.typical), size)))
+        batches = [self._batch(numbers[size * index :], size) for index in range(passes)]
+        seconds = self._seconds(partial(self._passes, batches), repeats=1)
+        return seconds * size * self.tokens / sum(batch.tokens for batch in batches)
 
     def _sync_seconds(self, knee: Trial) -> float:
         """The time that averaging the gradients adds to a pass."""
@@ -231,20 +251,40 @@ class _Bench:
         return max(gathered(self.accelerator, min(times)))
 
     def _fits(self, size: int, step: bool = False) -> bool:
-        """Whether passes over the longest rows fit into memory on every rank; with `step`, an optimizer step too."""
-        fits = True
-        try:
+        """Whether passes over the longest rows fit into memory on every rank; with `step`, an optimizer step too.
+
+        Where ranks wait for each other inside (averaging gradients, FSDP2), a rank that runs out of memory raises
+        RankError: the others cannot go on.
+        """
+
+        def passes() -> None:
             for _ in range(2):  # the second with gradients in place, as in a window of several micro-batches
-                self._pass(self._batch(self.longest, size), last=step)
-            if step:
-                self._step()
+                self._pass(self._batch(self.longest, size))
+
+        def last_pass_and_step() -> None:
+            self._pass(self._batch(self.longest, size), last=True)
+            self._step()
+
+        single = self.accelerator.num_processes == 1
+        fits = all(gathered(self.accelerator, self._try(passes, alone=not is_sharded(self.model))))
+        return fits and (not step or self._try(last_pass_and_step, alone=single))
+
+    def _try(self, work: Callable[[], None], alone: bool) -> bool:
+        """Whether `work` fits into memory. Raises RankError if it does not and other ranks wait for this one inside
+        (not `alone`)."""
+        try:
+            work()
+            return True
         except (MemoryError, RuntimeError) as problem:
             if not is_out_of_memory(problem):
                 raise
-            fits = False
-        if not fits:
-            free(self.device)
-        return all(gathered(self.accelerator, fits))
+        free(self.device)
+        if not alone:
+            raise RankError(
+                f"rank {self.accelerator.process_index} ran out of memory in a trial that was predicted to fit: set "
+                "batch.micro_max to a number, or lower share or limit of hfbsz probe"
+            )
+        return False
 
     def _batch(self, numbers: np.ndarray, size: int) -> Batch:
         """A micro-batch of `size` of the rows `numbers`, repeated if there are fewer."""
@@ -255,8 +295,8 @@ class _Bench:
             loss = self.task.loss_sum(self.model, to_device(batch, self.device))
             (loss / max(1, batch.targets)).backward()
 
-    def _passes(self, batch: Batch, count: int) -> None:
-        for _ in range(count):
+    def _passes(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
             self._pass(batch)
 
     def _step(self) -> None:
@@ -272,12 +312,6 @@ class _Bench:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def _reset_peak(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            memory.reset_peak()
 
     def _peak(self) -> int:
         if self.device.type == "cuda":

@@ -117,7 +117,7 @@ def _probed(
     def make() -> Parts:
         return assemble(plan, data, tokenizer_of(data), accelerator, sharding).parts()
 
-    return knee_of(make, plan, accelerator, show)
+    return knee_of(make, plan, accelerator, show, sharding is not None)
 
 
 def tokenizer_of(data: Prepared) -> Any:

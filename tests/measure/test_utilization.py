@@ -62,9 +62,17 @@ def test_the_peak_of_a_cpu_is_measured():
         ("NVIDIA H100 PCIe", "bf16", 756e12),
         ("NVIDIA A100-SXM4-80GB", "fp32", 19.5e12),
         ("NVIDIA A100-SXM4-80GB", "fp64", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
         ("Another GPU", "bf16", None),
     ],
 )
 def test_the_peak_of_a_gpu_is_that_of_its_data_sheet(monkeypatch, name, precision, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda"), precision) == peak
+
+
+def test_a_mixture_of_experts_is_not_counted():
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    model.config.num_local_experts = 8
+    assert flops_per_token(model, 10) is None

@@ -1,8 +1,11 @@
 """The loss of a linear head in chunks of tokens equals that of its logits."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from conftest import ROOT, TINY, records
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -76,12 +79,33 @@ def test_a_frozen_head_gets_no_gradient():
 
 def test_under_autocast_the_products_are_in_bfloat16():
     hidden, weight, bias, labels = inputs(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        value, ours = gradients(linear_cross_entropy, hidden, weight, bias, labels)
+    value, ours = gradients(partial(linear_cross_entropy, lower=torch.bfloat16), hidden, weight, bias, labels)
     expected, theirs = gradients(plain, hidden, weight, bias, labels)
     assert value.dtype == torch.float32 and value.item() == pytest.approx(expected.item(), rel=2e-2)
     for one, other in zip(ours, theirs, strict=True):
         assert one.dtype == torch.float32 and torch.linalg.norm(one - other) < 2e-2 * torch.linalg.norm(other)
+
+
+def test_a_run_in_bfloat16_has_the_products_of_the_head_in_bfloat16(request, monkeypatch, cache, ragged):
+    """Accelerate's autocast covers the model's forward pass alone, which the head leaves."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HFBSZ_CACHE", str(cache))
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    runs = [
+        setup(
+            load([TINY, f"data.files={ragged}", "precision=bf16", "duration=3steps", f"model.fused_loss={on}"]).recipe
+        )
+        for on in (False, True)
+    ]
+    products, linear = [], F.linear
+    monkeypatch.setattr(
+        module.F, "linear", lambda one, other, *bias: (products.append(one.dtype), linear(one, other, *bias))[1]
+    )
+    steps = [next(one.steps()) for one in runs]
+    assert torch.bfloat16 in products and runs[1].task.head._lower == torch.bfloat16
+    assert steps[1].loss == pytest.approx(steps[0].loss, rel=1e-3)
+    assert steps[1].grad_norm == pytest.approx(steps[0].grad_norm, rel=2e-2)
 
 
 class Largest(TorchDispatchMode):

@@ -8,7 +8,9 @@ import pytest
 from conftest import ROOT, TINY, records
 
 import hfbsz.train.micro_batch as module
-from hfbsz.errors import UserError
+from hfbsz.errors import RankError, UserError
+from hfbsz.plan.plan import Facts
+from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import load
 from hfbsz.records.folder import read_status
 from hfbsz.train.micro_batch import about, bytes_of, probe
@@ -140,7 +142,7 @@ def test_after_a_run_that_ran_out_of_memory_auto_takes_half(hfbsz, ragged, tmp_p
     ended = hfbsz("pretrain.py", *words)
     assert ended.code == 0, ended.err
     status = read_status(tmp_path / "run")
-    status |= {"state": "failed", "cause": "memory", "micro_batch": 4}
+    status |= {"state": "failed", "cause": "memory", "exceeded": 4}
     for path in (*(tmp_path / "run").glob("checkpoint-*"),):
         for file in path.iterdir():
             file.unlink()
@@ -149,6 +151,7 @@ def test_after_a_run_that_ran_out_of_memory_auto_takes_half(hfbsz, ragged, tmp_p
     ended = hfbsz("pretrain.py", *words)
     assert ended.code == 0, ended.err
     assert json.loads((tmp_path / "run/plan.json").read_text())["facts"]["micro_max"] == 2
+    assert read_status(tmp_path / "run")["exceeded"] == 4  # also if it is stopped before its first checkpoint
 
 
 def test_the_command_prints_and_saves_the_probe(hfbsz, ragged, tmp_path):
@@ -182,13 +185,55 @@ def test_two_processes_agree(hfbsz, ragged, tmp_path):
         ("largest=1.5", "largest=1.5: not a whole number"),
         ("format=xml", "format=xml: neither text nor json"),
         ("limit=1MB", "a single row does not fit into"),
-        ("batch.micro_max=some", "batch.micro_max"),
+        ("limit=GB", "8GB or 512MiB"),
+        ("batch.micro_max=some", "batch.micro_max: it is a whole number above 0, or auto"),
+        ("batch.micro_max=0", "batch.micro_max: it is a whole number above 0, or auto"),
     ],
 )
 def test_wrong_words(hfbsz, ragged, tmp_path, word, said):
     ended = hfbsz("probe.py", TINY, f"data.files={ragged}", word, f"out={tmp_path / 'probe'}")
     assert ended.code == 2 and said in ended.err and "Traceback" not in ended.err
     assert not (tmp_path / "probe").exists()
+
+
+def test_a_file_of_others_and_a_folder_that_cannot_be_written_are_refused_at_once(hfbsz, ragged, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    ended = hfbsz("probe.py", TINY, f"data.files={ragged}", f"out={tmp_path}")
+    assert ended.code == 2 and "another file is there" in ended.err and "probing" not in ended.out
+    assert (tmp_path / "report.html").read_text() == "mine"
+    ended = hfbsz("probe.py", TINY, f"data.files={ragged}", f"out={tmp_path / 'report.html'}")
+    assert ended.code == 2 and "out=" in ended.err and "probing" not in ended.out
+
+
+def test_a_stray_rank_is_named(hfbsz, ragged):
+    ended = hfbsz("probe.py", TINY, f"data.files={ragged}", env={"RANK": "1"}, process=True)
+    assert ended.code == 2 and "RANK" in ended.err
+
+
+@pytest.mark.parametrize("words", [["batch.ramp=linear:50%", "batch.start=2seq"], ["batch.micro_tokens=200"]])
+def test_what_auto_cannot_be_combined_with(ragged, words):
+    recipe = load([TINY, f"data.files={ragged}", "batch.micro_max=auto", *words]).recipe
+    with pytest.raises(UserError, match=r"batch\.micro_max"):
+        resolve(recipe, 1, Facts(rows=500, tokens_per_row=40.0))
+
+
+def test_rows_of_different_lengths_are_timed_per_token(ragged):
+    one = built(ragged, "batch.by_length=true")
+    bench = module._Bench(one.parts(), None, None, lambda *_: None)
+    assert bench.tokens == pytest.approx(one.data.train.lengths[bench.typical].mean() - 1)
+    counted = []
+    bench._passes = lambda batches: counted.extend(batch.tokens for batch in batches)
+    bench._seconds = lambda work, repeats: (work(), 10.0)[1]
+    assert bench._block(2, 3) == pytest.approx(10.0 * 2 * bench.tokens / sum(counted)) and len(counted) == 3
+
+
+def test_a_rank_that_runs_out_where_others_wait_ends_with_an_error(ragged):
+    one = built(ragged)
+    bench = module._Bench(one.parts(), None, None, lambda *_: None)
+    failing(one, 0)
+    assert not bench._fits(1)
+    with pytest.raises(RankError, match="ran out of memory in a trial"):
+        bench._try(lambda: bench._pass(bench._batch(bench.typical, 1)), alone=False)
 
 
 @pytest.mark.process

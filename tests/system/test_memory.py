@@ -1,0 +1,39 @@
+"""How much memory a process may still take."""
+
+import psutil
+import pytest
+
+from hfbsz.system import memory
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """A control group of version 2 with a limit in a group above it."""
+    monkeypatch.setattr(memory, "_CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(memory, "_CGROUPS_OF_PROCESS", tmp_path / "of_process")
+    (tmp_path / "of_process").write_text("0::/job/step\n")
+    (tmp_path / "job/step").mkdir(parents=True)
+    (tmp_path / "job/memory.max").write_text("2000\n")
+    (tmp_path / "job/memory.current").write_text("1500\n")
+    (tmp_path / "job/memory.stat").write_text("anon 100\ninactive_file 300\n")
+    (tmp_path / "job/step/memory.max").write_text("max\n")
+    (tmp_path / "job/step/memory.current").write_text("1500\n")
+    return tmp_path
+
+
+def test_a_limit_of_a_control_group_above_is_seen_and_page_cache_is_free(groups):
+    assert memory.headroom() == (2000 - (1500 - 300), "memory that the control group leaves")
+
+
+def test_without_a_limit_it_is_the_available_memory(groups):
+    (groups / "job/memory.max").write_text("max\n")
+    room = memory.headroom()
+    assert room.source == "available memory" and room.bytes == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+def test_the_peak_is_measured_anew_after_a_reset():
+    large = bytearray(300 * 2**20)
+    del large
+    assert memory.peak_bytes() > memory.resident_bytes() + 200 * 2**20
+    memory.reset_peak()
+    assert memory.peak_bytes() < memory.resident_bytes() + 100 * 2**20
