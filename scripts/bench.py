@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from hfbsz.recipe.amounts import counted
 from hfbsz.system.streams import script
 
 HERE = Path(__file__).resolve().parent
@@ -82,7 +83,7 @@ def compare(speeds: Mapping[str, Sequence[float]], ours: str, unit: float, name:
         median = statistics.median(measured) * unit
         numbers[other] = {"speed": median, "ratio": statistics.median(ratios), "low": low, "high": high}
         print(
-            f"{other:<26} {median:9,.1f} {name} ({len(measured)} blocks, {min(measured) * unit:,.1f} to "
+            f"{other:<26} {median:9,.1f} {name} ({counted(len(measured), 'block')}, {min(measured) * unit:,.1f} to "
             f"{max(measured) * unit:,.1f}); {ours} is {statistics.median(ratios):.2f} times as fast "
             f"({'95 %: ' if len(ratios) > 5 else ''}{low:.2f} to {high:.2f})"
         )

@@ -187,4 +187,4 @@ def test_wrong_input_is_one_line(hfbsz, words, tmp_path, change, message):
 def test_the_benchmark_times_hfbsz_and_the_trainer(hfbsz, words):
     ended = hfbsz("bench.py", "finetune", *words, "repeats=1", "steps=2")
     assert ended.code in (0, 1), ended.err  # 1: hfbsz was not the fastest
-    assert ended.out.count("rows/s (1 times") == 3
+    assert ended.out.count("rows/s (1 block,") == 3
