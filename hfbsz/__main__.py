@@ -6,7 +6,7 @@ import sys
 from hfbsz.commands import COMMANDS
 from hfbsz.errors import MISUSED, complain, did_you_mean
 from hfbsz.system.command_name import LAUNCHABLE, TRAINING
-from hfbsz.system.streams import script
+from hfbsz.system.streams import leave, script
 
 
 def run(name: str) -> None:
@@ -15,7 +15,7 @@ def run(name: str) -> None:
         from hfbsz.run.cli import entry
 
         entry(name)
-    sys.exit(script(importlib.import_module(f"hfbsz.commands.{name}").main, ranks=name in LAUNCHABLE))
+    leave(script(importlib.import_module(f"hfbsz.commands.{name}").main, ranks=name in LAUNCHABLE))
 
 
 def main() -> None:

@@ -152,11 +152,11 @@ def lines_of(probe: Probe, plan: "Plan") -> list[str]:
     rows = plan.largest_batch // processes
     best = max(probe.tokens_per_second(trial) for trial in probe.trials)
     lines = [f"probe     {', '.join(one_line(text) for text in probe.about.values())}"]
-    lines.append(f"{'micro-batch':>21} {'tokens/s':>10} {'of the best':>12} {'spread':>7} {'peak memory':>12}")
+    lines.append(f"{'micro-batch':>21} {'tokens/s':>10} {'of the best':>12} {'error':>7} {'peak memory':>12}")
     for trial in probe.trials:
         speed = probe.tokens_per_second(trial)
         lines.append(
-            f"{trial.micro_batch:>17,} seq {speed:>10,.0f} {speed / best:>12.0%} {trial.spread:>7.0%} "
+            f"{trial.micro_batch:>17,} seq {speed:>10,.0f} {speed / best:>12.0%} {trial.error:>7.1%} "
             f"{shown_bytes(trial.peak_bytes):>12}"
         )
     wall, limit = probe.wall, f"{shown_bytes(probe.limit_bytes)}, {probe.limit_source}"

@@ -1,11 +1,14 @@
 """The result of a probe: throughput and peak memory over the micro-batch, with the knee and the wall."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+_NORMAL_MAD = 1.4826  # standard deviation ÷ median absolute deviation, of a normal distribution
+_NORMAL_MEDIAN = 1.2533  # standard error of a median ÷ that of a mean
 KNEE_SHARE = 0.95  # of the best throughput, which the knee reaches
 
 
@@ -14,8 +17,8 @@ class Trial:
     """Forward and backward pass of one micro-batch on one device, the slowest of all ranks."""
 
     micro_batch: int  # rows
-    seconds: float  # of a micro-batch: the fastest of several blocks, which is the one least disturbed
-    spread: float  # slowest block ÷ fastest block − 1
+    seconds: float  # of a micro-batch of rows of mean length
+    error: float  # relative standard error of the seconds, compared with other trials
     peak_bytes: int  # with weights, gradients and optimizer state, on the longest rows
 
 
@@ -38,9 +41,14 @@ class Probe:
 
     @property
     def knee(self) -> int:
-        """The smallest micro-batch within 5 % of the best throughput."""
-        best = max(self.rows_per_second(trial) for trial in self.trials)
-        return min(trial.micro_batch for trial in self.trials if self.rows_per_second(trial) >= KNEE_SHARE * best)
+        """The smallest micro-batch within 5 % of the best throughput, by more than its standard error."""
+        best = max(self.trials, key=self.rows_per_second)
+        least = KNEE_SHARE * self.rows_per_second(best)
+        return min(
+            trial.micro_batch
+            for trial in self.trials
+            if trial is best or self.rows_per_second(trial) * (1 - trial.error) >= least
+        )
 
     @property
     def wall(self) -> float:
@@ -80,6 +88,23 @@ class Probe:
         """The probe as plain data for JSON, with its knee and wall (null: not bounded)."""
         wall = self.wall if math.isfinite(self.wall) else None
         return {**asdict(self), "knee": self.knee, "wall": wall}
+
+
+def common_pace(rounds: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """The time of each trial and its relative standard error, from several rounds of times, one of each trial.
+
+    Other work and the clock of the processor slow whole rounds down. So a trial's time is compared with the geometric
+    mean of its round, and the median over rounds is taken; the pace is that of the fastest round.
+    """
+    logs = [[math.log(seconds) for seconds in times] for times in rounds]
+    means = [statistics.fmean(times) for times in logs]
+    pace, count, results = min(means), len(rounds), []
+    for index in range(len(logs[0])):
+        relative = [times[index] - mean for times, mean in zip(logs, means, strict=True)]
+        center = statistics.median(relative)
+        deviation = _NORMAL_MAD * statistics.median(abs(value - center) for value in relative)
+        results.append((math.exp(center + pace), _NORMAL_MEDIAN * deviation / math.sqrt(count)))
+    return results
 
 
 def probe_from_dict(data: Mapping[str, Any]) -> Probe:

@@ -29,7 +29,7 @@ from hfbsz.recipe.schema import help_text
 from hfbsz.system.command_name import command_name
 from hfbsz.system.launcher import check_launch
 from hfbsz.system.signals import Interrupt
-from hfbsz.system.streams import make_lasting
+from hfbsz.system.streams import leave, make_lasting
 
 
 def _die_with_the_launcher() -> None:
@@ -42,12 +42,7 @@ def _die_with_the_launcher() -> None:
 def entry(job: str) -> None:
     """Run the script `job` with the arguments of this process, and exit with its exit code."""
     make_lasting()
-    code = _run_job(job, sys.argv[1:])
-    if rank() > 0:  # rank 0 has reported the result; gloo's threads sometimes abort a process at a regular exit
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    leave(_run_job(job, sys.argv[1:]))
 
 
 def _run_job(job: str, words: Sequence[str]) -> int:

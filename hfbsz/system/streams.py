@@ -5,9 +5,9 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from hfbsz.errors import INTERRUPTED, complain, ignore_rank
+from hfbsz.errors import INTERRUPTED, complain, ignore_rank, rank
 
 _GONE = (errno.EPIPE, errno.EIO)  # the reader of the pipe has exited; the terminal was closed
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -53,6 +53,16 @@ def make_lasting() -> None:
             write_through=stream.write_through,
         )
         setattr(sys, name, lasting)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit the process; a rank above 0 at once, since gloo's threads sometimes abort or hold up a regular exit. Rank 0
+    has reported the result."""
+    if rank() > 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def script(main: Callable[[list[str]], int], ranks: bool = False) -> int:

@@ -24,7 +24,7 @@ from hfbsz.data.order import Order
 from hfbsz.errors import RankError, UserError, number_of
 from hfbsz.plan.plan import Plan
 from hfbsz.recipe.amounts import counted, short
-from hfbsz.records.probe import Probe, Trial, predicted_bytes, probe_from_dict, shown_bytes
+from hfbsz.records.probe import Probe, Trial, common_pace, predicted_bytes, probe_from_dict, shown_bytes
 from hfbsz.system import memory
 from hfbsz.system.files import read_object, write_text
 from hfbsz.train.device import free, is_out_of_memory, to_device
@@ -37,9 +37,10 @@ from hfbsz.train.tasks import Task
 SHARE = {"cpu": 0.5, "cuda": 0.95}  # of the free memory that trials may take, by type of device
 LARGEST = 4096  # micro-batch, in rows
 _MARGIN = 1.05  # on a predicted peak, before a trial risks it
-_GAIN = 1.02  # of the throughput, below which a larger micro-batch counts as no faster
+_GAIN = 1.03  # of the throughput, below which a larger micro-batch counts as no faster
 _IDLE = 2  # trials in a row that were no faster, after which no larger one is tried
-_ROUNDS, _BLOCK_SECONDS = 5, 0.2  # blocks of every micro-batch in alternation, and their length
+_ROUNDS, _BLOCK_SECONDS = 9, 0.1  # blocks of every micro-batch in alternation, and their length
+_REPEATS = 5  # of a time that is not compared with others: the least is taken
 _BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 Show = Callable[[str, int, int], None]
 
@@ -213,16 +214,17 @@ class _Bench:
 
     def _timed(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials with times of several blocks, in alternation, so that a disturbance meets all alike."""
-        times: dict[int, list[float]] = {trial.micro_batch: [] for trial in trials}
-        for round_number in range(_ROUNDS):
-            for number, trial in enumerate(trials):
-                self.show("timing micro-batches", round_number * len(trials) + number, _ROUNDS * len(trials))
+        rounds: list[list[float]] = []
+        for number in range(_ROUNDS):
+            times: dict[int, float] = {}
+            for trial in trials if number % 2 else reversed(trials):  # so that a drift meets all alike too
+                self.show("timing micro-batches", number * len(trials) + len(times), _ROUNDS * len(trials))
                 passes = max(1, round(_BLOCK_SECONDS / trial.seconds))
-                times[trial.micro_batch].append(self._block(trial.micro_batch, passes))
+                times[trial.micro_batch] = self._block(trial.micro_batch, passes)
+            rounds.append([times[trial.micro_batch] for trial in trials])
         return [
-            replace(trial, seconds=min(seen), spread=max(seen) / min(seen) - 1)
-            for trial in trials
-            for seen in (times[trial.micro_batch],)
+            replace(trial, seconds=seconds, error=error)
+            for trial, (seconds, error) in zip(trials, common_pace(rounds), strict=True)
         ]
 
     def _block(self, size: int, passes: int) -> float:
@@ -239,7 +241,7 @@ class _Bench:
         alone, synchronized = (self._seconds(partial(self._pass, batch, last=last)) for last in (False, True))
         return max(0.0, synchronized - alone)
 
-    def _seconds(self, work: Callable[[], None], repeats: int = _ROUNDS) -> float:
+    def _seconds(self, work: Callable[[], None], repeats: int = _REPEATS) -> float:
         """The least time of `work` over `repeats`; of the slowest rank."""
         times = []
         for _ in range(repeats):

@@ -2,15 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from hfbsz.records.probe import Probe, Trial, bytes_per_row, predicted_bytes, probe_from_dict
+from hfbsz.records.probe import Probe, Trial, bytes_per_row, common_pace, predicted_bytes, probe_from_dict
 
 
-def probe(speeds, peaks, limit=10_000, **given):
+def probe(speeds, peaks, limit=10_000, error=0.0, **given):
     """A probe of micro-batches 1, 2, 4, … with these rows per second and peaks."""
     trials = tuple(
-        Trial(2**power, 2**power / speed, 0.1, peak)
+        Trial(2**power, 2**power / speed, error, peak)
         for power, (speed, peak) in enumerate(zip(speeds, peaks, strict=True))
     )
     return Probe({"device": "cpu"}, 128.0, trials, 0.5, None, limit, "the limit given", **given)
@@ -20,6 +21,24 @@ def test_the_knee_is_the_smallest_micro_batch_within_5_percent_of_the_best():
     assert probe([10, 19, 30, 31, 29], [1, 2, 3, 4, 5]).knee == 4
     assert probe([10, 19, 29, 31, 29], [1, 2, 3, 4, 5]).knee == 8
     assert probe([10], [1]).knee == 1
+
+
+def test_a_micro_batch_at_the_bound_counts_only_beyond_its_error():
+    assert probe([10, 19, 30, 31, 29], [1, 2, 3, 4, 5], error=0.01).knee == 4  # 30 is 0.968 of the best
+    assert probe([10, 19, 30, 31, 29], [1, 2, 3, 4, 5], error=0.03).knee == 8
+
+
+def test_what_slows_whole_rounds_down_does_not_count():
+    """Three trials at a fifth, a half and the whole of a second, in rounds at different speeds, with noise of 2 %."""
+    generator = np.random.default_rng(0)
+    pace = [1, 1, 1.4, 1.4, 1.4, 1.05, 1.3, 1, 1.2]
+    true = np.array([0.2, 0.5, 1.0])
+    rounds = [speed * true * generator.lognormal(0, 0.02, 3) for speed in pace]
+    rounds[4][1] *= 3  # one block disturbed
+    (a, error), (b, _), (c, _) = common_pace(rounds)
+    assert b / a == pytest.approx(2.5, rel=0.03) and c / a == pytest.approx(5, rel=0.03)
+    assert a == pytest.approx(0.2, rel=0.1) and 0.002 < error < 0.03
+    assert common_pace([[1.0, 2.0]] * 3) == [(pytest.approx(1), 0), (pytest.approx(2), 0)]
 
 
 def test_the_wall_is_where_the_line_meets_the_limit():

@@ -34,7 +34,7 @@ def test_the_trials_rise_until_they_are_no_faster(ragged):
     sizes = [trial.micro_batch for trial in result.trials]
     assert sizes == [2**power for power in range(len(sizes))] and len(sizes) > 2
     assert result.knee in sizes and result.step_seconds > 0 and result.sync_seconds is None
-    assert all(trial.seconds > 0 and trial.spread >= 0 and trial.peak_bytes > 2**20 for trial in result.trials)
+    assert all(trial.seconds > 0 and trial.error >= 0 and trial.peak_bytes > 2**20 for trial in result.trials)
     assert result.about["recipe"] == "tiny" and "cpu" in result.about["device"]
 
 
