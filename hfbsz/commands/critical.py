@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from hfbsz.display import command, one_line
 from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, UserError, complain, did_you_mean
 from hfbsz.recipe.amounts import Amount, short
+from hfbsz.recipe.words import split_options
 from hfbsz.system.command_name import command_name
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _picture(options: Mapping[str, str]) -> Path | None:
 
 def _sweep(words: list[str]) -> int:
     """Run a sweep, save its table and page, and print the fit; returns the exit code."""
-    options, others = _split(words, _SWEEP_OPTIONS)
+    options, others = split_options(words, _SWEEP_OPTIONS)
     if not options.get("target"):
         raise UserError("target=LOSS is missing: the validation loss in nats/target to which steps are counted")
     target, picture = _positive("target", options["target"]), _picture(options)
@@ -142,7 +143,7 @@ def command_of(words: Sequence[str]) -> str:
 
 def _branch(words: list[str]) -> int:
     """Run the branches of a checkpoint, and print the bracket of the critical batch; returns the exit code."""
-    options, others = _split(words, _BRANCH_OPTIONS)
+    options, others = split_options(words, _BRANCH_OPTIONS)
     if not options.get("checkpoint"):
         raise UserError("checkpoint=RUN/checkpoint-N is missing: the checkpoint to branch from")
     from hfbsz.experiment import branch  # imports torch: only once the words are checked
@@ -172,18 +173,6 @@ def _sequences(length: str, tokens_per_row: float) -> int:
         return round(Amount.parse(length).sequences(tokens_per_row=tokens_per_row))
     except (LookupError, ValueError) as problem:
         raise UserError(f"length={length}: {problem.args[0]}") from None
-
-
-def _split(words: list[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of these names, and the other words, which are those of `compare`."""
-    options, others = {}, []
-    for word in words:
-        name, equals, value = word.lstrip("-").partition("=")
-        if equals and name in names:
-            options[name] = value
-        else:
-            others.append(word)
-    return options, others
 
 
 def read_table(path: Path) -> tuple[list[float], list[float]]:

@@ -29,10 +29,10 @@ from hfbsz.errors import (
     complain,
     did_you_mean,
     ignore_rank,
-    number_of,
     rank,
 )
 from hfbsz.recipe.amounts import counted
+from hfbsz.recipe.words import split_options
 from hfbsz.records.probe import Probe, shown_bytes
 from hfbsz.run.cli import asks_for_help, read_words
 from hfbsz.system.command_name import command_name
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from hfbsz.plan.plan import Plan
     from hfbsz.recipe.load import LoadedRecipe
 
-PAGE, NUMBERS, MARK = "report.html", "probe.json", b"<title>Probe of "
 _OPTIONS = ("limit", "share", "largest", "out", "format")
 
 
@@ -52,13 +51,7 @@ def main(words: list[str]) -> int:
     if asks_for_help(words) or not words:
         print(__doc__.strip())
         return 0 if words else MISUSED
-    options, others = {}, []
-    for word in words:
-        name, equals, value = word.lstrip("-").partition("=")
-        if equals and name in _OPTIONS:
-            options[name] = value
-        else:
-            others.append(word)
+    options, others = split_options(words, _OPTIONS)
     try:
         check_launch(os.environ)
         if options.get("format", "text") not in ("text", "json"):
@@ -83,7 +76,7 @@ def _probe(loaded: "LoadedRecipe", options: Mapping[str, str]) -> int:
     is_text, is_main = options.get("format") != "json", rank() == 0
     folder = Path(options.get("out") or f"probes/{loaded.name}-{loaded.recipe.digest()}")
     from hfbsz.report.console import Console  # imports torch: only once the words are checked
-    from hfbsz.report.page.probe import save
+    from hfbsz.report.page.probe import FILES, save
     from hfbsz.train.distributed import set_threads
     from hfbsz.train.micro_batch import LARGEST, about, bytes_of, probe
     from hfbsz.train.setup import setup
@@ -97,7 +90,7 @@ def _probe(loaded: "LoadedRecipe", options: Mapping[str, str]) -> int:
     console = Console() if is_main and is_text else None
     show = console.work if console is not None else lambda *_: None
     set_threads(loaded.recipe)
-    with _claimed(folder) if is_main else nullcontext():
+    with _claimed(folder, FILES) if is_main else nullcontext():
         prepared = setup(loaded.recipe, show=show)
         plan, parts = prepared.plan, prepared.parts()
         most = int(largest or LARGEST)
@@ -116,12 +109,12 @@ def _probe(loaded: "LoadedRecipe", options: Mapping[str, str]) -> int:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def _claimed(folder: Path, files: Mapping[str, bytes]) -> Iterator[None]:
     """Create the folder for the result, and remove it again if there is none. Raises UserError if it cannot be written,
     or has other files of the same names."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, mark in ((PAGE, MARK), (NUMBERS, b'"limit_bytes"')):
+        for name, mark in files.items():
             refuse_others("out", folder / name, mark)
         if not os.access(folder, os.W_OK):
             raise UserError(f"out={folder}: not writable: choose another folder")
@@ -148,7 +141,7 @@ def _number(options: Mapping[str, str], name: str, valid: Any, meaning: str) -> 
 
 def lines_of(probe: Probe, plan: "Plan") -> list[str]:
     """A probe as lines of text: its trials, and what they say for the batches of a plan."""
-    processes = number_of("WORLD_SIZE", 1)
+    processes = plan.world_size
     rows = plan.largest_batch // processes
     best = max(probe.tokens_per_second(trial) for trial in probe.trials)
     lines = [f"probe     {', '.join(one_line(text) for text in probe.about.values())}"]

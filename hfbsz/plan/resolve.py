@@ -37,15 +37,7 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
     given = Given(recipe, world_size, facts)
 
     # 1. The batches that the recipe names, in whole sequences that the processes can share.
-    refuse(
-        chain(
-            length_grouping_problems(recipe),
-            noise_problems(recipe),
-            fused_loss_problems(recipe),
-            micro_max_problems(recipe),
-            average_problems(recipe),
-        )
-    )
+    refuse(recipe_problems(recipe))
     refuse(chain(batch_problems(given), noise_ramp_problems(given)))
     sizes = batches(given)
     refuse(division_problems(sizes.named, world_size))
@@ -116,7 +108,7 @@ def check(recipe: Recipe, world_size: int) -> None:
     parts = (recipe.schedule.warmup, recipe.schedule.decay, recipe.batch.ramp)
     if not recipe.data.pack or recipe.uses_law() or any("epoch" in str(part) for part in parts):
         # whether amounts fit each other depends on the mean row, the size of the model or the number of rows
-        refuse(length_grouping_problems(recipe))
+        refuse(recipe_problems(recipe))
         return
     boundless = Facts(rows=2**40, tokens_per_row=float(recipe.data.sequence_length), parameters=10**8)
     resolve(recipe, world_size, boundless)
@@ -133,6 +125,15 @@ def check_environment(plan: Plan, environment: Mapping[str, str]) -> None:
             f"{name}={given} contradicts the plan, whose accumulation is {shown}: "
             "remove gradient_accumulation_steps from the launch command, the accelerate config or the environment"
         )
+
+
+def recipe_problems(recipe: Recipe) -> Iterator[str]:
+    """What does not fit together in a recipe, whatever the data and the number of processes."""
+    yield from length_grouping_problems(recipe)
+    yield from noise_problems(recipe)
+    yield from fused_loss_problems(recipe)
+    yield from micro_max_problems(recipe)
+    yield from average_problems(recipe)
 
 
 def length_grouping_problems(recipe: Recipe) -> Iterator[str]:

@@ -171,3 +171,15 @@ def _guess(word: str, values: Mapping[str, str]) -> str:
     else:
         return did_you_mean(word, [*names_of(ROOTS), *known_fields(word)])
     return f": {to_type(setting)}"
+
+
+def split_options(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of a command with these names (`name=value`, dashes before it allowed), and its other words."""
+    options, others = {}, []
+    for word in words:
+        name, equals, value = word.lstrip("-").partition("=")
+        if equals and name in names:
+            options[name] = value
+        else:
+            others.append(word)
+    return options, others

@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from hfbsz.measure.noise import NoiseCollector
 from hfbsz.measure.noise_ramp import NoiseRamp
 from hfbsz.measure.utilization import flops_per_token, peak_flops
 from hfbsz.records.noise import NoiseSummary
 from hfbsz.records.record import Reading, Step
-from hfbsz.system.memory import peak_bytes
+from hfbsz.train.device import peak_bytes
 from hfbsz.train.distributed import precision_of, shared
 from hfbsz.train.loop import Collector
 from hfbsz.train.setup import Setup
@@ -42,9 +40,7 @@ class Measurements:
 
     def reading(self, step: Step, rows: int) -> Reading:
         """The record of a logged step; `rows`: number of training rows."""
-        device = self._accelerator.device
-        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
-        return step.reading(rows, memory, self._peak_speed)
+        return step.reading(rows, peak_bytes(self._accelerator.device), self._peak_speed)
 
     def decide(self, step: Step) -> int | None:
         """The batch in sequences that an adaptive ramp takes from the next step on, the same on all ranks; None: no

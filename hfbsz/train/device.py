@@ -1,10 +1,11 @@
-"""Copies batches to the device, and recognizes that its memory has run out."""
+"""The device: copies of batches, and its memory."""
 
 import gc
 
 import torch
 
 from hfbsz.data.batches import Batch
+from hfbsz.system import memory
 
 _OUT_OF_MEMORY = (  # of the host's allocator, the driver and libraries
     "can't allocate memory",
@@ -35,3 +36,16 @@ def free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start the measurement of `peak_bytes` anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        memory.reset_peak()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory in bytes since `reset_peak`: of the GPU's allocator, or of the process on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory.peak_bytes()

@@ -27,7 +27,7 @@ from hfbsz.recipe.amounts import counted, short
 from hfbsz.records.probe import Probe, Trial, common_pace, predicted_bytes, probe_from_dict, shown_bytes
 from hfbsz.system import memory
 from hfbsz.system.files import read_object, write_text
-from hfbsz.train.device import free, is_out_of_memory, to_device
+from hfbsz.train.device import free, is_out_of_memory, peak_bytes, reset_peak, to_device
 from hfbsz.train.distributed import gathered, precision_of, shared
 from hfbsz.train.fsdp import gradient_sync, is_sharded
 from hfbsz.train.machine import machine_of, software_and_device
@@ -125,22 +125,12 @@ def _cached(entry: Path) -> int | None:
         return None
 
 
-def reset_peak(device: torch.device) -> None:
-    """Start the measurement of peak memory anew."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        memory.reset_peak()
-
-
 class _Bench:
     def __init__(self, parts: Parts, limit: int | None, share: float | None, show: Show) -> None:
         self.plan, self.model, self.optimizer, self.task, windows, self.accelerator = parts
         self.show, self.rows, self.device = show, windows.rows, parts.accelerator.device
         self.longest = np.argsort(-self.rows.lengths, kind="stable")[:LARGEST]
-        count = min(LARGEST, len(self.rows))
-        self.typical = Order(len(self.rows), self.plan.recipe.seed).take(0, count)
-        self.tokens = self._batch(self.typical, count).tokens / count  # of a row, mean
+        self.typical = Order(len(self.rows), self.plan.recipe.seed).take(0, min(LARGEST, len(self.rows)))
         self.model.train()
         free(self.device)
         self.limit, self.source = self._limit(limit, share)
@@ -156,15 +146,15 @@ class _Bench:
             )
         trials = self._timed(trials)
         single = self.accelerator.num_processes == 1
-        result = Probe(about, self.tokens, tuple(trials), 0.0, None if single else 0.0, self.limit, self.source, failed)
+        tokens, sync = self.plan.tokens_per_row, None if single else 0.0
+        result = Probe(about, tokens, tuple(trials), 0.0, sync, self.limit, self.source, failed)
         while not self._fits(result.knee, step=True):  # the confirming trial
             smaller = [trial for trial in result.trials if trial.micro_batch < result.knee]
             if not smaller:
                 raise UserError("batch.micro_max: an optimizer step of a single row does not fit into the memory")
             result = replace(result, trials=tuple(smaller), failed=result.knee)
         step = self._seconds(self._step)
-        knee = next(trial for trial in result.trials if trial.micro_batch == result.knee)
-        sync = None if single else self._sync_seconds(knee)
+        sync = None if single else self._sync_seconds(result.knee)
         return replace(result, step_seconds=step, sync_seconds=sync)
 
     def _limit(self, limit: int | None, share: float | None) -> tuple[int, str]:
@@ -173,8 +163,8 @@ class _Bench:
             return limit, "the limit given"
         share = SHARE.get(self.device.type, SHARE["cuda"]) if share is None else share
         if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            room = memory.Headroom(free, "free GPU memory")
+            available, _ = torch.cuda.mem_get_info(self.device)
+            room = memory.Headroom(available, "free GPU memory")
             used = torch.cuda.memory_allocated(self.device)
         else:
             room, used = memory.headroom(), memory.resident_bytes()
@@ -207,7 +197,7 @@ class _Bench:
         """The peak memory and a first time of a micro-batch; None, on every rank, if one ran out of memory."""
         reset_peak(self.device)
         fits = self._fits(size)
-        peak = self._peak()
+        peak = peak_bytes(self.device)
         if not fits:
             return None
         return Trial(size, self._block(size, 1), 0.0, max(gathered(self.accelerator, peak)))
@@ -233,11 +223,11 @@ class _Bench:
         numbers = np.resize(self.typical, max(size * passes, min(len(self.typical), size)))
         batches = [self._batch(numbers[size * index :], size) for index in range(passes)]
         seconds = self._seconds(partial(self._passes, batches), repeats=1)
-        return seconds * size * self.tokens / sum(batch.tokens for batch in batches)
+        return seconds * size * self.plan.tokens_per_row / sum(batch.tokens for batch in batches)
 
-    def _sync_seconds(self, knee: Trial) -> float:
+    def _sync_seconds(self, knee: int) -> float:
         """The time that averaging the gradients adds to a pass."""
-        batch = self._batch(self.typical, knee.micro_batch)
+        batch = self._batch(self.typical, knee)
         alone, synchronized = (self._seconds(partial(self._pass, batch, last=last)) for last in (False, True))
         return max(0.0, synchronized - alone)
 
@@ -314,11 +304,6 @@ class _Bench:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def _peak(self) -> int:
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device))
-        return memory.peak_bytes()
 
 
 def about(parts: Parts, name: str) -> dict[str, str]:

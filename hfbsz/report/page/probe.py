@@ -18,16 +18,17 @@ from hfbsz.report.page.figures import DASHED, INK, LOOK, PALETTE, svg, tick
 from hfbsz.report.page.page import environment
 from hfbsz.system.files import write_text
 
+FILES = {"report.html": b"<title>Probe of ", "probe.json": b'"tokens_per_row"'}  # name: a part of its beginning
 _PLACE = (0.15, 0.165, 0.8, 0.8)
 _GIB, _TICKS = 2**30, 8
 
 
 def save(probe: Probe, plan: Plan, folder: Path) -> Path:
-    """Save `probe.json` and the page to a folder; returns the path of the page. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "probe.json", json.dumps(probe.to_dict(), indent=1))
-    write_text(folder / "report.html", render(probe, plan))
-    return folder / "report.html"
+    """Save the page and the numbers to a folder that exists; returns the path of the page. Raises OSError."""
+    page, numbers = (folder / name for name in FILES)
+    write_text(numbers, json.dumps(probe.to_dict(), indent=1))
+    write_text(page, render(probe, plan))
+    return page
 
 
 def render(probe: Probe, plan: Plan) -> str:
@@ -61,11 +62,8 @@ def _pictures(probe: Probe, rows: int) -> Iterator[tuple[str, Markup, str]]:
     """(heading, figure, caption) of each figure."""
     sizes = [trial.micro_batch for trial in probe.trials]
     speeds = [probe.tokens_per_second(trial) for trial in probe.trials]
-    with _axes("throughput", sizes) as (figure, axes):
-        axes.plot(sizes, speeds, "o-", color=PALETTE[0], markersize=4)
+    with _curve("throughput", sizes, speeds, PALETTE[0], probe.knee) as (figure, axes):
         axes.axhline(KNEE_SHARE * max(speeds), color=INK, linewidth=0.9, linestyle=(0, (5, 2)), alpha=0.6)
-        _mark(axes, "knee", probe.knee)
-        axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(tick)
         axes.set_ylabel(f"tokens/s ({DASHED} {100 * KNEE_SHARE:g} % of the best)")
         yield (
@@ -97,11 +95,9 @@ def _pictures(probe: Probe, rows: int) -> Iterator[tuple[str, Markup, str]]:
 
 
 def _price_picture(probe: Probe, trials: Sequence[Trial], rows: int) -> tuple[str, Markup, str]:
-    with _axes("price", [trial.micro_batch for trial in trials]) as (figure, axes):
-        seconds = [probe.seconds_per_step(trial, rows) for trial in trials]
-        axes.plot([trial.micro_batch for trial in trials], seconds, "o-", color=PALETTE[2], markersize=4)
-        _mark(axes, "knee", probe.knee)
-        axes.set_ylim(bottom=0)
+    sizes = [trial.micro_batch for trial in trials]
+    seconds = [probe.seconds_per_step(trial, rows) for trial in trials]
+    with _curve("price", sizes, seconds, PALETTE[2], probe.knee) as (figure, axes):
         axes.set_ylabel(f"time of a step of {rows:,} sequences (s)")
         drawn = svg(figure, "time of a step over the micro-batch")
     return (
@@ -136,6 +132,18 @@ def _mark(axes: Axes, name: str, size: int, right: bool = True) -> None:
         color=PALETTE[3],
         fontsize=9.5,
     )
+
+
+@contextmanager
+def _curve(
+    name: str, sizes: Sequence[int], values: Sequence[float], color: str, knee: int
+) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of values from 0 over the micro-batch, with the knee marked."""
+    with _axes(name, sizes) as (figure, axes):
+        axes.plot(sizes, values, "o-", color=color, markersize=4)
+        _mark(axes, "knee", knee)
+        axes.set_ylim(bottom=0)
+        yield figure, axes
 
 
 @contextmanager
