@@ -38,6 +38,7 @@ from hfbsz.run.cli import asks_for_help, read_words
 from hfbsz.system.command_name import command_name
 from hfbsz.system.files import refuse_others
 from hfbsz.system.launcher import check_launch
+from hfbsz.system.streams import leave
 
 if TYPE_CHECKING:
     from hfbsz.plan.plan import Plan
@@ -95,9 +96,8 @@ def _probe(loaded: "LoadedRecipe", options: Mapping[str, str]) -> int:
         plan, parts = prepared.plan, prepared.parts()
         most = int(largest or LARGEST)
         result = probe(parts, about(parts, loaded.name), limit=limit, share=share, largest=most, show=show)
-        prepared.accelerator.end_training()
         if not is_main:
-            return 0
+            leave(0, at_once=True)  # with the model in place: its destructor may wait for the other rank for ever
         if console is not None:
             console.end_work()
         page = save(result, plan, folder)
@@ -105,6 +105,8 @@ def _probe(loaded: "LoadedRecipe", options: Mapping[str, str]) -> int:
         print(visible("\n".join([*lines_of(result, plan), f"page      {one_line(str(page))}"])))
     else:
         print(json.dumps(result.to_dict(), indent=1))
+    if plan.world_size > 1:
+        leave(0, at_once=True)
     return 0
 
 

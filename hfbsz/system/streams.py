@@ -55,10 +55,10 @@ def make_lasting() -> None:
         setattr(sys, name, lasting)
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int, at_once: bool = False) -> NoReturn:
     """Exit the process; a rank above 0 at once, since gloo's threads sometimes abort or hold up a regular exit. Rank 0
-    has reported the result."""
-    if rank() > 0:
+    has reported the result; `at_once`: rank 0 too."""
+    if rank() > 0 or at_once:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
