@@ -162,10 +162,8 @@ def noise_problems(recipe: Recipe) -> Iterator[str]:
 
 def fused_loss_problems(recipe: Recipe) -> Iterator[str]:
     """What a loss in chunks of tokens cannot be combined with."""
-    if recipe.model.fused_loss and recipe.row_kind is RowKind.LABEL:
+    if recipe.model.fused_loss is True and recipe.row_kind is RowKind.LABEL:
         yield "model.fused_loss: a classifier has no vocabulary to compute in chunks: model.fused_loss=false"
-    if recipe.model.fused_loss and recipe.model.compile:
-        yield "model.fused_loss: not with model.compile, which traces the head: set one of them to false"
 
 
 def micro_max_problems(recipe: Recipe) -> Iterator[str]:

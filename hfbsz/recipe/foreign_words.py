@@ -61,7 +61,6 @@ def _text(value: object) -> str:
 
 _HUB = unsupported("nothing is uploaded to the Hub; the run's folder is a complete model folder that you can upload")
 _QUANTIZED = unsupported("quantized weights are not supported; model.lora={} trains few weights")
-_CHECKPOINTING = unsupported("activations are not recomputed; a smaller batch.micro_max, such as 1, takes less memory")
 _LOADING = unsupported("rows are memory-mapped, no loader processes are needed: leave it out")
 _ANSWERS = unsupported("task=instruction trains on the answers only; with data.answers=last on the last one only")
 _NOTHING = unsupported("it is always on or never needed: leave it out")
@@ -120,7 +119,8 @@ _ENTRIES: dict[str, Answer] = {
     "fp32": switch("precision=fp32", "precision=auto"),
     "mixed_precision torch_dtype dtype amp": precision,
     "tf32 allow_tf32": unsupported("matrix products use the precision of the recipe; precision=bf16 is faster"),
-    "gradient_checkpointing activation_checkpointing activation_checkpoint": _CHECKPOINTING,
+    "gradient_checkpointing activation_checkpointing "
+    "activation_checkpoint": switch("model.activation_checkpointing=true", "model.activation_checkpointing=false"),
     "eval_steps eval_interval val_check_interval evaluate_every": count("eval.every", "steps", "10%", share=True),
     "save_steps save_interval checkpoint_interval save_every": count("checkpoint.every", "steps", "25%", share=True),
     "logging_steps log_interval log_freq log_every "
@@ -150,6 +150,7 @@ _ENTRIES: dict[str, Answer] = {
     "lora_target_linear": lambda option: write("model.lora.targets=all-linear"),
     "lora use_lora peft use_peft adapter": switch("model.lora={}", "model.lora=null"),
     "qlora load_in_4bit load_in_8bit quantization": _QUANTIZED,
+    "use_liger_kernel use_liger liger_kernel": switch("model.fused_loss=true", "model.fused_loss=auto"),
     "torch_compile compile use_compile": switch("model.compile=true", "model.compile=false"),
     "attn_implementation": lambda option: write(f"model.attention={'eager' if option.value == 'eager' else 'sdpa'}"),
     "flash_attention flash_attention_2 flash_attn use_flash_attention_2": lambda option: write("model.attention=sdpa"),

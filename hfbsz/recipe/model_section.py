@@ -41,11 +41,16 @@ class Model(Section):
     grow_embeddings: bool = Field(
         False, description="add embedding rows to loaded weights if the tokenizer has more tokens than the model"
     )
-    compile: bool = Field(False, description="compile the model with torch.compile")
-    fused_loss: bool = Field(
+    compile: bool = Field(False, description="compile the layers of the model with torch.compile")
+    activation_checkpointing: bool = Field(
         False,
+        description="keep only the inputs of layers for the backward pass, which computes their activations again: "
+        "less memory, more time (hfbsz probe shows both)",
+    )
+    fused_loss: bool | Literal["auto"] = Field(
+        "auto",
         description="language models: training computes the head and the cross-entropy in chunks of tokens, so that "
-        "the logits of a micro-batch never exist in full",
+        "the logits of a micro-batch never exist in full; auto: if the head of the model allows it",
     )
 
     @model_validator(mode="after")

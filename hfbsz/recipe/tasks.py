@@ -17,7 +17,7 @@ class TaskInfo:
     """What the rest of the package has to know of a task without importing torch."""
 
     rows: RowKind
-    module: str  # has `build(recipe, model, tokenizer) -> Task`
+    module: str  # has `build(recipe, model, tokenizer, notes) -> Task`
 
 
 TASKS = {

@@ -98,7 +98,9 @@ class Evaluator:
         tokens = recipe.batch.micro_tokens or math.inf
         micro_max = recipe.batch.micro_max if recipe.batch.micro_max != "auto" else self.setup.plan.facts.micro_max
         longest = max(1, int(rows.lengths.max()))
-        if recipe.model.fused_loss or recipe.batch.micro_max == "auto":  # training says nothing of the logits' memory
+        if (
+            recipe.model.fused_loss is not False or recipe.batch.micro_max == "auto"
+        ):  # training says nothing of the logits' memory
             tokens = min(tokens, _MUCH_MEMORY // (_BYTES_PER_LOGIT * self._vocabulary()))
         return int(max(1, min(micro_max or math.inf, tokens // longest)))
 

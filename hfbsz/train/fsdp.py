@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from hfbsz.errors import UserError
+from hfbsz.train.layers import layers_of
 
 _RESHARD = {"true": True, "full_shard": True, "false": False, "shard_grad_op": False}
 _SUPPORTED = {  # FSDP option: the values (lower case) that are accepted because they change nothing here
@@ -92,10 +93,8 @@ def shard(model: Any, sharding: Sharding, device: torch.device, precision: str) 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
     """The modules that are sharded one by one: those that share no weight with another module."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
     uses = Counter(weight for _, weight in model.named_parameters(remove_duplicate=False))
-    layers = [module for module in model.modules() if type(module).__name__ in names]
-    return [layer for layer in layers if all(uses[weight] == 1 for weight in layer.parameters())]
+    return [layer for layer in layers_of(model) if all(uses[weight] == 1 for weight in layer.parameters())]
 
 
 def gradient_sync(model: Any, last: bool) -> AbstractContextManager:

@@ -5,9 +5,9 @@ written once and overwritten in place (as in Liger Kernel, Hsu et al. 2024, arXi
 vocabulary, logits and their gradients are most of the memory of a small model.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import nn
 
 from hfbsz.data import IGNORED
 from hfbsz.errors import UserError
+from hfbsz.recipe.fields import Model
 
 _ENTRIES = {"cpu": 2**20, "cuda": 2**27}  # logits of a chunk, by type of device
 _ROWS = {"cpu": (256, 1024), "cuda": (1024, 65536)}  # bounds on the tokens of a chunk
@@ -34,14 +35,18 @@ def linear_cross_entropy(
     bias: torch.Tensor | None,
     labels: torch.Tensor,
     lower: torch.dtype | None = None,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """ΣNLL in nats over the labels that are not −100: a scalar, in float32 (float64 for float64 weights).
 
     `hidden`: [..., width]; `weight`: [vocabulary, width]; `bias`: [vocabulary]; `labels`: int64, the shape of `hidden`
-    without its last dimension; `lower`: the precision of the products, as under autocast (None: that of the weight).
-    There is no second derivative.
+    without its last dimension; `lower`: the precision of the products, as under autocast (None: that of the weight);
+    `compiled`: with one kernel for the operations on logits. There is no second derivative. On a CPU, tokens without a
+    label take no time.
     """
-    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, bias, labels.flatten(), lower)
+    loss: torch.Tensor = _LinearCrossEntropy.apply(
+        hidden.flatten(0, -2), weight, bias, labels.flatten(), lower, compiled
+    )
     return loss
 
 
@@ -54,24 +59,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,
         labels: torch.Tensor,
         lower: torch.dtype | None,
+        compiled: bool,
     ) -> torch.Tensor:
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         with torch.autocast(hidden.device.type, enabled=False):
             used = weight.to(lower or weight.dtype)
             total = hidden.new_zeros((), dtype=torch.promote_types(weight.dtype, torch.float32))
-            ctx.hidden = torch.empty_like(hidden) if needs_hidden else None
-            ctx.weight = torch.zeros_like(weight) if needs_weight else None
-            ctx.bias = torch.zeros_like(bias) if needs_bias and bias is not None else None
-            chunk = chunk_of(len(weight), hidden.device)
-            for start in range(0, len(hidden), chunk):
-                part, targets = hidden[start : start + chunk].to(used.dtype), labels[start : start + chunk]
+            ctx.hidden = torch.zeros_like(hidden) if needs_hidden else None
+            ctx.weight = torch.zeros_like(weight, dtype=total.dtype) if needs_weight else None
+            ctx.bias = torch.zeros_like(bias, dtype=total.dtype) if needs_bias and bias is not None else None
+            ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype if bias is not None else None
+            loss_and_gradient = _compiled() if compiled else _loss_and_gradient
+            for rows in _chunks(labels, chunk_of(len(weight), hidden.device)):
+                part, targets = hidden[rows].to(used.dtype), labels[rows]
                 logits = F.linear(part, used).to(total.dtype)
                 if bias is not None:
                     logits += bias
-                total += _loss_and_gradient(logits, targets)
+                total += loss_and_gradient(logits, targets)
                 gradient = logits.to(used.dtype)
                 if ctx.hidden is not None:
-                    ctx.hidden[start : start + chunk] = gradient @ used
+                    ctx.hidden[rows] = (gradient @ used).to(hidden.dtype)
                 if ctx.weight is not None and gradient.dtype == ctx.weight.dtype:
                     ctx.weight.addmm_(gradient.T, part)
                 elif ctx.weight is not None:
@@ -84,7 +91,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         gradients = (ctx.hidden, ctx.weight, ctx.bias)
         ctx.hidden = ctx.weight = ctx.bias = None
-        return *(None if gradient is None else gradient.mul_(scale) for gradient in gradients), None, None
+        scaled = (
+            None if one is None else one.mul_(scale).to(dtype) for one, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
+        return *scaled, None, None, None
+
+
+def _chunks(labels: torch.Tensor, size: int) -> Sequence[slice | torch.Tensor]:
+    """The tokens of each chunk: all of them; on a CPU, where counting them needs no wait, those that have a label."""
+    if labels.device.type == "cpu" and (labels == IGNORED).any():
+        return (labels != IGNORED).nonzero()[:, 0].split(size)
+    return [slice(start, start + size) for start in range(0, len(labels), size)]
 
 
 def _loss_and_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -100,54 +117,86 @@ def _loss_and_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
     return losses.masked_fill(~is_target, 0).sum()
 
 
-class FusedHead:
-    """The output head of a causal language model, which `hidden` bypasses."""
+@cache
+def _compiled() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.compile(_loss_and_gradient)
+    return compiled
 
-    def __init__(self, model: nn.Module) -> None:
-        """`model`: not wrapped or sharded. Raises UserError for a model whose logits are not its head's, such as one
-        that scales or caps them."""
+
+class FusedHead:
+    """The output head of a causal language model, which on demand returns the loss in place of the logits.
+
+    The loss is computed inside the model's forward pass, as DDP, FSDP2 and autocast expect of a layer.
+    """
+
+    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
+        """`model`: not wrapped or sharded; `compiled`: compile the operations on logits on a GPU (on a CPU, where a
+        chunk fits into its caches, nothing is gained). Raises ValueError, with the reason, for a model whose logits are
+        not those of a linear head, such as one that scales or caps them."""
         head: Any = getattr(model, "get_output_embeddings", lambda: None)()
         if not isinstance(head, nn.Linear):
-            raise UserError(f"model.fused_loss: {type(model).__name__} has no linear head: model.fused_loss=false")
-        self.head, self._bypassed, self._forward = head, False, head.forward
-        self._lower: torch.dtype | None = None  # of autocast inside the model's forward pass, where the head would run
+            raise ValueError(f"{type(model).__name__} has no linear head")
+        self.head, self._forward, self._compiled = head, head.forward, compiled
+        self._returns: Literal["logits", "hidden"] | torch.Tensor = "logits"  # or the loss of these labels
         head.forward = self._apply  # type: ignore[method-assign, assignment]
-        self._check(model)
+        try:
+            self._check(model)
+        except Exception:
+            del head.forward
+            raise
+
+    def loss_sum(self, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """ΣNLL in nats of the model, wrapped or not, over the labels [rows, tokens] that are not −100: a scalar."""
+        loss: torch.Tensor = self._output(model, inputs, labels)
+        return loss
+
+    def _output(self, model: Any, inputs: dict[str, torch.Tensor], returns: Any) -> Any:
+        """What the model returns as its logits."""
+        self._returns = returns
+        try:
+            return model(**inputs, use_cache=False).logits
+        finally:
+            self._returns = "logits"
 
     def _apply(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not self._bypassed:
-            result: torch.Tensor = self._forward(hidden)
-            return result
-        kind = hidden.device.type
-        self._lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return hidden
-
-    @contextmanager
-    def bypassed(self) -> Iterator[None]:
-        """Inside, the model returns the input of its head in place of logits."""
-        self._bypassed = True
-        try:
-            yield
-        finally:
-            self._bypassed = False
-
-    def loss_sum(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """ΣNLL in nats of the head on its inputs [rows, tokens, width]."""
-        return linear_cross_entropy(hidden, self.head.weight, self.head.bias, labels, self._lower)
+        if isinstance(self._returns, torch.Tensor):
+            kind = hidden.device.type
+            lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            compiled = self._compiled and kind == "cuda" and torch.is_grad_enabled()
+            return linear_cross_entropy(hidden, self.head.weight, self.head.bias, self._returns, lower, compiled)
+        return hidden if self._returns == "hidden" else self._forward(hidden)
 
     @torch.no_grad()
     def _check(self, model: nn.Module) -> None:
+        """Raise ValueError unless logits and loss are those of the head alone."""
         training, device = model.training, self.head.weight.device
         tokens = torch.arange(8, device=device)[None] % self.head.weight.shape[0]
+        inputs = {"input_ids": tokens}
         model.eval()
         try:
-            logits = model(input_ids=tokens, use_cache=False).logits
-            with self.bypassed():
-                hidden = model(input_ids=tokens, use_cache=False).logits
+            with torch.compiler.set_stance("force_eager"):  # a few passes are not worth compiling
+                logits, hidden, loss = (self._output(model, inputs, each) for each in ("logits", "hidden", tokens))
+            expected = F.linear(hidden.to(self.head.weight.dtype), self.head.weight, self.head.bias)
+            is_linear = loss.ndim == 0 and bool((logits - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+        except (AttributeError, IndexError, RuntimeError, TypeError) as problem:
+            raise ValueError(f"{type(model).__name__} reads the output of its head ({problem})") from None
         finally:
             model.train(training)
-        expected = F.linear(hidden, self.head.weight, self.head.bias)
-        if not torch.allclose(logits, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
-            raise UserError(
-                f"model.fused_loss: {type(model).__name__} changes the logits of its head: model.fused_loss=false"
-            )
+        if not is_linear:
+            raise ValueError(f"{type(model).__name__} changes the logits of its head")
+
+
+def fused_head(model: nn.Module, spec: Model, notes: list[str]) -> FusedHead | None:
+    """The head for `model.fused_loss`; None if it is false, or `auto` and the model does not allow it, with a note.
+
+    Raises UserError if it is true and the model does not allow it.
+    """
+    if spec.fused_loss is False:
+        return None
+    try:
+        return FusedHead(model, spec.compile)
+    except ValueError as reason:
+        if spec.fused_loss is True:
+            raise UserError(f"model.fused_loss: {reason}: model.fused_loss=false") from None
+        notes.append(f"model.fused_loss: off, because {reason}")
+        return None

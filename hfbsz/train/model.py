@@ -10,6 +10,7 @@ from hfbsz.data.tokenizer.tokenizer import token_count
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe.fields import Model
 from hfbsz.train.fit import check_causal, check_finite, check_window, fit_vocabulary, pad_token_of
+from hfbsz.train.layers import compile_layers, recompute_activations
 from hfbsz.train.loadable import check, refuse_kind
 from hfbsz.train.lora import with_lora
 from hfbsz.train.pretrained import field_of, head_of, location, quiet, reason_of
@@ -30,8 +31,8 @@ def build_model(
     the user are appended to `notes`.
 
     Raises UserError for weights that cannot be loaded, an unknown shape, a vocabulary or window that is too small,
-    labels in another order than those of a pretrained head, a model that attends to later tokens, and target layers
-    that do not exist.
+    labels in another order than those of a pretrained head, a model that attends to later tokens, target layers that do
+    not exist, and a model that cannot be compiled or whose activations cannot be recomputed.
     """
     if (spec.path, spec.package, spec.shape).count(None) != 2:
         raise UserError(
@@ -50,8 +51,10 @@ def build_model(
         model.config.pad_token_id = pad_token_of(model, tokenizer)
     if spec.lora is not None:
         model = with_lora(model, spec, spec.lora, labels, notes)
+    if spec.activation_checkpointing:
+        recompute_activations(model)
     if spec.compile:
-        model.compile()
+        compile_layers(model)
     return model
 
 

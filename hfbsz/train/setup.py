@@ -132,7 +132,7 @@ def assemble(plan: Plan, data: Prepared, tokenizer: Any, accelerator: Accelerato
     classes = data.manifest.labels  # of a classifier
     model = build_model(recipe.model, tokenizer, recipe.seed, recipe.data.sequence_length, classes, notes)
     model = model.double() if recipe.precision == "fp64" else model
-    task = build_task(recipe, model, tokenizer)
+    task = build_task(recipe, model, tokenizer, notes)
     if sharding is not None and accelerator.num_processes > 1:
         model = shard(model, sharding, accelerator.device, precision_of(recipe))
     else:
@@ -148,10 +148,6 @@ def sharding_of(recipe: Recipe) -> Sharding | None:
         raise UserError(
             f"optim.name: {recipe.optim.name} has not been tested with sharded weights (FSDP2): "
             "use adamw, or launch with DDP (accelerate_configs/ddp.yaml)"
-        )
-    if sharding is not None and recipe.model.fused_loss:
-        raise UserError(
-            "model.fused_loss: it reads the weight of the head, which sharding (FSDP2) splits: model.fused_loss=false"
         )
     if sharding is not None and recipe.model.lora is not None:
         raise UserError(

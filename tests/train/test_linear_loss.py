@@ -7,17 +7,20 @@ import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from conftest import ROOT, TINY, records
+from small_models import SIZE, small_config
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import hfbsz.train.linear_loss as module
 from hfbsz.errors import UserError
 from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.fields import Model
 from hfbsz.recipe.load import load
-from hfbsz.train.linear_loss import FusedHead, chunk_of, linear_cross_entropy
+from hfbsz.train.linear_loss import FusedHead, chunk_of, fused_head, linear_cross_entropy
 from hfbsz.train.setup import setup
 
+CAUSAL = ("llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen3", "olmo2", "falcon", "bloom", "opt", "mamba")
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -57,6 +60,16 @@ def test_loss_and_gradients_are_those_of_the_logits(bias, dtype, tolerance):
         assert torch.linalg.norm(one - other) < tolerance * torch.linalg.norm(other)
 
 
+def test_the_compiled_operations_are_the_same(monkeypatch):
+    compiled = torch.compile(module._loss_and_gradient, backend="aot_eager")
+    monkeypatch.setattr(module, "_compiled", lambda: compiled)
+    given = inputs()
+    value, ours = gradients(partial(linear_cross_entropy, compiled=True), *given)
+    expected, theirs = gradients(linear_cross_entropy, *given)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert all(torch.allclose(one, other, rtol=1e-12) for one, other in zip(ours, theirs, strict=True))
+
+
 def test_large_logits_do_not_overflow():
     hidden, weight, bias, labels = inputs(torch.float32)
     value, ours = gradients(linear_cross_entropy, hidden * 1e4, weight, bias, labels)
@@ -87,7 +100,6 @@ def test_under_autocast_the_products_are_in_bfloat16():
 
 
 def test_a_run_in_bfloat16_has_the_products_of_the_head_in_bfloat16(request, monkeypatch, cache, ragged):
-    """Accelerate's autocast covers the model's forward pass alone, which the head leaves."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HFBSZ_CACHE", str(cache))
     request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
@@ -103,7 +115,7 @@ def test_a_run_in_bfloat16_has_the_products_of_the_head_in_bfloat16(request, mon
         module.F, "linear", lambda one, other, *bias: (products.append(one.dtype), linear(one, other, *bias))[1]
     )
     steps = [next(one.steps()) for one in runs]
-    assert torch.bfloat16 in products and runs[1].task.head._lower == torch.bfloat16
+    assert torch.bfloat16 in products
     assert steps[1].loss == pytest.approx(steps[0].loss, rel=1e-3)
     assert steps[1].grad_norm == pytest.approx(steps[0].grad_norm, rel=2e-2)
 
@@ -177,22 +189,87 @@ class Capped(LlamaForCausalLM):
         return output
 
 
+class Sliced(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits[:, -8:]
+        return output
+
+
 def test_a_model_that_changes_its_logits_is_refused():
     config = LlamaConfig(vocab_size=50, initializer_range=1.0, **SMALL)
-    with pytest.raises(UserError, match="changes the logits of its head"):
+    with pytest.raises(ValueError, match="changes the logits of its head"):
         FusedHead(Capped(config))
+    with pytest.raises(ValueError, match="reads the output of its head"):
+        FusedHead(Sliced(config))
     FusedHead(LlamaForCausalLM(config))
     FusedHead(GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)))
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["recipe=debug", "model.compile=true"], "not with model.compile"),
-        (["recipe=small_batch"], "a classifier has no vocabulary"),
-    ],
-)
-def test_what_it_cannot_be_combined_with(monkeypatch, words, said):
+def test_a_classifier_has_no_vocabulary(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match=said):
-        resolve(load([*words, "model.fused_loss=true"]).recipe, 1, Facts(rows=500, tokens_per_row=200.0))
+    facts = Facts(rows=500, tokens_per_row=200.0)
+    with pytest.raises(UserError, match="a classifier has no vocabulary"):
+        resolve(load(["recipe=small_batch", "model.fused_loss=true"]).recipe, 1, facts)
+    resolve(load(["recipe=small_batch"]).recipe, 1, facts)
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_the_loss_of_every_family_is_that_of_its_logits(kind):
+    torch.manual_seed(0)
+    model, notes = AutoModelForCausalLM.from_config(small_config(kind)).double().eval(), []
+    tokens = torch.randint(3, SIZE, (3, 12))
+    expected = plain_loss(model, tokens)
+    head = fused_head(model, Model(), notes)
+    assert (head is None) == (kind == "gemma2") == ("logits of its head" in "".join(notes))
+    if head is None:
+        assert torch.equal(plain_loss(model, tokens), expected)
+        with pytest.raises(UserError, match=r"changes the logits of its head: model\.fused_loss=false"):
+            fused_head(model, Model(fused_loss=True), [])
+        return
+    expected.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    loss = head.loss_sum(model, {"input_ids": tokens}, tokens)
+    loss.backward()
+    exact = 1e-5 if kind == "mamba" else 1e-11  # Mamba's logits are always float32
+    assert loss.item() == pytest.approx(expected.item(), rel=exact)
+    total = torch.linalg.norm(torch.stack([torch.linalg.norm(gradient) for gradient in gradients.values()]))
+    for name, weight in model.named_parameters():
+        if name in gradients:
+            assert torch.linalg.norm(weight.grad - gradients[name]) <= exact * total, name
+    assert torch.equal(plain_loss(model, tokens), expected)  # the logits are back
+
+
+def plain_loss(model, tokens):
+    logits = model(input_ids=tokens, use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum")
+
+
+def test_a_head_with_lora_keeps_its_logits():
+    from peft import LoraConfig, get_peft_model
+
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **SMALL))
+    wrapped, notes = get_peft_model(model, LoraConfig(target_modules=["lm_head"])), []
+    assert fused_head(wrapped, Model(), notes) is None and "no linear head" in notes[0]
+    assert fused_head(wrapped, Model(fused_loss=False), notes) is None and len(notes) == 1
+
+
+def test_tokens_without_a_label_take_no_time(monkeypatch):
+    rows, linear = [], F.linear
+    monkeypatch.setattr(module.F, "linear", lambda one, *rest: (rows.append(len(one)), linear(one, *rest))[1])
+    hidden, weight, bias, labels = inputs()
+    linear_cross_entropy(hidden, weight, bias, labels)
+    assert sum(rows) == (labels != -100).sum() < labels.numel()
+
+
+def test_gradients_of_bfloat16_weights_are_summed_in_float32():
+    """As under FSDP2: a chunk of few tokens must not round the sum of all chunks."""
+    hidden, weight, bias, labels = inputs(torch.float64)
+    hidden, labels = hidden.repeat(40, 1, 1), labels.repeat(40, 1)
+    low = [one.bfloat16() for one in (hidden, weight, bias)]
+    _, ours = gradients(linear_cross_entropy, *low, labels)
+    _, exact = gradients(plain, *(one.double() for one in low), labels)
+    for one, other in zip(ours, exact, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert torch.linalg.norm(one - other) < 5e-3 * torch.linalg.norm(other)

@@ -25,7 +25,7 @@ class SecondHalf(LanguageModeling):
         return replace(batch, labels=labels, targets=int((labels != IGNORED).sum()))
 
 
-def build(recipe, model, tokenizer):
+def build(recipe, model, tokenizer, notes):
     return SecondHalf(tokenizer.pad_token_id or tokenizer.eos_token_id)
 
 

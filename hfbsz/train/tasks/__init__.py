@@ -1,7 +1,7 @@
 """Tasks: how rows are collated into micro-batches, and how their loss is computed.
 
-Each module of this folder is one task, with `build(recipe, model, tokenizer) -> Task`; `hfbsz/recipe/tasks` lists
-them.
+Each module of this folder is one task, with `build(recipe, model, tokenizer, notes) -> Task`; `hfbsz/recipe/tasks`
+lists them.
 """
 
 import importlib
@@ -38,8 +38,8 @@ class Task(Protocol):
         ...
 
 
-def build_task(recipe: Recipe, model: Any, tokenizer: Any) -> Task:
-    """Build the task of a recipe for a model that is not wrapped or sharded yet. Raises UserError for a model that the
-    task does not support."""
-    task: Task = importlib.import_module(TASKS[recipe.task].module).build(recipe, model, tokenizer)
+def build_task(recipe: Recipe, model: Any, tokenizer: Any, notes: list[str]) -> Task:
+    """Build the task of a recipe for a model that is not wrapped or sharded yet; notes for the user are appended to
+    `notes`. Raises UserError for a model that the task does not support."""
+    task: Task = importlib.import_module(TASKS[recipe.task].module).build(recipe, model, tokenizer, notes)
     return task

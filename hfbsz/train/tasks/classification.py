@@ -66,7 +66,7 @@ class Classification:
         return BatchEvaluation(losses, (batch.labels != IGNORED).long(), outputs)
 
 
-def build(recipe: Recipe, model: Any, tokenizer: Any) -> Classification:
+def build(recipe: Recipe, model: Any, tokenizer: Any, notes: list[str]) -> Classification:
     """Build the task for a model. Raises UserError for one whose logits depend on padding."""
     return Classification.of(model)
 

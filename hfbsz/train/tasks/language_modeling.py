@@ -12,7 +12,7 @@ from hfbsz.data.batches import Batch
 from hfbsz.data.rows import Row
 from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Recipe
-from hfbsz.train.linear_loss import FusedHead
+from hfbsz.train.linear_loss import FusedHead, fused_head
 from hfbsz.train.tasks import BatchEvaluation
 
 _PROMPT, _CONTINUATION = 16, 16  # targets of a row that prompt it, and that greedy decoding must then reproduce
@@ -52,9 +52,7 @@ class LanguageModeling:
     def loss_sum(self, model: Any, batch: Batch) -> torch.Tensor:
         """ΣNLL over the targets, in nats."""
         if self.head is not None:
-            with self.head.bypassed():
-                hidden = model(**batch.inputs, use_cache=False).logits
-            return self.head.loss_sum(hidden, batch.labels)
+            return self.head.loss_sum(model, batch.inputs, batch.labels)
         logits = _logits(model, batch)
         return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -72,14 +70,17 @@ class LanguageModeling:
         return BatchEvaluation(losses.view_as(labels).double().sum(dim=1), is_target.sum(dim=1), extractable[:, None])
 
 
-def build(recipe: Recipe, model: Any, tokenizer: Any) -> LanguageModeling:
-    """Build the task for a model. Raises UserError for `data.attend=within` with a model in which packed documents
-    attend to each other, and for `model.fused_loss` with a model whose head is not linear."""
+def build(recipe: Recipe, model: Any, tokenizer: Any, notes: list[str]) -> LanguageModeling:
+    """Build the task for a model; notes for the user are appended to `notes`.
+
+    Raises UserError for `data.attend=within` with a model in which packed documents attend to each other, and for
+    `model.fused_loss=true` with a model whose head is not linear.
+    """
     within = recipe.data.pack and recipe.data.attend == "within"
     if within:
         check_attends_within(model)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    head = FusedHead(model) if recipe.model.fused_loss else None
+    head = fused_head(model, recipe.model, notes)
     return LanguageModeling(end if pad is None else pad, end if within else None, head)
 
 
