@@ -95,6 +95,19 @@ _SECTIONS = {
 }
 
 
+# What a step spends its time on, in the order of a step: `perf/<part>_seconds`.
+PARTS_OF_A_STEP: dict[str, Metric] = {
+    part: Metric(heading, "s", f"mean time of a step for {what}, since the last record", ".3g")
+    for part, (heading, what) in {
+        "data": ("data wait", "reading and collating rows"),
+        "forward": ("forward", "forward passes, with the gradient of the logits if the loss is fused"),
+        "backward": ("backward", "backward passes, with the averaging of gradients over the processes"),
+        "measurement": ("measurement", "measurements such as the noise scale"),
+        "optimizer": ("optimizer", "clipping and the optimizer"),
+    }.items()
+}
+
+
 def _of_evaluations() -> dict[str, Metric]:
     """The measures of each part."""
     return {
@@ -168,14 +181,7 @@ METRICS: dict[str, Metric] = {
         "share of the peak",
         THROUGHPUT,
     ),
-    "perf/data_seconds": Metric(
-        "data wait",
-        "s",
-        "mean time of a step for reading and collating rows, since the last record",
-        ".3g",
-        "",
-        THROUGHPUT,
-    ),
+    **{f"perf/{part}_seconds": metric for part, metric in PARTS_OF_A_STEP.items()},
     "perf/peak_memory_bytes": Metric(
         "peak memory", "B", "peak memory of the device, or of the process on a CPU", ",.0f", "", THROUGHPUT
     ),

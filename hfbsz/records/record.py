@@ -34,7 +34,7 @@ class Step:
     skipped: int | None = None  # steps skipped since the start
     tokens_per_second: float | None = None
     step_seconds: float | None = None
-    data_seconds: float | None = None  # part of step_seconds in which rows are read and collated
+    parts: Mapping[str, float] = field(default_factory=dict)  # parts of step_seconds by name, such as `forward`
     padding: float | None = (
         None  # share of padding among the positions since the last logged step; None: rows are packed
     )
@@ -60,7 +60,7 @@ class Step:
             "perf/tokens_per_second": self.tokens_per_second,
             "perf/step_seconds": self.step_seconds,
             "perf/mfu": speed / peak if speed is not None and peak else None,
-            "perf/data_seconds": self.data_seconds,
+            **{f"perf/{part}_seconds": seconds for part, seconds in self.parts.items()},
             "perf/peak_memory_bytes": peak_memory_bytes,
             **self.collected,
         }

@@ -24,6 +24,7 @@ from hfbsz.train.device import free, is_out_of_memory, to_device
 from hfbsz.train.fsdp import full_tensor, gradient_sync, weight_not_finite
 from hfbsz.train.optimizers import Optimizers
 from hfbsz.train.progress import NOTHING, Progress
+from hfbsz.train.step_timer import StepTimer
 from hfbsz.train.tasks import Task
 
 
@@ -119,9 +120,10 @@ def train(
     single, slowest = state.agreement.world_size == 1, math.inf
     while progress.at.sequences < plan.total:
         started = time.perf_counter()
+        state.timer.start_step()
         planned = within(plan.step(progress.at.sequences, progress.decisions), progress.micro_limit)
         batches = windows.window(planned)
-        waited = time.perf_counter() - started
+        state.timer.start(None)
         counts = [sum(getattr(batch, name) for batch in batches) for name in ("targets", "tokens", "positions")]
         *counts, stopping = state.agreement.sum(*counts, int(stop()))
         if stopping:
@@ -136,7 +138,7 @@ def train(
         with waiting(math.inf if single else AGREEMENT_SECONDS + 2 * slowest):
             measuring = [collector for collector in collectors if logged and collector.due(progress.at)]
             planned, batches, collected = state.update(planned, batches, counts[0], measuring)
-            step = state.finish(planned, batches, counts, logged, collected, started, waited)
+            step = state.finish(planned, batches, counts, logged, collected, started)
         seconds = time.perf_counter() - started
         slowest = seconds if math.isinf(slowest) else max(slowest, seconds)
         yield step
@@ -158,7 +160,7 @@ class _State:
     ) -> None:
         self.plan, self.model, self.optimizer, self.task = plan, model, optimizer, task
         self.windows, self.accelerator, self.agreement, self.progress = windows, accelerator, agreement, progress
-        self.device = accelerator.device
+        self.device, self.timer = accelerator.device, StepTimer(accelerator.device)
         self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
 
     def update(
@@ -191,21 +193,29 @@ class _State:
             planned = within(planned, self.progress.micro_limit)
             batches = self.windows.window(planned)
         collected = {name: value for collector in collectors for name, value in collector.after_window().items()}
+        self.timer.start("optimizer")
         self._apply(planned)
+        self.timer.start(None)
         return planned, batches, collected
 
     def _accumulate(
         self, planned: PlannedStep, batches: Sequence[Batch], targets: int, collectors: Sequence[Collector]
     ) -> None:
         """Forward and backward passes over this rank's micro-batches of a window."""
+        if collectors:
+            self.timer.start("measurement")
         for collector in collectors:
             collector.before_window(self.model, planned, self.progress.at)
         for index, batch in enumerate(batches):
             torch.manual_seed(seed_of(self.plan.recipe.seed, planned.clock, self.windows.rank, index))
             with gradient_sync(self.model, last=index == len(batches) - 1):
+                self.timer.start("forward")
                 loss = self.task.loss_sum(self.model, to_device(batch, self.device))
+                self.timer.start("backward")
                 (loss * (self.agreement.world_size / targets)).backward()
             self.progress.loss += loss.detach()
+            if collectors:
+                self.timer.start("measurement")
             for collector in collectors:
                 collector.after_micro(index, batch)
 
@@ -230,21 +240,20 @@ class _State:
         logged: bool,
         collected: Mapping,
         started: float,
-        waited: float,
     ) -> Step:
         """Update the progress, and return the Step; only a logged step waits for the device. `counts` are the targets,
-        tokens and positions of the window over all ranks, `waited` the seconds in which it was read and collated."""
+        tokens and positions of the window over all ranks."""
         progress, (targets, tokens, _) = self.progress, counts
         measured = self._read(targets) if logged else {}
         elapsed = time.perf_counter() - started
         progress.at = progress.at._replace(tokens=progress.at.tokens + tokens, seconds=progress.at.seconds + elapsed)
-        totals = [total + count for total, count in zip(progress.since_log, (*counts, 1, elapsed, waited), strict=True)]
+        totals = [total + count for total, count in zip(progress.since_log, (*counts, 1, elapsed), strict=True)]
         if logged:
             measured |= {
                 "loss": measured["loss"] / totals[0],
                 "tokens_per_second": totals[1] / totals[4],
                 "step_seconds": totals[4] / totals[3],
-                "data_seconds": totals[5] / totals[3],
+                "parts": self.timer.take(),
                 "padding": None if self.plan.recipe.data.pack else 1 - totals[1] / totals[2],
             }
         progress.since_log = list(NOTHING) if logged else totals

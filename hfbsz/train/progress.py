@@ -9,7 +9,7 @@ import torch.distributed as dist
 from hfbsz.records.record import Clock
 
 _AXES = ("step", "clock", "tokens", "seconds")  # names of a Clock's fields in a checkpoint
-NOTHING = (0, 0, 0, 0, 0.0, 0.0)  # targets, tokens, positions, steps, seconds, seconds of waiting for data
+NOTHING = (0, 0, 0, 0, 0.0)  # targets, tokens, positions, steps, seconds
 
 
 class Progress:
@@ -20,8 +20,7 @@ class Progress:
         """`saved`: the result of `to_dict`, from any number of ranks; None: the start of a run."""
         saved = saved or {}
         self.at = Clock(*(saved.get(name, 0) for name in _AXES))
-        since_log = saved.get("since_log", NOTHING)
-        self.since_log = [*since_log, *NOTHING[len(since_log) :]]  # older checkpoints lack the last
+        self.since_log = list(saved.get("since_log", NOTHING))[: len(NOTHING)]
         # (clock, batch) of an adaptive ramp; grows between two steps, on all ranks alike
         self.decisions = [(clock, batch) for clock, batch in saved.get("decisions", [])]
         # the most rows of a micro-batch, once larger ones have run out of memory

@@ -16,8 +16,9 @@ from hfbsz.plan.plan import Facts, Plan
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import load
 from hfbsz.records import run_data as runs
-from hfbsz.report.page import figures
+from hfbsz.report.page import figures, style
 from hfbsz.report.page import page as html
+from hfbsz.report.page.step_parts import parts_of
 from hfbsz.system.yaml import write_yaml
 
 WORDS = [
@@ -188,14 +189,33 @@ def test_several_runs_are_ranked_and_share_one_legend(tmp_path: Path) -> None:
     assert ["best" in row for row in rows] == [True, False, False]
     assert "+0.6000" in rows[2] and "25 %" in text_of(rows[2])
     for place, folder in enumerate(folders):
-        assert folder.name in legend and figures.PALETTE[place] in legend
-        assert all(figures.PALETTE[place] in figure.split("</svg>")[0] for figure in page.split("<figure ")[1:])
+        assert folder.name in legend and style.PALETTE[place] in legend
+        assert all(style.PALETTE[place] in figure.split("</svg>")[0] for figure in page.split("<figure ")[1:])
     assert page.count('<ul class="legend') == 1
     assert page.count("The plan, explained") == 3
 
 
+def test_the_parts_of_a_step_add_up_to_its_time(tmp_path: Path) -> None:
+    plan = plan_of()
+    records = records_of(plan)
+    steps = [record for record in records if record["event"] == "step"]
+    for number, record in enumerate(steps):
+        # the first record is the mean of many steps, so it weighs more
+        record["perf/step_seconds"] = 1.0 if number == 0 else 2.0
+        record |= {"perf/data_seconds": 0.1, "perf/forward_seconds": 0.2, "perf/backward_seconds": 0.4}
+    run = runs.read_run(make_run(tmp_path / "timed", plan, records))
+    parts = parts_of(run)
+    first, last = steps[0]["train/global_step"], steps[-1]["train/global_step"]
+    expected = (first * 1.0 + (last - first) * 2.0) / last
+    assert sum(parts.values()) == pytest.approx(expected) and parts["other"] == pytest.approx(expected - 0.7)
+    assert parts["measurement"] == parts["optimizer"] == 0
+    figure = next(part for part in page_of(run.folder).split("<figure ") if "<h3>Time of a step</h3>" in part)
+    assert "time of a step (s)" in figure and all(word in figure for word in ("forward", "backward", "other"))
+    assert parts_of(runs.read_run(make_run(tmp_path / "untimed", plan, records_of(plan)))) == {}
+
+
 def test_more_runs_than_colors_differ_in_line_style() -> None:
-    styles = {figures.style(place) for place in range(24)}
+    styles = {style.style(place) for place in range(24)}
     assert len(styles) == 24
 
 

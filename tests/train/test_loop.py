@@ -146,7 +146,7 @@ def test_rows_by_length_resume_from_a_checkpoint_bit_for_bit(ragged, tmp_path):
                 step,
                 at=step.at._replace(seconds=0.0),
                 step_seconds=None,
-                data_seconds=None,
+                parts={},
                 tokens_per_second=None,
             )
             for step in steps
@@ -311,3 +311,14 @@ def test_smaller_micro_batches_divide_the_planned_ones(ragged):
     assert within(planned, None) == planned == within(planned, 6)
     assert [within(planned, limit).micro_batch for limit in (5, 4, 3, 2, 1)] == [3, 3, 3, 2, 1]
     assert all((step := within(planned, limit)).micro_batch * step.accumulation == 12 for limit in (5, 4, 3, 2, 1))
+
+
+def test_the_parts_of_a_step_are_timed(ragged):
+    """Every part is found, and together they are most of the time of a step."""
+    steps = list(Bench(ragged, "log.every=4steps", "measure.noise.every=4steps").steps())
+    logged = [step for step in steps if step.logged]
+    assert len(logged) > 1
+    for step in logged:
+        assert set(step.parts) >= {"data", "forward", "backward", "optimizer"}
+        assert 0.5 * step.step_seconds < sum(step.parts.values()) < step.step_seconds
+    assert all(not step.parts for step in steps if not step.logged)

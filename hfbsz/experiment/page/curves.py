@@ -12,7 +12,7 @@ from hfbsz.experiment.page.figures import LineStyle, Picture, canvas, count_runs
 from hfbsz.experiment.results import ArmResult, Experiment
 from hfbsz.records.evaluations import LOSS
 from hfbsz.records.run_data import STEPS, TOKENS, Array, RunData
-from hfbsz.report.page.figures import CARD, INK, svg, tick
+from hfbsz.report.page.style import CARD, INK, svg, tick
 
 
 def curves(experiment: Experiment) -> list[Picture]:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.statistics.trials import MEASURES, Arm, Comparison
-from hfbsz.report.page.figures import CARD, DASHES, INK, LOOK, style, svg, tick
+from hfbsz.report.page.style import CARD, DASHES, INK, LOOK, style, svg, tick
 
 COLD_TO_WARM = LinearSegmentedColormap.from_list("batches", ["#0072b2", "#009e73", "#e69f00", "#d55e00"])
 MARKERS = "os^Dvp"

@@ -18,8 +18,8 @@ from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.statistics.evidence import Finding, Verdict
 from hfbsz.experiment.statistics.factorial import Effect
 from hfbsz.experiment.statistics.trials import MEASURES, Arm, Comparison
-from hfbsz.report.page.figures import style
 from hfbsz.report.page.page import environment
+from hfbsz.report.page.style import style
 
 MEASURE = "final_loss"  # the measure of the paired tests
 MARKS = {

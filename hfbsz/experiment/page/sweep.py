@@ -15,8 +15,8 @@ from hfbsz.experiment.page.figures import Picture, canvas
 from hfbsz.experiment.sweep_results import SELECTION_NOTE, Point, Sweep, rate_exponent
 from hfbsz.measure.critical_batch import CriticalBatch, fit
 from hfbsz.recipe.amounts import counted
-from hfbsz.report.page.figures import CARD, style, svg
 from hfbsz.report.page.page import environment
+from hfbsz.report.page.style import CARD, style, svg
 from hfbsz.system.files import write_text
 
 

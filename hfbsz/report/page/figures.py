@@ -1,6 +1,5 @@
-"""The curves of the page as inline SVG: text stays text, and ink and background take the colors of the page."""
+"""The curves of the page."""
 
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -13,36 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from hfbsz.recipe.amounts import short
 from hfbsz.records.metrics import metric as entry_of
 from hfbsz.records.noise import DUAL_SCALE, ERROR, NORM_SCALE, SCALE
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, Array, RunData, is_number
+from hfbsz.report.page.step_parts import step_parts
+from hfbsz.report.page.style import CARD, DASHED, LOOK, PLACE, SIZE, style, svg, tick
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008, without the palest
-DASHES: tuple[tuple[float, ...], ...] = (
-    (),
-    (5, 2),
-    (1.2, 1.5),
-    (7, 2, 1.2, 2),
-)  # for more runs than the palette has colors
 DENSE = 150  # most points of a curve; longer ones are averaged
-DASHED = "- - -"  # in a label: the dashed line
-INK, CARD = "#0a0b0c", "#fefdfc"  # placeholders that `svg` replaces by the page's colors, light or dark
-LOOK: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Segoe UI", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 10.5,
-    "lines.linewidth": 1.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.12,
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK),
-}
-_SIZE = (4.8, 3.1)  # inches
-# left, bottom, width, height: room for every label; a layout that measures them takes a third of the time of a page
-_PLACE = (0.18, 0.165, 0.765, 0.805)
 _LOSSES = ("train/loss", "eval/loss")
 _CURVES = {
     "speed": "perf/tokens_per_second",
@@ -71,13 +47,16 @@ def pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
     if any(run.values(SCALE) or run.values(NORM_SCALE) for run in runs):
         with matplotlib.rc_context({**LOOK, "svg.hashsalt": "noise"}):
             pictures["noise"] = _noise_picture(runs)
+    if any(run.values("perf/forward_seconds") for run in runs):
+        with matplotlib.rc_context({**LOOK, "svg.hashsalt": "parts"}):
+            pictures["parts"] = step_parts(runs)
     return pictures
 
 
 def _noise_picture(runs: Sequence[RunData]) -> Markup:
     """Noise scale, with its standard error, and batch over tokens; where a run has only that of the norms, this one."""
-    figure = Figure(figsize=_SIZE)
-    axes = figure.add_axes(_PLACE)
+    figure = Figure(figsize=SIZE)
+    axes = figure.add_axes(PLACE)
     drawn: list[float] = []
     for index, run in enumerate(runs):
         color, _ = style(index)
@@ -112,8 +91,8 @@ def _powers_of_two(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: str) -> Markup:
-    figure = Figure(figsize=_SIZE)
-    axes = figure.add_axes(_PLACE)
+    figure = Figure(figsize=SIZE)
+    axes = figure.add_axes(PLACE)
     xlabel, scale = _axis(runs, axis)
     for index, run in enumerate(runs):
         for metric in metrics:
@@ -205,29 +184,3 @@ def loss_range(runs: Sequence[RunData]) -> tuple[float | None, float | None, flo
     bottom, top = min(losses), float(max(tops))
     margin = 0.05 * (top - bottom) or 0.1
     return bottom - margin, top + margin, top + margin if max(losses) > top + margin else None
-
-
-def svg(figure: Figure, label: str) -> Markup:
-    """The figure as an SVG element with the width and colors of the page; `label` describes it to screen readers."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
-    text = buffer.getvalue()
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text[text.index("<svg") :], count=2)
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # ids repeat across figures, and nothing refers to them
-    text = text.replace(INK, "currentColor").replace(CARD, "var(--card)")
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
-
-
-def style(index: int) -> tuple[str, tuple[float, ...]]:
-    """Color and dashes of the run with this index on the page."""
-    return PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
-
-
-def tick(value: float, _: object = None) -> str:
-    """A tick label: `250`, `2.5k`, `1M`."""
-    if 1000 <= abs(value) < 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:g}" if abs(value) < 1000 else short(value)

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hfbsz.records.metrics import metric
 from hfbsz.records.overfitting import Moment, Overfitting
-from hfbsz.report.page.figures import CARD, INK, LOOK, style, svg, tick
+from hfbsz.report.page.style import CARD, INK, LOOK, style, svg, tick
 
 Monitored = tuple[int, Overfitting]  # index of the run on the page, which decides its style, and its evaluations
 

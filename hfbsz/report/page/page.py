@@ -30,8 +30,9 @@ from hfbsz.records.metrics import MEASURES, Metric, metric
 from hfbsz.records.noise import noise_of
 from hfbsz.records.overfitting import overfitting_of
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, RunData, is_number, read_run, short_names
-from hfbsz.report.page.figures import loss_range, pictures, style
+from hfbsz.report.page.figures import loss_range, pictures
 from hfbsz.report.page.overfitting import loss_limits, panel
+from hfbsz.report.page.style import style
 from hfbsz.system.files import refuse_others, write_text
 
 _NOT_QUALITY = ("loss", "rows", "set_rows", "targets", "seconds")  # shown elsewhere, or not at all

@@ -14,8 +14,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from hfbsz.plan.plan import Plan
 from hfbsz.records.probe import KNEE_SHARE, Probe, Trial, predicted_bytes
-from hfbsz.report.page.figures import DASHED, INK, LOOK, PALETTE, svg, tick
 from hfbsz.report.page.page import environment
+from hfbsz.report.page.style import DASHED, INK, LOOK, PALETTE, svg, tick
 from hfbsz.system.files import write_text
 
 FILES = {"report.html": b"<title>Probe of ", "probe.json": b'"tokens_per_row"'}  # name: a part of its beginning

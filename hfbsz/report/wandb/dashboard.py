@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfbsz.errors import UserError
-from hfbsz.records.metrics import AT_END, BATCH, METRICS, NOISE, OVERFITTING, QUALITY, THROUGHPUT, metric, section
+from hfbsz.records.metrics import (
+    AT_END,
+    BATCH,
+    METRICS,
+    NOISE,
+    OVERFITTING,
+    PARTS_OF_A_STEP,
+    QUALITY,
+    THROUGHPUT,
+    metric,
+    section,
+)
 from hfbsz.report.wandb.reporter import AXIS, session
 
 if TYPE_CHECKING:
@@ -51,7 +62,11 @@ TOPICS = (
     Topic(QUALITY, "How does the loss depend on the batch at equal tokens?"),
     Topic(AT_END, "Which batch gives the best saved model, on the full validation set?"),
     Topic(BATCH, "How does the batch grow, and how are learning rate and weight decay scaled with it?"),
-    Topic(THROUGHPUT, "How do speed and memory depend on the batch?"),
+    Topic(
+        THROUGHPUT,
+        "How do speed and memory depend on the batch, and what takes the time of a step?",
+        (Panel(tuple(f"perf/{part}_seconds" for part in PARTS_OF_A_STEP)),),
+    ),
     Topic(NOISE, "How large is the batch relative to the gradient noise scale, and are steps skipped?"),
     Topic(
         OVERFITTING,
