@@ -162,6 +162,7 @@ def lines_of(probe: Probe, plan: "Plan") -> list[str]:
         f"into {limit} ({measured})",
         *_price_lines(probe, rows),
         f"optimizer {probe.step_seconds * 1e3:,.3g} ms a step",
+        *checkpointing_lines(probe),
     ]
     if probe.sync_seconds is not None:
         shares = {count: probe.sync_share(count) or 0.0 for count in (1, max(1, rows // probe.knee))}
@@ -173,6 +174,17 @@ def lines_of(probe: Probe, plan: "Plan") -> list[str]:
     value = probe.knee if field == "micro_max" else round(probe.knee * probe.tokens_per_row)
     lines.append(f"take      batch.{field}={value}: the batch of a step stays the same")
     return lines
+
+
+def checkpointing_lines(probe: Probe) -> Sequence[str]:
+    """What activation checkpointing costs and gains, as at most one line."""
+    price, wall = probe.checkpointing, probe.checkpointed_wall
+    if price is None:
+        return []
+    gain = "" if wall is None else f", and moves the wall to {counted(wall, 'sequence')}"
+    return [
+        f"recompute model.activation_checkpointing=true takes {price.time_ratio:.2f} times as long at the knee{gain}"
+    ]
 
 
 def _price_lines(probe: Probe, rows: int) -> Sequence[str]:

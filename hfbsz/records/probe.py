@@ -23,6 +23,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Checkpointing:
+    """What activation checkpointing costs and saves, at the micro-batch of the knee."""
+
+    time_ratio: float  # time of a micro-batch with it ÷ without
+    bytes_per_row: float | None  # memory that one more row in a micro-batch then takes; None: not measured (CPU)
+
+
+@dataclass(frozen=True)
 class Probe:
     """Trials at rising micro-batches, and what a step needs besides.
 
@@ -38,6 +46,7 @@ class Probe:
     limit_bytes: int  # of the peak memory of a process
     limit_source: str  # where the limit comes from, for people
     failed: int | None = None  # the smallest micro-batch that ran out of memory
+    checkpointing: Checkpointing | None = None  # None: not measured
 
     @property
     def knee(self) -> int:
@@ -56,6 +65,16 @@ class Probe:
         of memory; infinite if memory did not grow over the trials."""
         predicted = wall_of(self.trials, self.limit_bytes)
         return predicted if self.failed is None else min(predicted, self.failed - 1)
+
+    @property
+    def checkpointed_wall(self) -> int | None:
+        """The largest micro-batch that fits into the limit with activation checkpointing; None if it is not known."""
+        row = self.checkpointing.bytes_per_row if self.checkpointing is not None else None
+        if not row:
+            return None
+        last = self.trials[-1]
+        fixed = last.peak_bytes - last.micro_batch * bytes_per_row(self.trials)  # weights, gradients, optimizer state
+        return max(0, math.floor((self.limit_bytes - fixed) / row))
 
     def rows_per_second(self, trial: Trial) -> float:
         """Throughput of forward and backward passes, in rows per second on one device."""
@@ -111,7 +130,8 @@ def probe_from_dict(data: Mapping[str, Any]) -> Probe:
     """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for other data."""
     fields = {name: value for name, value in data.items() if name not in ("knee", "wall")}
     trials = tuple(Trial(**trial) for trial in fields.pop("trials"))
-    probe = Probe(trials=trials, **fields)
+    price = fields.pop("checkpointing", None)
+    probe = Probe(trials=trials, checkpointing=None if price is None else Checkpointing(**price), **fields)
     if not trials or any(not (trial.micro_batch > 0 and trial.seconds > 0) for trial in trials):
         raise ValueError("a probe has at least one trial, of positive numbers")
     return probe

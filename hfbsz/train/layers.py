@@ -1,6 +1,7 @@
 """The repeated layers of a model: compiled, recomputed and sharded one by one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,10 +26,25 @@ def compile_layers(model: nn.Module, compiler: Callable[[Any], Any] = torch.comp
         layer.forward = compiler(layer.forward)  # type: ignore[method-assign]
 
 
+def can_recompute(model: nn.Module) -> bool:
+    """Whether the model supports activation checkpointing."""
+    return bool(getattr(model, "supports_gradient_checkpointing", False))
+
+
+@contextmanager
+def recomputed(model: Any) -> Iterator[None]:
+    """Context in which a model that supports it recomputes its activations."""
+    recompute_activations(model)
+    try:
+        yield
+    finally:
+        (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
+
+
 def recompute_activations(model: Any) -> None:
     """Keep only the inputs of layers for the backward pass, which repeats their forward passes: less memory, more time
     (Chen et al. 2016, arXiv 1604.06174). Raises UserError for a model that does not support it."""
-    if not getattr(model, "supports_gradient_checkpointing", False):
+    if not can_recompute(model):
         raise UserError(
             f"model.activation_checkpointing: {type(model).__name__} does not support it: "
             "model.activation_checkpointing=false"

@@ -3,15 +3,12 @@
 The trials train a model of their own, which is dropped afterwards: the weights and moments of a run are not touched.
 """
 
-import hashlib
-import json
-import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +16,17 @@ import torch
 from accelerate import Accelerator
 
 from hfbsz.data.batches import Batch, Windows
-from hfbsz.data.cache import cache_folder
 from hfbsz.data.order import Order
 from hfbsz.errors import RankError, UserError, number_of
 from hfbsz.plan.plan import Plan
 from hfbsz.recipe.amounts import counted, short
-from hfbsz.records.probe import Probe, Trial, common_pace, predicted_bytes, probe_from_dict, shown_bytes
+from hfbsz.records.probe import Checkpointing, Probe, Trial, bytes_per_row, common_pace, predicted_bytes, shown_bytes
 from hfbsz.system import memory
-from hfbsz.system.files import read_object, write_text
 from hfbsz.train.device import free, is_out_of_memory, peak_bytes, reset_peak, to_device
-from hfbsz.train.distributed import gathered, precision_of, shared
+from hfbsz.train.distributed import gathered, precision_of
 from hfbsz.train.fsdp import gradient_sync, is_sharded
-from hfbsz.train.machine import machine_of, software_and_device
+from hfbsz.train.layers import can_recompute, recomputed
+from hfbsz.train.machine import machine_of
 from hfbsz.train.optimizers import Optimizers
 from hfbsz.train.tasks import Task
 
@@ -74,59 +70,22 @@ def probe(
     limit: int | None = None,
     share: float | None = None,
     largest: int = LARGEST,
+    prices: bool = True,
     show: Show = lambda *_: None,
 ) -> Probe:
     """Measure forward and backward passes at micro-batches of 1, 2, 4, … rows, until memory or throughput ends them.
 
     A trial is made only if the line through the trials before predicts that it fits. `limit`: of the peak memory of a
-    process, in bytes; None: `share` of the memory that is free. The model is trained, and is of no use afterwards.
+    process, in bytes; None: `share` of the memory that is free. `prices`: also measure what activation checkpointing
+    costs. The model is trained, and is of no use afterwards.
     All ranks call it. Raises UserError if one row does not fit.
     """
-    return _Bench(parts, limit, share, show).probe(about, largest)
-
-
-def knee_of(make: Callable[[], Parts], plan: Plan, accelerator: Accelerator, show: Show, shards: bool) -> int:
-    """The micro-batch at the knee for the batches of a plan, in rows: of the probe in the cache, or of a new one with
-    what `make` builds. All ranks call it. `shards`: whether FSDP2 shards its weights. Raises UserError like `probe`."""
-    largest = 2 ** math.ceil(math.log2(max(1, plan.largest_batch // plan.world_size)))
-    entry = cache_folder() / f"probes/{_key(plan, accelerator, largest, shards)}.json"
-    if (known := shared(accelerator, _cached(entry) if accelerator.is_main_process else None)) is not None:
-        return int(known)
-    parts = make()
-    result = probe(parts, about(parts, ""), largest=min(largest, LARGEST), show=show)
-    del parts
-    accelerator.free_memory()
-    free(accelerator.device)  # after its references have gone: a wrapped model holds itself in a cycle
-    if plan.recipe.model.compile:
-        torch.compiler.reset()  # a run that finds its probe in the cache compiles the same code
-    reset_peak(accelerator.device)
-    if accelerator.is_main_process:
-        with suppress(OSError):  # a cache that cannot be written costs the next start a probe
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            write_text(entry, json.dumps(result.to_dict(), indent=1))
-    return result.knee
-
-
-def _key(plan: Plan, accelerator: Accelerator, largest: int, shards: bool) -> str:
-    """A hash of what the result of a probe depends on, the hardware included. `shards`: whether FSDP2 is on."""
-    recipe = plan.recipe.model_dump(mode="json")
-    data = {name: recipe["data"][name] for name in ("sequence_length", "vocab_size", "pack", "attend")}
-    parts = [recipe["model"], data, recipe["task"], recipe["precision"], recipe["optim"]["name"]]
-    parts += [recipe["optim"]["average"], torch.get_num_threads(), shards, memory.hardware()]
-    parts += [software_and_device(accelerator.device), accelerator.num_processes, plan.facts.data_hash, largest]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _cached(entry: Path) -> int | None:
-    """The knee of the probe in a file of the cache; None if there is none, or it cannot be read."""
-    try:
-        return probe_from_dict(read_object(entry) or {}).knee
-    except (KeyError, TypeError, ValueError):
-        return None
+    return _Bench(parts, limit, share, show, prices).probe(about, largest)
 
 
 class _Bench:
-    def __init__(self, parts: Parts, limit: int | None, share: float | None, show: Show) -> None:
+    def __init__(self, parts: Parts, limit: int | None, share: float | None, show: Show, prices: bool = True) -> None:
+        self.prices = prices
         self.plan, self.model, self.optimizer, self.task, windows, self.accelerator = parts
         self.show, self.rows, self.device = show, windows.rows, parts.accelerator.device
         self.longest = np.argsort(-self.rows.lengths, kind="stable")[:LARGEST]
@@ -155,7 +114,30 @@ class _Bench:
             result = replace(result, trials=tuple(smaller), failed=result.knee)
         step = self._seconds(self._step)
         sync = None if single else self._sync_seconds(result.knee)
-        return replace(result, step_seconds=step, sync_seconds=sync)
+        checkpointing = self._checkpointing(result) if self.prices else None
+        return replace(result, step_seconds=step, sync_seconds=sync, checkpointing=checkpointing)
+
+    def _checkpointing(self, result: Probe) -> Checkpointing | None:
+        """The price of activation checkpointing at the knee, and on a GPU the memory that a row then takes; None if
+        the recipe has it on, or compiles the model, or the model does not support it."""
+        spec, knee = self.plan.recipe.model, result.knee
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if spec.activation_checkpointing or spec.compile or not can_recompute(model):
+            return None
+        ratios, peaks = [], []
+        for number in range(_ROUNDS):
+            self.show("timing activation checkpointing", number, _ROUNDS)
+            plain = self._block(knee, 1)
+            with recomputed(model):
+                ratios.append(self._block(knee, 1) / plain)
+        if self.device.type == "cuda":  # where the peak is that of the trial, not of the process
+            with recomputed(model):
+                for size in (max(1, knee // 2), max(2, knee)):
+                    reset_peak(self.device)
+                    if not self._fits(size):
+                        return Checkpointing(statistics.median(ratios), None)
+                    peaks.append(Trial(size, 0.0, 0.0, max(gathered(self.accelerator, peak_bytes(self.device)))))
+        return Checkpointing(statistics.median(ratios), bytes_per_row(peaks) if peaks else None)
 
     def _limit(self, limit: int | None, share: float | None) -> tuple[int, str]:
         """The limit of the peak memory of a process and its source; that of the rank with the least."""

@@ -21,8 +21,9 @@ from hfbsz.train.distributed import make_accelerator, on_all, on_main, precision
 from hfbsz.train.evaluate import Evaluation, evaluate
 from hfbsz.train.fsdp import Sharding, fsdp_from_env, is_sharded, shard
 from hfbsz.train.inputs import prepare_inputs
+from hfbsz.train.knee import knee_of
 from hfbsz.train.loop import train
-from hfbsz.train.micro_batch import Parts, knee_of
+from hfbsz.train.micro_batch import Parts
 from hfbsz.train.model import build_model, count_parameters
 from hfbsz.train.optimizers import Optimizers, build_optimizer
 from hfbsz.train.tasks import Task, build_task

@@ -8,11 +8,14 @@ import pytest
 from conftest import ROOT, TINY, records
 
 import hfbsz.train.micro_batch as module
+from hfbsz.commands.probe import checkpointing_lines
 from hfbsz.errors import RankError, UserError
 from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import load
 from hfbsz.records.folder import read_status
+from hfbsz.records.probe import Checkpointing, Probe, Trial, probe_from_dict
+from hfbsz.train.layers import layers_of
 from hfbsz.train.micro_batch import about, bytes_of, probe
 from hfbsz.train.setup import setup
 
@@ -36,6 +39,26 @@ def test_the_trials_rise_until_they_are_no_faster(ragged):
     assert result.knee in sizes and result.step_seconds > 0 and result.sync_seconds is None
     assert all(trial.seconds > 0 and trial.error >= 0 and trial.peak_bytes > 2**20 for trial in result.trials)
     assert result.about["recipe"] == "tiny" and "cpu" in result.about["device"]
+
+
+def test_the_price_of_activation_checkpointing(ragged, monkeypatch):
+    one = built(ragged)
+    result = probe(one.parts(), {}, largest=4)
+    assert 1.05 < result.checkpointing.time_ratio < 2 and result.checkpointed_wall is None  # no peaks on a CPU
+    assert not any(layer.gradient_checkpointing for layer in layers_of(one.model))
+    assert probe(one.parts(), {}, largest=2, prices=False).checkpointing is None
+    already = built(ragged, "model.activation_checkpointing=true")
+    assert probe(already.parts(), {}, largest=2).checkpointing is None
+
+
+def test_the_wall_moves_by_the_memory_of_a_row():
+    trials = (Trial(1, 0.1, 0.0, 150), Trial(2, 0.1, 0.0, 200))
+    result = Probe({}, 8.0, trials, 0.01, None, 1000, "the limit given", checkpointing=Checkpointing(1.3, 20.0))
+    assert result.wall == 18 and result.checkpointed_wall == 45  # (1000 − 100) ÷ 20
+    assert probe_from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    assert "1.30 times as long" in "".join(checkpointing_lines(result)) and "to 45 sequences" in "".join(
+        checkpointing_lines(result)
+    )
 
 
 def failing(one, most):

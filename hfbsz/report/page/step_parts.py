@@ -67,7 +67,9 @@ def _bar(axes: Axes, place: int, parts: dict[str, float], scale: float, longest:
         axes.barh(place, scale * seconds, _BAR, left=scale * left, color=_SHADES[part], alpha=_alpha(part), linewidth=0)
         if seconds >= _WIDE * longest:
             middle = scale * (left + seconds / 2)
-            axes.text(middle, place, f"{100 * seconds / total:.0f} %", ha="center", va="center", fontsize=9.5, color=INK)
+            axes.text(
+                middle, place, f"{100 * seconds / total:.0f} %", ha="center", va="center", fontsize=9.5, color=INK
+            )
         left += seconds
 
 
