@@ -112,6 +112,13 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a possibly sharded tensor; it shares the tensor's memory."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def shard_like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """This rank's shard of a tensor that every rank holds in full, placed like `target`; all ranks call it."""
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -154,11 +161,8 @@ def weight_not_finite(model: Any) -> str | None:
 
     All ranks call it and get the same answer.
     """
-    from torch.distributed.tensor import DTensor
-
     trained = [(name, weight.detach()) for name, weight in model.named_parameters() if weight.requires_grad]
-    local = [weight.to_local() if isinstance(weight, DTensor) else weight for _, weight in trained]
-    flags = torch.stack([torch.isfinite(values).all().logical_not() for values in local]).int()
+    flags = torch.stack([torch.isfinite(local(weight)).all().logical_not() for _, weight in trained]).int()
     if is_sharded(model):
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     indices = flags.nonzero()  # the only operation that waits for the device

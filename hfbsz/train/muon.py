@@ -3,7 +3,7 @@
 The update of a matrix is its momentum, orthogonalized by five steps of a Newton-Schulz iteration, X ← aX + (bA + cA²)X
 with A = XXᵀ, which brings all singular values near 1. `torch.optim.Muon` iterates one matrix at a time, and always in
 bfloat16, which a CPU without bfloat16 units emulates at a twentieth of its speed in float32. Here all matrices of one
-shape are iterated together, in a precision that the device computes fast.
+shape are iterated together, in a precision that the device computes fast, and ranks share the matrices between them.
 """
 
 import math
@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
+
+from hfbsz.train.fsdp import local
+from hfbsz.train.muon_ranks import on_ranks, on_ranks_by_rows
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: chosen for a fast start rather than convergence to 1
 _STEPS = 5
@@ -47,17 +51,19 @@ class Muon(torch.optim.Optimizer):
 
     def _step(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
         """Update matrices of the same shape, dtype and device."""
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        momentum = group["momentum"]
+        momentum, shape, sharded = group["momentum"], weights[0].shape, isinstance(weights[0], DTensor)
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        averages = [self.state[weight]["momentum_buffer"] for weight in weights]
+        gradients = [local(weight.grad) for weight in weights if weight.grad is not None]
+        averages = [local(self.state[weight]["momentum_buffer"]) for weight in weights]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
-        updates = orthogonalize(torch.stack(torch._foreach_lerp(gradients, averages, momentum)))
-        rate = group["lr"] * MATCHED_RMS * math.sqrt(max(weights[0].shape))
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, list(updates.to(weights[0].dtype)), alpha=-rate)
+        updates = torch.stack(torch._foreach_lerp(gradients, averages, momentum))
+        updates = on_ranks_by_rows(updates, shape[0], orthogonalize) if sharded else on_ranks(updates, orthogonalize)
+        rate = group["lr"] * MATCHED_RMS * math.sqrt(max(shape))
+        own = [local(weight) for weight in weights]
+        torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(own, list(updates.to(own[0].dtype)), alpha=-rate)
 
 
 def orthogonalize(matrices: torch.Tensor, coefficients: Sequence[float] = _COEFFICIENTS) -> torch.Tensor:

@@ -145,10 +145,10 @@ def sharding_of(recipe: Recipe) -> Sharding | None:
     """How weights are sharded over ranks (FSDP2), from the launcher's environment; called before the accelerator is
     created. Raises UserError for combinations that have not been tested."""
     sharding = fsdp_from_env(os.environ)
-    if sharding is not None and recipe.optim.name != "adamw":
+    if sharding is not None and recipe.optim.name not in ("adamw", "muon"):
         raise UserError(
             f"optim.name: {recipe.optim.name} has not been tested with sharded weights (FSDP2): "
-            "use adamw, or launch with DDP (accelerate_configs/ddp.yaml)"
+            "use adamw or muon, or launch with DDP (accelerate_configs/ddp.yaml)"
         )
     if sharding is not None and recipe.model.lora is not None:
         raise UserError(
