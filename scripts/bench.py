@@ -1,4 +1,4 @@
-"""Benchmark hfbsz: `python scripts/bench.py startup|finetune|pretrain [repeats=…] [steps=…] [out=FILE.json] […]`.
+"""Benchmark hfbsz: `python scripts/bench.py NAME [repeats=…] [steps=…] [out=FILE.json] [key.path=value …]`.
 
 startup: wall time of `import hfbsz`, scripts/plan.py and `--help` in new processes, compared with their limits. Exits
 with 1 if a limit is exceeded.
@@ -8,6 +8,9 @@ on the same rows with the same batch and optimizer, alternating in one process, 
 with 1 if hfbsz is not the fastest.
 pretrain [recipe=small_batch_pretrain repeats=10 steps=5 key.path=value …]: the same for a language model on packed
 rows, with a plain PyTorch loop as a further trainer, at several micro-batches; each is compared at its own best one.
+data [recipe=small_batch_pretrain repeats=10 key.path=value …]: tokenizing and packing documents, by hfbsz and by the
+steps of transformers' language modeling example. Exits with 1 if hfbsz is not the fastest.
+optimizers [recipe=small_batch_pretrain repeats=10 key.path=value …]: the time of a step of each optimizer.
 out: a file for all numbers.
 """
 
@@ -121,6 +124,34 @@ def pretrain(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
     return all(statistics.median(speeds[ours]) >= statistics.median(speeds[name]) for name in best.values()), numbers
 
 
+def data(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
+    """Time the preparation of documents; returns whether hfbsz has the highest median, and the numbers."""
+    from data_speed import preparations
+
+    with preparations(words) as ways:
+        speeds = measure(ways, repeats)
+    medians = {name: statistics.median(measured) for name, measured in speeds.items()}
+    return medians["hfbsz"] >= max(medians.values()), compare(speeds, "hfbsz", 1.0, "tokens/s")
+
+
+def optimizers(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
+    """Time a step of each optimizer, and print it with its share of a training step; returns True and the numbers."""
+    from optimizer_speed import timed_steps
+
+    works, training = timed_steps(words)
+    times = {name: [1 / speed for speed in speeds] for name, speeds in measure(works, repeats).items()}
+    numbers: dict[str, object] = {}
+    for name, seconds in sorted(times.items(), key=lambda item: statistics.median(item[1])):
+        median = statistics.median(seconds)
+        share = median / (median + training)
+        numbers[name] = {"seconds": median, "low": min(seconds), "high": max(seconds), "share": share}
+        print(
+            f"{name:<14} {1e3 * median:8.2f} ms a step ({1e3 * min(seconds):.2f} to {1e3 * max(seconds):.2f}), "
+            f"{share:5.1%} of a training step"
+        )
+    return True, numbers
+
+
 def main(words: list[str]) -> int:
     pairs = [word.split("=", 1) for word in words[1:] if "=" in word]
     options = {key: value for key, value in pairs if key in ("repeats", "steps")}
@@ -128,8 +159,10 @@ def main(words: list[str]) -> int:
     benches = {
         "finetune": (finetune, "recipe=small_batch", "5", "20"),
         "pretrain": (pretrain, "recipe=small_batch_pretrain", "10", "5"),
+        "data": (data, "recipe=small_batch_pretrain", "10", "0"),
+        "optimizers": (optimizers, "recipe=small_batch_pretrain", "10", "0"),
     }
-    if words[:1] not in (["startup"], ["finetune"], ["pretrain"]) or not all(map(str.isdigit, options.values())):
+    if not words or words[0] not in ("startup", *benches) or not all(map(str.isdigit, options.values())):
         print(__doc__)
         return 2
     if words[0] == "startup":
