@@ -42,18 +42,19 @@ def pretraining(words: Sequence[str], steps: int) -> Mapping[str, Timed]:
     for micro in micros:
         recipe = load([*words, f"batch.micro_max={micro}"]).recipe
         set_threads(recipe)
-        fused = load([*words, f"batch.micro_max={micro}", "model.fused_loss=true"]).recipe
+        unfused = load([*words, f"batch.micro_max={micro}", "model.fused_loss=false"]).recipe
         trainers[f"hfbsz, micro {micro}"] = _ours(setup(recipe), steps)
-        trainers[f"hfbsz fused, micro {micro}"] = _ours(setup(fused), steps)
+        trainers[f"hfbsz unfused, micro {micro}"] = _ours(setup(unfused), steps)
         bundle = setup(recipe)
         rows = [torch.tensor(bundle.data.train[index][:-1], dtype=torch.int64) for index in range(largest * steps)]
         features = [{"input_ids": row, "labels": row} for row in rows]
-        trainers[f"Trainer, micro {micro}"] = _trainer(bundle, steps, features, _stack, micro, "sequential")
+        trainers[f"Trainer, micro {micro}"] = _trainer(bundle, steps, features, stacked, micro, "sequential")
         trainers[f"plain loop, micro {micro}"] = _plain(setup(recipe), steps, micro)
     return trainers
 
 
-def _stack(features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def stacked(features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Collate packed rows."""
     return {name: torch.stack([feature[name] for feature in features]) for name in ("input_ids", "labels")}
 
 
@@ -100,7 +101,7 @@ def _plain(bundle: Setup, steps: int, micro: int) -> Timed:
     return block
 
 
-class _Clock(TrainerCallback):
+class Clock(TrainerCallback):
     """Measures training time: from the beginning of the first step to the end of the last one, in seconds."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -118,7 +119,7 @@ def _trainer(
     optim, batch = bundle.plan.recipe.optim, bundle.plan.largest_batch
 
     def block() -> float:
-        clock = _Clock()
+        clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder, train_sampling_strategy=order, optim="adamw_torch_fused", report_to=[],
