@@ -61,11 +61,21 @@ def startup(repeats: int) -> bool:
 
 
 def measure(trainers: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Rows per second of each trainer in `repeats` blocks, in alternation; a first block of each warms up."""
+    """Rows per second of each trainer in `repeats` blocks, in alternation; a first block of each warms up, and drops
+    the trainer if it runs out of memory."""
+    from hfbsz.train.device import is_out_of_memory
+
     speeds: dict[str, list[float]] = {name: [] for name in trainers}
     for number in range(repeats + 1):
-        for name, rows_per_second in trainers.items():
-            speed = rows_per_second()
+        for name in list(speeds):
+            try:
+                speed = trainers[name]()
+            except RuntimeError as problem:
+                if number or not is_out_of_memory(problem):
+                    raise
+                print(f"{name}: out of memory")
+                del speeds[name]
+                continue
             if number:
                 speeds[name].append(speed)
     return speeds
@@ -122,7 +132,10 @@ def pretrain(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
         if kind not in best or statistics.median(measured) > statistics.median(speeds[best[kind]]):
             best[kind] = name
     print("at the best micro-batch of each:")
-    ours = best["hfbsz"]
+    ours = max(
+        (name for kind, name in best.items() if kind.startswith("hfbsz")),
+        key=lambda name: statistics.median(speeds[name]),
+    )
     numbers = compare({name: speeds[name] for name in best.values()}, ours, length, "tokens/s")
     return all(statistics.median(speeds[ours]) >= statistics.median(speeds[name]) for name in best.values()), numbers
 

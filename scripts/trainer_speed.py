@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hfbsz.recipe.load import load
-from hfbsz.train.distributed import set_threads
+from hfbsz.train.distributed import precision_of, set_threads
 from hfbsz.train.setup import Setup, setup
 
 Timed = Callable[[], float]  # trains a block of steps; returns rows per second
@@ -35,20 +36,31 @@ def finetuning(words: Sequence[str], steps: int) -> Mapping[str, Timed]:
 
 
 def pretraining(words: Sequence[str], steps: int) -> Mapping[str, Timed]:
-    """The trainers of a language model on packed rows by name, each at several micro-batches where it accumulates."""
+    """The trainers of a language model on packed rows by name: on a CPU each at several micro-batches, on a GPU each
+    with its options for speed, at the micro-batch of the recipe."""
     trainers: dict[str, Timed] = {}
-    largest = setup(load(words).recipe).plan.largest_batch
+    on_gpu, largest = torch.cuda.is_available(), setup(load(words).recipe).plan.largest_batch
     micros = [size for size in (4, 8, 16, 32) if largest % size == 0] or [largest]
-    for micro in micros:
-        recipe = load([*words, f"batch.micro_max={micro}"]).recipe
+    for micro in [setup(load(words).recipe).plan.micro_batch or largest] if on_gpu else micros:
+        given = [*words, f"batch.micro_max={micro}"]
+        recipe = load(given).recipe
         set_threads(recipe)
-        unfused = load([*words, f"batch.micro_max={micro}", "model.fused_loss=false"]).recipe
-        trainers[f"hfbsz, micro {micro}"] = _ours(setup(recipe), steps)
-        trainers[f"hfbsz unfused, micro {micro}"] = _ours(setup(unfused), steps)
-        bundle = setup(recipe)
-        rows = [torch.tensor(bundle.data.train[index][:-1], dtype=torch.int64) for index in range(largest * steps)]
-        features = [{"input_ids": row, "labels": row} for row in rows]
-        trainers[f"Trainer, micro {micro}"] = _trainer(bundle, steps, features, stacked, micro, "sequential")
+        ours = {"hfbsz": [], "hfbsz unfused": ["model.fused_loss=false"]}
+        theirs: dict[str, dict[str, Any]] = {"Trainer": {}}
+        if on_gpu:
+            ours["hfbsz compiled"] = ["model.compile=true"]
+            theirs["Trainer compiled"] = {"torch_compile": True}
+            if find_spec("liger_kernel") is not None:
+                theirs["Trainer liger"] = {"use_liger_kernel": True}
+        for name, more in ours.items():
+            trainers[f"{name}, micro {micro}"] = _ours(setup(load([*given, *more]).recipe), steps)
+        for name, options in theirs.items():
+            bundle = setup(recipe)
+            rows = [torch.tensor(bundle.data.train[index % len(bundle.data.train)][:-1]).long() for index in
+                    range(largest * steps)]  # fmt: skip
+            features = [{"input_ids": row, "labels": row} for row in rows]
+            run = _trainer(bundle, steps, features, stacked, micro, "sequential", **options)
+            trainers[f"{name}, micro {micro}"] = run
         trainers[f"plain loop, micro {micro}"] = _plain(setup(recipe), steps, micro)
     return trainers
 
@@ -64,6 +76,8 @@ def _ours(bundle: Setup, steps: int) -> Timed:
     def block() -> float:
         started = time.perf_counter()
         assert len(list(islice(training, steps))) == steps, "the recipe's duration is too short for so many steps"
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return bundle.plan.largest_batch * steps / (time.perf_counter() - started)
 
     return block
@@ -76,7 +90,7 @@ def _plain(bundle: Setup, steps: int, micro: int) -> Timed:
         model.parameters(), optim.lr, optim.betas, weight_decay=optim.weight_decay, fused=True
     )
     batch, device = bundle.plan.largest_batch, bundle.accelerator.device
-    taken = 0
+    taken, low = 0, precision_of(bundle.plan.recipe) == "bf16"
 
     def block() -> float:
         nonlocal taken
@@ -88,8 +102,9 @@ def _plain(bundle: Setup, steps: int, micro: int) -> Timed:
                     [torch.tensor(rows[(taken + index) % len(rows)], dtype=torch.int64) for index in range(micro)]
                 ).to(device)
                 taken += micro
-                logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-                loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+                with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
                 (loss * (micro / batch)).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip or float("inf"))
             optimizer.step()
@@ -113,9 +128,9 @@ class Clock(TrainerCallback):
 
 
 def _trainer(
-    bundle: Setup, steps: int, features: Sequence[Mapping[str, Any]], collate: Any, micro: int, order: str
+    bundle: Setup, steps: int, features: Sequence[Mapping[str, Any]], collate: Any, micro: int, order: str, **more: Any
 ) -> Timed:
-    """transformers' Trainer on the same rows, batch and optimizer."""
+    """transformers' Trainer on the same rows, batch, optimizer and precision; `more`: further training arguments."""
     optim, batch = bundle.plan.recipe.optim, bundle.plan.largest_batch
 
     def block() -> float:
@@ -127,6 +142,7 @@ def _trainer(
                 disable_tqdm=True,
                 per_device_train_batch_size=micro, gradient_accumulation_steps=max(1, batch // micro),
                 max_steps=steps, save_strategy="no", logging_strategy="no", use_cpu=not torch.cuda.is_available(),
+                bf16=precision_of(bundle.plan.recipe) == "bf16", **more,
             )  # fmt: skip
             trainer = Trainer(
                 model=bundle.model, args=arguments, train_dataset=features, data_collator=collate, callbacks=[clock]
