@@ -1,18 +1,21 @@
 """Print the plan of a recipe for any number of processes, without torch, data or GPUs.
 
-    hfbsz plan recipe=large_batch [world_size=64] [rows=3] [train_rows=N] [parameters=N]
+    hfbsz plan recipe=large_batch [world_size=64] [rows=3] [train_rows=N] [parameters=N] [frontier=1..1024]
         [format=text|json] [key=value …]
 
 rows: prepare the data, print this many training rows with the trained tokens marked, and use the data's size in the
 plan. train_rows: number of training rows in an epoch, if known. parameters: number of weights of the model outside its
-embeddings, for scaling laws; by default counted from the model of the recipe (takes a few seconds).
+embeddings, for scaling laws; by default counted from the model of the recipe (takes a few seconds). frontier: time and
+cost of the recipe's loss over the number of devices; its assumptions are shown, each with the word that replaces it.
 """
 
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from hfbsz.commands.frontier import PREFIX, frontier_of, lines_of, save_picture
 from hfbsz.display import visible
 from hfbsz.errors import UserError, complain
 from hfbsz.plan.explain import explain
@@ -22,6 +25,7 @@ from hfbsz.recipe.load import LoadedRecipe
 from hfbsz.run.cli import asks_for_help, read_words
 from hfbsz.system.command_name import command_name
 
+_FRONTIER = "frontier"
 NUMBERS = ("world_size", "rows", "train_rows", "parameters")
 
 
@@ -29,8 +33,12 @@ def main(words: list[str]) -> int:
     """Print the plan as text or JSON; returns the exit code."""
     options = {"world_size": "1", "rows": "", "train_rows": "", "parameters": "", "format": "text"}
     options |= {key: value for key, _, value in (word.partition("=") for word in words) if key in options}
+    asked = [word.partition("=") for word in words if word.partition("=")[0].split(".")[0] == _FRONTIER]
+    about = {key.removeprefix(PREFIX): value for key, _, value in asked if key != _FRONTIER}
+    devices = [value for key, _, value in asked if key == _FRONTIER]
+    own = {*options, *(key for key, *_ in asked)}
     try:
-        loaded = read_words(command_name("plan"), [word for word in words if word.partition("=")[0] not in options])
+        loaded = read_words(command_name("plan"), [word for word in words if word.partition("=")[0] not in own])
         if loaded is None:
             return 0 if asks_for_help(words) else 2
         for name in NUMBERS:
@@ -39,7 +47,9 @@ def main(words: list[str]) -> int:
         if options["format"] not in ("text", "json"):
             raise UserError(f"format: {options['format']!r} is neither text nor json")
         world_size, count, train_rows, parameters = (int(options[name] or 0) or None for name in NUMBERS)
-        if parameters is None and loaded.recipe.uses_law():
+        if asked and not devices:
+            raise UserError(f"{asked[0][0]}: an option of frontier=1..1024, which is missing")
+        if parameters is None and (loaded.recipe.uses_law() or devices):
             from hfbsz.train.model import count_parameters  # imports torch: only if needed
 
             parameters = count_parameters(loaded.recipe.model, loaded.recipe.data.vocab_size)
@@ -48,13 +58,17 @@ def main(words: list[str]) -> int:
         if count is not None:
             facts, preview = preview_rows(loaded, count, parameters)
         plan = resolve(loaded.recipe, world_size or 1, facts)
+        result = frontier_of(plan, devices[-1], about, parameters) if devices else None
+        if result is not None and "picture" in about:
+            save_picture(result, Path(about["picture"]))
     except UserError as problem:
         return complain(problem.lines)
     lines = preview.pop("lines", [])
     if options["format"] == "json":
-        print(json.dumps({**plan.to_dict(), **preview}, indent=1))
+        more = {} if result is None else {_FRONTIER: result.to_dict()}
+        print(json.dumps({**plan.to_dict(), **preview, **more}, indent=1))
     else:
-        print(visible("\n".join([explain(plan), *lines])))
+        print(visible("\n".join([explain(plan), *lines, *(lines_of(result) if result is not None else [])])))
     return 0
 
 

@@ -85,6 +85,16 @@ LAWS: dict[str, Law] = {
 }
 
 
+# The critical batch b ÷ a of S(B) = a + b ÷ B. The numbers are recalled, not checked against the paper.
+CRITICAL = Law(
+    source="Bergsma et al. 2025 (Power Lines, recalled)",
+    batch=lambda n, d: 0.0471 * d**0.462 * 2048,
+    batch_formula="0.0471·D^0.462 sequences of 2,048 tokens",
+    batch_needs_size=False,
+    tokens=(2.2e9, ANY[1]),
+)
+
+
 def law_of(named: LawName) -> Law:
     """The law that a recipe names."""
     return LAWS[named.name]
