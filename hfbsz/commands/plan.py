@@ -1,12 +1,13 @@
 """Print the plan of a recipe for any number of processes, without torch, data or GPUs.
 
     hfbsz plan recipe=large_batch [world_size=64] [rows=3] [train_rows=N] [parameters=N] [frontier=1..1024]
-        [format=text|json] [key=value …]
+        [export=trainer|trl|axolotl|torchtitan|megatron|litgpt] [format=text|json] [key=value …]
 
 rows: prepare the data, print this many training rows with the trained tokens marked, and use the data's size in the
 plan. train_rows: number of training rows in an epoch, if known. parameters: number of weights of the model outside its
 embeddings, for scaling laws; by default counted from the model of the recipe (takes a few seconds). frontier: time and
 cost of the recipe's loss over the number of devices; its assumptions are shown, each with the word that replaces it.
+export: the plan as settings of another trainer instead, with what that trainer cannot express.
 """
 
 import json
@@ -19,6 +20,7 @@ from hfbsz.commands.frontier import PREFIX, frontier_of, lines_of, save_picture
 from hfbsz.display import visible
 from hfbsz.errors import UserError, complain
 from hfbsz.plan.explain import explain
+from hfbsz.plan.export import Exported, export
 from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import LoadedRecipe
@@ -31,7 +33,7 @@ NUMBERS = ("world_size", "rows", "train_rows", "parameters")
 
 def main(words: list[str]) -> int:
     """Print the plan as text or JSON; returns the exit code."""
-    options = {"world_size": "1", "rows": "", "train_rows": "", "parameters": "", "format": "text"}
+    options = {"world_size": "1", "rows": "", "train_rows": "", "parameters": "", "format": "text", "export": ""}
     options |= {key: value for key, _, value in (word.partition("=") for word in words) if key in options}
     asked = [word.partition("=") for word in words if word.partition("=")[0].split(".")[0] == _FRONTIER]
     about = {key.removeprefix(PREFIX): value for key, _, value in asked if key != _FRONTIER}
@@ -58,13 +60,16 @@ def main(words: list[str]) -> int:
         if count is not None:
             facts, preview = preview_rows(loaded, count, parameters)
         plan = resolve(loaded.recipe, world_size or 1, facts)
+        exported = export(plan, options["export"]) if options["export"] else Exported("", [])
         result = frontier_of(plan, devices[-1], about, parameters) if devices else None
         if result is not None and "picture" in about:
             save_picture(result, Path(about["picture"]))
     except UserError as problem:
         return complain(problem.lines)
     lines = preview.pop("lines", [])
-    if options["format"] == "json":
+    if options["export"]:
+        print(visible("\n".join(exported.lines())))
+    elif options["format"] == "json":
         more = {} if result is None else {_FRONTIER: result.to_dict()}
         print(json.dumps({**plan.to_dict(), **preview, **more}, indent=1))
     else:
