@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from hfbsz.recipe.load import from_mapping, load
     from hfbsz.records.run_data import read_run
     from hfbsz.train.setup import Setup, setup
+    from hfbsz.trainer.arguments import training_arguments
+    from hfbsz.trainer.planned import planned
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,10 +28,12 @@ __all__ = [
     "explain",
     "from_mapping",
     "load",
+    "planned",
     "prepare",
     "read_run",
     "resolve",
     "setup",
+    "training_arguments",
 ]
 
 _MODULES = {
@@ -41,10 +45,12 @@ _MODULES = {
     "explain": "plan.explain",
     "from_mapping": "recipe.load",
     "load": "recipe.load",
+    "planned": "trainer.planned",
     "prepare": "data.rows",
     "read_run": "records.run_data",
     "resolve": "plan.resolve",
     "setup": "train.setup",
+    "training_arguments": "trainer.arguments",
 }
 
 

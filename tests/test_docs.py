@@ -17,7 +17,7 @@ def test_the_examples_in_python_run_in_the_order_of_the_page(hfbsz, environment,
         ended = hfbsz("pretrain.py", *words, f"data.files={corpus}", f"output_dir={folder}")
         assert ended.code == 0, ended.err
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     code = "\n".join(blocks)
     env = environment | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)

@@ -1,0 +1,1 @@
+"""Plans for those who keep `transformers.Trainer`."""

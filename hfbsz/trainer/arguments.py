@@ -1,0 +1,83 @@
+"""`TrainingArguments` from a plan, and the check that given ones do not contradict it."""
+
+import copy
+import dataclasses
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hfbsz.errors import UserError
+from hfbsz.plan.export import training_arguments as settings_of
+from hfbsz.plan.plan import Plan
+
+_FREE = ("gradient_accumulation_steps", "seed")  # of a planned trainer: the plan alone decides
+
+
+def training_arguments(plan: Plan, **more: Any) -> TrainingArguments:
+    """The plan as `TrainingArguments` of a stock `Trainer`: micro-batch, accumulation, steps, rate, betas, decay,
+    warmup, schedule, optimizer and seed. `more`: further arguments, such as `output_dir`.
+
+    Raises UserError for arguments that contradict the plan, and for a plan that `Trainer` cannot carry out, such as one
+    with a ramp (`planned` can).
+    """
+    settings, missing = settings_of(plan)
+    if missing:
+        raise UserError([f"Trainer cannot express {line}" for line in missing])
+    contradicting = [name for name in more if name in settings and more[name] != settings[name]]
+    if contradicting:
+        raise UserError([_contradiction(name, more[name], settings[name]) for name in contradicting])
+    return TrainingArguments(**{**settings, **more})
+
+
+def with_plan(args: TrainingArguments, plan: Plan) -> TrainingArguments:
+    """A copy of `args` with the numbers of a plan, for a planned trainer, which sets rate, decay and batch of every
+    step itself.
+
+    Raises UserError for arguments other than their defaults that contradict the plan, for another number of processes,
+    and for what a planned trainer cannot do.
+    """
+    if args.world_size != plan.world_size:
+        raise UserError(
+            f"the plan is for {plan.world_size} processes, this is one of {args.world_size}: resolve it anew"
+        )
+    settings, missing = settings_of(plan)
+    problems = [
+        f"a planned Trainer cannot express {line}" for line in missing if line.startswith(("optim.", "scaling."))
+    ]
+    problems += list(_refused(args, plan))
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    for name, value in settings.items():
+        given = getattr(args, name)
+        if name not in _FREE and not name.startswith("lr_scheduler") and given not in (defaults.get(name), value):
+            problems.append(_contradiction(name, given, value))
+    if problems:
+        raise UserError(problems)
+    changed = copy.copy(args)
+    for name, value in settings.items():
+        if not name.startswith("lr_scheduler"):
+            setattr(changed, name, value)
+    # one step of the plan is one batch of the loader, which `training_step` splits
+    changed.gradient_accumulation_steps, changed.max_steps = 1, plan.steps
+    changed.per_device_train_batch_size = plan.micro_batch or 1
+    return changed
+
+
+def _refused(args: TrainingArguments, plan: Plan) -> list[str]:
+    recipe, problems = plan.recipe, []
+    if recipe.follows_noise:
+        problems.append(f"batch.ramp={recipe.batch.ramp}: a planned Trainer knows all batches before training")
+    if recipe.batch.by_length or recipe.batch.micro_tokens is not None:
+        problems.append(
+            "batch.by_length, batch.micro_tokens: a planned Trainer takes micro-batches of rows in random order"
+        )
+    if args.n_gpu > 1:
+        problems.append(f"{args.n_gpu} GPUs in one process: start one process for each GPU (accelerate launch)")
+    if args.deepspeed is not None or args.parallelism_config is not None:
+        problems.append("DeepSpeed and tensor or context parallelism have not been tested with a planned Trainer")
+    if args.auto_find_batch_size:
+        problems.append("auto_find_batch_size=True: the plan has the micro-batch; hfbsz probe finds one")
+    return problems
+
+
+def _contradiction(name: str, given: Any, planned: Any) -> str:
+    return f"{name}={given!r} contradicts the plan, which has {planned!r}: leave it out, or change the recipe"
