@@ -15,7 +15,7 @@ from hfbsz.records.overfitting import overfitting_of
 from hfbsz.records.record import Clock, Reading
 from hfbsz.records.run_data import STEPS, TOKENS
 from hfbsz.report.console import Console
-from hfbsz.report.page import figures
+from hfbsz.report.page import figures, style
 from hfbsz.report.page import page as html
 from hfbsz.report.page.overfitting import loss_limits
 
@@ -214,7 +214,7 @@ class TestSeveral:
     def test_are_laid_over_each_other_in_their_styles(self, overfits: Path, stopped: Path, fits: Path) -> None:
         page = page_of(overfits, stopped, fits)
         drawn, section = panel_of(page), page.split("<h2>Overfitting</h2>")[1].split("<h2>")[0]
-        assert all(color in drawn for color in figures.PALETTE[:3])
+        assert all(color in drawn for color in style.PALETTE[:3])
         assert page.count('<div class="plot">') == 1
         rows = [text_of(row) for row in section.split("<tbody>")[1].split("<tr>")[1:]]
         assert "stopped step 32 epoch 1.00 0.5740" in rows[1] and "step 160 best weights" in rows[1]
@@ -225,7 +225,7 @@ class TestSeveral:
         plan = watched.plan_of()
         bare = watched.make(overfits.parent / "bare", plan, [])
         drawn = panel_of(page_of(bare, overfits))
-        assert figures.PALETTE[1] in drawn and figures.PALETTE[0] not in drawn
+        assert style.PALETTE[1] in drawn and style.PALETTE[0] not in drawn
 
     def test_tasks_do_not_compare(self, overfits: Path) -> None:
         plan = watched.plan_of()
