@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from hfbsz.records.run_data import read_run
     from hfbsz.train.setup import Setup, setup
     from hfbsz.trainer.arguments import training_arguments
+    from hfbsz.trainer.overfitting import OverfittingWatch
     from hfbsz.trainer.planned import planned
 
 __version__ = "0.1.0"
 __all__ = [
     "Facts",
+    "OverfittingWatch",
     "Plan",
     "Recipe",
     "Setup",
@@ -38,6 +40,7 @@ __all__ = [
 
 _MODULES = {
     "Facts": "plan.plan",
+    "OverfittingWatch": "trainer.overfitting",
     "Plan": "plan.plan",
     "Recipe": "recipe.fields",
     "Setup": "train.setup",
