@@ -167,8 +167,8 @@ class _Reader:
         if sharded not in ("true", "false"):
             raise UserError(f"{PREFIX}sharded={sharded}: neither true nor false")
         size = self._size()
-        text = f"{short(4 * size)}B a step in float32"
-        text += f", {short(2 * size)}B a pass in bfloat16" if sharded == "true" else ""
+        text = f"{_gigabytes(4 * size)} a step in float32"
+        text += f", {_gigabytes(2 * size)} a pass in bfloat16" if sharded == "true" else ""
         self._assume("communication", text, "FSDP2" if sharded == "true" else "DDP", "sharded")
         return Model(4.0 * size, 2.0 * size, sharded == "true")
 
@@ -245,16 +245,21 @@ def lines_of(result: Frontier) -> Iterator[str]:
             f"{each.device_seconds / 3600:>13,.4g} {share:>11.0%} {each.waiting:>8.0%}{end}"
         )
     balanced = result.chosen["balanced"]
-    yield (
-        f"take      {counted(balanced.devices, 'device')} at {counted(balanced.batch, 'sequence')}: beyond, twice the "
-        "devices are less than √2 times as fast"
-    )
+    beyond = "beyond, twice the devices are less than √2 times as fast"
+    if balanced is result.points[-1]:
+        beyond = "the most that was asked for; more may pay too"
+    yield f"take      {counted(balanced.devices, 'device')} at {counted(balanced.batch, 'sequence')}: {beyond}"
 
 
 def duration(seconds: float) -> str:
     """A time as people read it: 41 s, 12.5 min, 3.2 h, 14 d."""
     unit, size = _unit(seconds)
-    return f"{seconds / size:.3g} {unit}"
+    value = seconds / size
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:,.3g} GB"
 
 
 def _unit(seconds: float) -> tuple[str, float]:

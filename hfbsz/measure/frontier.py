@@ -63,7 +63,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Device:
-    """One device: seconds of forward and backward passes over a micro-batch, by its rows, and of an optimizer step."""
+    """One device: seconds of forward and backward passes over a micro-batch, by its rows, and of an optimizer step over
+    all weights."""
 
     seconds: Mapping[int, float]
     step_seconds: float
@@ -112,13 +113,15 @@ def point(steps: StepsToLoss, device: Device, model: Model, network: Network, de
     micro, accumulation = device.split(rows)
     micro_seconds = device.seconds[micro]
     hidden = network.overlap * BACKWARD * micro_seconds
+    step_seconds = device.step_seconds
     if model.sharded:
+        step_seconds /= devices  # each device steps its share of the weights
         gathers = 2 * network.gather(model.weight_bytes, devices)  # for the forward pass and for the backward pass
         scatter = network.gather(model.gradient_bytes, devices)
         exposed = accumulation * max(0.0, gathers - network.overlap * micro_seconds) + max(0.0, scatter - hidden)
     else:
         exposed = max(0.0, network.all_reduce(model.gradient_bytes, devices) - hidden)
-    seconds = accumulation * micro_seconds + device.step_seconds + exposed
+    seconds = accumulation * micro_seconds + step_seconds + exposed
     batch = devices * micro * accumulation
     return Point(devices, batch, micro, accumulation, steps.at(batch), seconds, exposed / seconds)
 

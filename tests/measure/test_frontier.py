@@ -55,7 +55,7 @@ def test_sharded_weights_are_gathered_for_every_pass():
     sharded = Model(gradient_bytes=10, weight_bytes=5, sharded=True)
     each = point(STEPS, device, sharded, network, devices=8, rows=8)
     gathers, scatter = 2 * 7 / 8 * 5 / 25, 7 / 8 * 10 / 25
-    assert each.step_seconds == pytest.approx(2 * (0.4 + gathers) + 0.05 + scatter)
+    assert each.step_seconds == pytest.approx(2 * (0.4 + gathers) + 0.05 / 8 + scatter)
 
 
 def test_rows_that_no_micro_batch_divides_are_rounded_up():
