@@ -20,7 +20,7 @@ for check in $checks; do
         batch.start=null batch.ramp=null batch.size=128seq duration=100000seq repeats=10 steps=3 \
         out="$out/speed-$model-$length.json" || true
     done ;;
-  wall)  # predicted by the line, then the step at the predicted wall and above it
+  wall)  # predicted by the line through the peaks, with and without activation checkpointing
     python scripts/probe.py $common out="$out/probe" format=json > "$out/probe.json"
     python scripts/probe.py $common model.activation_checkpointing=true out="$out/probe_recomputed" format=json \
       > "$out/probe_recomputed.json" ;;
@@ -29,7 +29,10 @@ for check in $checks; do
     words="$words checkpoint.every=10% eval.full=false log.every=1step"
     for name in one two; do $launch scripts/pretrain.py $words output_dir="$out/$name"; done
     $launch scripts/pretrain.py $words output_dir="$out/killed" & job=$!
-    until [ -d "$out/killed/checkpoint-75" ]; do sleep 1; done
+    until compgen -G "$out/killed/checkpoint-*" > /dev/null; do
+      kill -0 $job || { echo "the run to be killed ended by itself" >&2; exit 1; }
+      sleep 1
+    done
     pkill -KILL -f "output_dir=$out/killed" || true
     wait $job || true
     $launch scripts/pretrain.py $words output_dir="$out/killed"

@@ -16,7 +16,7 @@ from trainer_speed import Clock, stacked
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hfbsz.recipe.load import load
-from hfbsz.train.distributed import set_threads
+from hfbsz.train.distributed import precision_of, set_threads
 from hfbsz.train.setup import Setup, setup
 
 BATCHES, RATES, SEEDS = (4, 8, 16), (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), (0, 1, 2)
@@ -38,6 +38,7 @@ def trainer_run(words: Sequence[str], batch: int, rate: float, seed: int) -> tup
             adam_beta1=optim.betas[0], adam_beta2=optim.betas[1], lr_scheduler_type="cosine", warmup_steps=steps // 50,
             per_device_train_batch_size=micro, gradient_accumulation_steps=batch // micro, max_steps=steps,
             save_strategy="no", logging_strategy="no", use_cpu=not torch.cuda.is_available(),
+            bf16=precision_of(plan.recipe) == "bf16",
         )  # fmt: skip
         trainer = Trainer(
             model=bundle.model, args=arguments, callbacks=[clock], data_collator=stacked,

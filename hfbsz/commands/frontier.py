@@ -2,10 +2,10 @@
 
 Every number that the recipe does not give is an assumption with its source, shown in a table, and replaced by a word:
 frontier.critical (critical batch, such as 64seq), frontier.probe (probe.json of hfbsz probe), frontier.speed (tokens/s
-of a device), frontier.busy (tokens of a micro-batch from which a device is busy), frontier.bandwidth and
-frontier.between (bytes/s inside a machine and between machines), frontier.machine (devices of a machine),
-frontier.latency (seconds), frontier.overlap (0 to 1), frontier.sharded (true: FSDP2), frontier.price (of a device for
-an hour), frontier.picture (a file for time over cost, .svg or .png).
+of a device), frontier.busy (tokens of a micro-batch from which a device is busy), frontier.weights (all weights,
+embeddings included), frontier.bandwidth and frontier.between (bytes/s inside a machine and between machines),
+frontier.machine (devices of a machine), frontier.latency (seconds), frontier.overlap (0 to 1), frontier.sharded (true:
+FSDP2), frontier.price (of a device for an hour), frontier.picture (a file for time over cost, .svg or .png).
 """
 
 import math
@@ -34,7 +34,19 @@ from hfbsz.system.files import read_object
 
 PREFIX = "frontier."
 OPTIONS = (
-    *("critical", "probe", "speed", "busy", "bandwidth", "between", "machine", "latency", "overlap", "sharded"),
+    *(
+        "critical",
+        "probe",
+        "speed",
+        "busy",
+        "bandwidth",
+        "between",
+        "machine",
+        "latency",
+        "overlap",
+        "sharded",
+        "weights",
+    ),
     *("price", "picture"),
 )
 _FLOPS, _UTILIZATION = 989.4e12, 0.4  # H100 in bf16
@@ -158,7 +170,7 @@ class _Reader:
         largest = most if isinstance(most, int) else max(1, round(busy / row))
         sizes = [1 << power for power in range(largest.bit_length())]
         seconds = {size: max(size * row, busy) / speed for size in sizes}
-        step = _STEP_BYTES * size / _MEMORY
+        step = _STEP_BYTES * self.number("weights", size) / _MEMORY
         self._assume("optimizer's step", f"{1e3 * step:.3g} ms", f"{_STEP_BYTES} bytes a weight at 3.35 TB/s", "probe")
         return Device(seconds, step)
 
@@ -166,7 +178,9 @@ class _Reader:
         sharded = self.given.get("sharded", "false")
         if sharded not in ("true", "false"):
             raise UserError(f"{PREFIX}sharded={sharded}: neither true nor false")
-        size = self._size()
+        size = self.number("weights", self._size())
+        shown = "given" if "weights" in self.given else "those outside the embeddings, of parameters="
+        self._assume("weights", short(size), shown, "weights")
         text = f"{_gigabytes(4 * size)} a step in float32"
         text += f", {_gigabytes(2 * size)} a pass in bfloat16" if sharded == "true" else ""
         self._assume("communication", text, "FSDP2" if sharded == "true" else "DDP", "sharded")
@@ -181,6 +195,8 @@ class _Reader:
             latency=self.number("latency", base.latency),
             overlap=self.number("overlap", base.overlap),
         )
+        if self.number("machine", base.devices) != network.devices or network.devices < 1:
+            raise UserError(f"{PREFIX}machine={self.given['machine']}: not a whole number above 0")
         if not 0 <= network.overlap <= 1:
             raise UserError(f"{PREFIX}overlap={self.given['overlap']}: not between 0 and 1")
         self._assume("inside a machine", f"{network.inside / 1e9:,.0f} GB/s", self._how("bandwidth"), "bandwidth")

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 BACKWARD = 2 / 3  # share of a micro-batch's time that the backward pass takes (twice the operations of the forward one)
-PAYS = math.sqrt(2)  # least speedup of twice the devices: below it, time × cost rises
 _BATCHES = 40  # powers of two of the rows per device that are compared
 
 

@@ -112,8 +112,6 @@ def _trainer_settings(numbers: _Numbers) -> Settings:
         settings["optim"] = _TRAINER_OPTIMIZERS[recipe.optim.name]
     if recipe.optim.name == "adamw":
         settings |= dict(zip(("adam_beta1", "adam_beta2"), plan.betas, strict=True)) | {"adam_epsilon": plan.eps}
-    if recipe.optim.name == "sgd":
-        settings["optim_args"] = f"momentum={recipe.optim.momentum:g}"
     if recipe.precision in ("bf16", "fp32"):
         settings["bf16"] = recipe.precision == "bf16"
     if recipe.batch.by_length:
@@ -121,12 +119,8 @@ def _trainer_settings(numbers: _Numbers) -> Settings:
     return settings
 
 
-_TRAINER_OPTIMIZERS = {
-    "adamw": "adamw_torch_fused",
-    "sgd": "sgd",
-    "adafactor": "adafactor",
-    "schedule_free": "schedule_free_adamw",
-}
+# Adafactor, schedule-free and SGD with momentum are other algorithms there: with another rate or without the betas
+_TRAINER_OPTIMIZERS = {"adamw": "adamw_torch_fused"}
 
 
 def _trainer_schedule(numbers: _Numbers) -> Settings:
@@ -282,8 +276,8 @@ def _common(numbers: _Numbers) -> Iterator[str]:
         yield f"batch.micro_tokens={recipe.batch.micro_tokens}: micro-batches of a number of tokens"
     if recipe.optim.average is not None:
         yield f"optim.average={recipe.optim.average:g}: the power function average of the weights"
-    if recipe.scaling.rule == "sde" and recipe.optim.name != "adamw":
-        yield "scaling.rule=sde: betas and ε of another optimizer than AdamW"
+    if recipe.precision == "fp64":
+        yield "precision=fp64"
 
 
 def _optimizer(numbers: _Numbers, known: dict[str, str]) -> Iterator[str]:

@@ -90,6 +90,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         gradients = (ctx.hidden, ctx.weight, ctx.bias)
+        if all(one is None for one in gradients):
+            raise RuntimeError("the gradients of a loss in chunks are consumed by its first backward pass")
         ctx.hidden = ctx.weight = ctx.bias = None
         scaled = (
             None if one is None else one.mul_(scale).to(dtype) for one, dtype in zip(gradients, ctx.dtypes, strict=True)

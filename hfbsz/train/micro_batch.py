@@ -130,7 +130,7 @@ class _Bench:
             plain = self._block(knee, 1)
             with recomputed(model):
                 ratios.append(self._block(knee, 1) / plain)
-        if self.device.type == "cuda":  # where the peak is that of the trial, not of the process
+        if self.device.type == "cuda" and not is_sharded(self.model):  # peaks of a trial; no rank waits for another
             with recomputed(model):
                 for size in (max(1, knee // 2), max(2, knee)):
                     reset_peak(self.device)

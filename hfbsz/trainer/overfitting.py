@@ -1,7 +1,7 @@
 """The overfitting monitor as a callback of transformers' Trainer, planned or not."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,26 +25,32 @@ class OverfittingWatch(TrainerCallback, ExportableState):
     Trainer's checkpoints.
     """
 
-    def __init__(self, trainer: Trainer, rows: int = 256, patience: int | None = None) -> None:
+    _newest: ClassVar[Any] = None  # the trainer watched last: Trainer restores callbacks without their arguments
+
+    def __init__(self, trainer: Trainer | None = None, rows: int = 256, patience: int | None = None) -> None:
         """`rows`: of each set; `patience`: evaluations without improvement after which training stops (None: never).
 
         Raises UserError for a trainer without a map-style train_dataset and eval_dataset.
         """
+        type(self)._newest = trainer = trainer or self._newest
         for name in ("train_dataset", "eval_dataset"):
-            if not hasattr(getattr(trainer, name), "__getitem__"):
-                raise UserError(f"{name}: the overfitting monitor needs a map-style dataset")
-        self.trainer, self.rows = trainer, rows
+            rows_of = getattr(trainer, name, None)
+            if not hasattr(rows_of, "__getitem__") or isinstance(rows_of, dict):
+                raise UserError(f"{name}: the overfitting monitor needs one map-style dataset")
+        self.trainer: Any = trainer
+        self.rows, self.patience, self.saved = rows, patience, None
         self.monitor = OverfittingMonitor(patience)
 
     def state(self) -> dict[str, Any]:
         """The state as plain data."""
-        return {"args": {}, "attributes": {"monitor": self.monitor.to_dict()}}
+        return {"args": {"rows": self.rows, "patience": self.patience}, "attributes": {"saved": self.monitor.to_dict()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the state of a checkpoint, or evaluate the untrained model."""
         saved = state.stateful_callbacks.get(_NAME) if isinstance(state.stateful_callbacks, dict) else None
         if state.global_step and saved:
-            self.monitor = OverfittingMonitor(self.monitor.patience, saved["attributes"]["monitor"])
+            saved = saved[0] if isinstance(saved, list) else saved
+            self.monitor = OverfittingMonitor(self.patience, saved["attributes"]["saved"])
         elif not state.global_step:
             self.monitor.begin(*self._losses(self.trainer.eval_dataset))
 
@@ -66,12 +72,16 @@ class OverfittingWatch(TrainerCallback, ExportableState):
         trainer = self.trainer
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
         training, size = model.training, trainer.args.per_device_eval_batch_size
-        numbers = sample(len(dataset), self.rows)
+        numbers, collate = sample(len(dataset), self.rows), trainer.data_collator
+        if hasattr(dataset, "column_names"):  # of the datasets package
+            dataset = trainer._remove_unused_columns(dataset, description="evaluation")
+        else:
+            collate = trainer._get_collator_with_removed_columns(collate, description="evaluation")
         parts = []
         model.eval()
         try:
             for start in range(0, len(numbers), size):
-                batch = trainer.data_collator([dataset[int(index)] for index in numbers[start : start + size]])
+                batch = collate([dataset[int(index)] for index in numbers[start : start + size]])
                 inputs: Any = trainer._prepare_inputs(batch)
                 labels = inputs["labels"]
                 with trainer.compute_loss_context_manager():

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from hfbsz.data.batches import Batch
 from hfbsz.data.order import Order
@@ -22,7 +22,15 @@ from hfbsz.plan.plan import Plan, PlannedStep
 from hfbsz.records.record import Clock
 from hfbsz.report.wandb.trainer_axis import TokensAxis
 from hfbsz.train.loop import seed_of
-from hfbsz.trainer.arguments import with_plan
+from hfbsz.trainer.arguments import check_precision, with_plan
+
+_POSITIONS = (
+    "data_collator",
+    "train_dataset",
+    "eval_dataset",
+    "processing_class",
+    "model_init",
+)  # of Trainer, after args
 
 
 def planned(trainer: type[Trainer] = Trainer) -> type[Trainer]:
@@ -59,7 +67,9 @@ class PlanScheduler(torch.optim.lr_scheduler.LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the result of `state_dict`."""
         self.last_epoch, self.saved_noise = state_dict["last_epoch"], state_dict["noise"]
-        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+        rates: Any = self.get_lr()
+        self._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
 
@@ -83,14 +93,16 @@ class _Planned(Trainer):
         self.plan = plan
         if "train_dataset" in kwargs:
             _count(kwargs["train_dataset"], plan)
-        super().__init__(*args, **kwargs)
-        self.args = with_plan(self.args, plan)
-        if self.args.include_num_input_tokens_seen in (False, "no"):
-            self.args.include_num_input_tokens_seen = "non_padding"
-        self._train_batch_size = self.args.train_batch_size
+        kwargs |= dict(zip(_POSITIONS, args, strict=False))
+        if not isinstance(kwargs.get("args"), TrainingArguments):
+            raise UserError("args: a planned Trainer needs TrainingArguments, such as TrainingArguments('out')")
+        super().__init__(**{**kwargs, "args": with_plan(kwargs["args"], plan)})
+        check_precision(self.accelerator.mixed_precision, plan)
         self._rows = _count(self.train_dataset, plan)
         self._noise: NoiseCollector | None = None
         self._measured: dict[str, float] = {}
+        self._divides: bool | None = None  # whether the loss is divided by num_items_in_batch; None: not known yet
+        self._new_tokens = 0  # of this rank, since they were last added to the state
         self.add_callback(TokensAxis())
 
     def get_train_dataloader(self) -> DataLoader:
@@ -110,10 +122,17 @@ class _Planned(Trainer):
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        given: Any = self.optimizer if optimizer is None else optimizer
-        scheduler: Any = self.lr_scheduler or PlanScheduler(given, self.plan)
-        self.lr_scheduler = scheduler
-        return scheduler
+        if self.lr_scheduler is None:
+            given: Any = self.optimizer if optimizer is None else optimizer
+            scheduler: Any = PlanScheduler(given, self.plan)
+            self.lr_scheduler, self._created_lr_scheduler = scheduler, True  # a second train() makes a new one
+            self._noise, self._measured = None, {}
+        return self.lr_scheduler
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """The mean batch of the plan, for Trainer's count of samples."""
+        mean: Any = sum(step.global_batch for step in self.plan.walk()) / self.plan.steps
+        return mean  # type: ignore[no-any-return]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward passes over the micro-batches of a step."""
@@ -122,11 +141,15 @@ class _Planned(Trainer):
         optimizer: Any = self.optimizer
         if callable(getattr(optimizer, "train", None)):
             optimizer.train()
+        self._new_tokens += _tokens(inputs)
         chunks = list(_chunks(self._prepare_inputs(inputs), step))
+        if num_items_in_batch is not None and not self._is_divided(model, chunks[0], num_items_in_batch):
+            num_items_in_batch = None  # a mean of its own, which Trainer takes for a share of the sum
         if num_items_in_batch is None and chunks[0]["labels"].ndim > 1:
+            name = type(self.accelerator.unwrap_model(model)).__name__
             raise UserError(
-                f"{type(model).__name__} does not divide its loss by num_items_in_batch, so that accumulation would "
-                "weigh tokens unequally: pass compute_loss_func"
+                f"{name} does not divide its loss by num_items_in_batch, so that accumulation would weigh tokens "
+                "unequally: pass compute_loss_func"
             )
         self._noise = scheduler.noise = self._noise or self._new_noise(model, scheduler)
         at = Clock(self.state.global_step + 1, step.next_clock)
@@ -153,9 +176,32 @@ class _Planned(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the batch and the noise scale too."""
         if "loss" in logs:
+            self._count_tokens()
             step = self._scheduler().steps[max(0, self.state.global_step - 1)]
             logs = {**logs, "batch_global": step.global_batch, **self._measured}
-        super().log(logs, *args, **kwargs)
+        super().log({**logs, "num_input_tokens_seen": self.state.num_input_tokens_seen}, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._count_tokens()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _count_tokens(self) -> None:
+        """Add the tokens since the last call to the state, over all ranks, which all call it."""
+        count = torch.tensor(self._new_tokens, device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.reduce(count, "sum"))
+        self._new_tokens = 0
+
+    def _is_divided(self, model: Any, chunk: dict[str, Any], items: Any) -> bool:
+        """Whether the loss is divided by `items`: found out once; a model that takes any keyword looks so."""
+        if self._divides is None:
+            losses = []
+            for count in (items, 2 * items):
+                torch.manual_seed(0)
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    loss: Any = self.compute_loss(model, dict(chunk), num_items_in_batch=count)
+                losses.append(float(loss))
+            self._divides = abs(losses[0] - 2 * losses[1]) < 0.1 * abs(losses[0])
+        return self._divides
 
     @property
     def plan_step(self) -> PlannedStep:
@@ -175,7 +221,17 @@ class _Planned(Trainer):
     def _new_noise(self, model: Any, scheduler: PlanScheduler) -> NoiseCollector | None:
         if self.plan.recipe.measure.noise.method == "off":
             return None
-        return NoiseCollector(self.plan, model, self.args.world_size, scheduler.saved_noise)
+        noise = NoiseCollector(self.plan, model, self.args.world_size, scheduler.saved_noise)
+        self._measured = noise.values()  # of a checkpoint
+        return noise
+
+
+def _tokens(inputs: Mapping[str, Any]) -> int:
+    """Input tokens of collated rows on the host, without padding where a mask tells it."""
+    mask, tokens = inputs.get("attention_mask"), inputs.get("input_ids")
+    if isinstance(mask, torch.Tensor):
+        return int(mask.sum())
+    return tokens.numel() if isinstance(tokens, torch.Tensor) else 0
 
 
 def _count(rows: Any, plan: Plan) -> int:

@@ -47,7 +47,7 @@ def test_1024_devices_are_planned_as_the_frontier_says(capsys):
 def test_every_assumption_is_replaced_by_its_word(capsys):
     before = frontier(capsys, "frontier=64")
     words = {"critical": "4096seq", "speed": "500k", "busy": "8192", "bandwidth": "900GB/s", "between": "25GB/s",
-             "machine": "4", "latency": "2e-6s", "overlap": "0.5"}  # fmt: skip
+             "machine": "4", "weights": "124M", "latency": "2e-6s", "overlap": "0.5"}  # fmt: skip
     for name, value in words.items():
         after = frontier(capsys, "frontier=64", f"frontier.{name}={value}")
         assert "given" in next(one["source"] for one in after["assumptions"] if one["word"] == f"frontier.{name}")
@@ -94,6 +94,7 @@ def test_the_table_names_what_to_take(capsys, tmp_path):
         (["frontier=8", "frontier.price=-2"], "not a number above 0"),
         (["frontier=8", "frontier.speed=fast"], "not a number above 0"),
         (["frontier=8", "frontier.overlap=2"], "not between 0 and 1"),
+        (["frontier=8", "frontier.machine=0.5"], "not a whole number above 0"),
         (["frontier=8", "frontier.critical=3steps"], "frontier.critical"),
         (["frontier=8", "frontier.critical=0seq"], "is not above 0"),
         (["frontier=8", "frontier.probe=README.md"], "not the result of hfbsz probe"),

@@ -112,6 +112,8 @@ def test_megatron_takes_the_ramp_and_says_that_the_rate_does_not_follow():
     [
         (["optim.average=0.1"], "optim.average"),
         (["optim.name=lamb"], "optim.name=lamb"),
+        (["optim.name=adafactor"], "optim.name=adafactor"),
+        (["precision=fp64"], "precision=fp64"),
         (["batch.size=64seq", "batch.start=8seq", "batch.ramp=doubling:75%"], "8"),
         (["schedule.shape=quarter_cosine"], "quarter_cosine"),
     ],

@@ -82,6 +82,14 @@ def test_rows_without_targets_cost_nothing():
     assert value == 0 and all((one == 0).all() for one in ours)
 
 
+def test_a_second_backward_pass_is_refused():
+    hidden, weight, bias, labels = inputs()
+    loss = linear_cross_entropy(hidden, weight.requires_grad_(), bias, labels)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="consumed by its first backward pass"):
+        loss.backward()
+
+
 def test_a_frozen_head_gets_no_gradient():
     hidden, weight, bias, labels = inputs()
     leaf = hidden.clone().requires_grad_()

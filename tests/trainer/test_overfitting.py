@@ -1,5 +1,6 @@
 """The overfitting monitor in transformers' Trainer: its numbers, its onset, and its state in checkpoints."""
 
+import datasets
 import pytest
 import torch
 from test_planned import built
@@ -66,14 +67,16 @@ def test_patience_ends_the_run(ragged, tmp_path):
     assert trainer.state.global_step < 60 and watch.monitor.worse == 2
 
 
-def test_a_resumed_run_has_the_same_moments(ragged, tmp_path):
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_resumed_run_has_the_same_moments(ragged, tmp_path, restored):
     whole, _ = trainer_of(ragged, tmp_path / "a")
     whole.train()
     stopped, _ = trainer_of(ragged, tmp_path / "b", Stop())
     stopped.train()
     resumed, watch = trainer_of(ragged, tmp_path / "b")
+    resumed.args.restore_callback_states_from_checkpoint = restored  # Trainer then makes the callback anew
     resumed.train(resume_from_checkpoint=True)
-    assert watch.monitor.start_loss is not None
+    assert restored or watch.monitor.start_loss is not None
     names = [name for name in moments(whole)[-1] if name.startswith("eval_overfit")]
     for one, other in zip(moments(whole), moments(resumed), strict=True):
         assert [one.get(name, -1) for name in names] == pytest.approx([other.get(name, -1) for name in names], rel=1e-4)
@@ -81,6 +84,16 @@ def test_a_resumed_run_has_the_same_moments(ragged, tmp_path):
 
 def test_a_stream_cannot_be_watched(ragged, tmp_path):
     trainer, _ = trainer_of(ragged, tmp_path)
-    trainer.eval_dataset = None
-    with pytest.raises(UserError, match="eval_dataset: the overfitting monitor needs"):
-        OverfittingWatch(trainer)
+    for given in (None, {"one": trainer.eval_dataset}):
+        trainer.eval_dataset = given
+        with pytest.raises(UserError, match="eval_dataset: the overfitting monitor needs one map-style"):
+            OverfittingWatch(trainer)
+
+
+def test_columns_that_the_model_does_not_take_are_left_out(ragged, tmp_path):
+    trainer, watch = trainer_of(ragged, tmp_path)
+    rows = [{"input_ids": row["input_ids"].tolist(), "labels": row["labels"].tolist(), "text": "a"} for row in
+            trainer.eval_dataset]  # fmt: skip
+    expected = watch._losses(trainer.eval_dataset)
+    for dataset in (rows, datasets.Dataset.from_list(rows)):
+        assert [part.tolist() for part in watch._losses(dataset)] == [part.tolist() for part in expected]

@@ -8,9 +8,17 @@ import datasets
 import pytest
 import torch
 from conftest import ROOT, TINY
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from small_models import SIZE, small_config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 import hfbsz
+from hfbsz.data.order import Order
 from hfbsz.errors import UserError
 from hfbsz.measure.noise import NoiseCollector
 from hfbsz.plan.plan import Facts
@@ -121,15 +129,55 @@ def test_a_resumed_run_is_the_unbroken_one(ragged, tmp_path):
     assert len(first) == 30 and first + rest == whole
     for name, weight in unbroken.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], weight), name
-    assert logs_of(resumed)[-1]["noise/scale"] == logs_of(unbroken)[-1]["noise/scale"]
+    kept = ("noise/scale", "learning_rate", "num_input_tokens_seen")
+    for one, other in zip(logs_of(unbroken)[30:], logs_of(resumed), strict=True):
+        assert [one.get(name) for name in kept] == [other.get(name) for name in kept]
+
+
+def test_a_second_call_of_train_begins_anew(ragged, tmp_path):
+    one = built(ragged, "batch.ramp=null", "batch.size=4seq", "duration=40seq")
+    trainer = trainer_of(one, tmp_path)
+    trainer.train()
+    first = [log["learning_rate"] for log in logs_of(trainer)]
+    trainer.train()
+    assert [log["learning_rate"] for log in logs_of(trainer)][len(first) :] == first
+
+
+@pytest.mark.parametrize("micro", [8, 2])
+def test_a_classifier_whose_loss_is_a_mean_is_accumulated_as_a_mean(ragged, tmp_path, micro):
+    """BERT takes num_items_in_batch and ignores it."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(small_config("bert", num_labels=2)).eval()
+    rows = [{"input_ids": torch.randint(3, SIZE, (12,)), "labels": index % 2} for index in range(16)]
+    words = [TINY, "data.pack=true", "batch.size=8seq", f"batch.micro_max={micro}", "duration=16seq", "log.every=1step"]
+    plan = resolve(load([*words, "precision=fp32", "optim.lr=1e-9"]).recipe, 1, Facts(rows=16))
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], logging_steps=1, disable_tqdm=True)
+    trainer = planned()(plan=plan, model=model, args=arguments, train_dataset=rows, callbacks=[Losses()])
+    model.train = lambda mode=True: model  # no dropout
+    found = recorded(trainer)
+    trainer.train()
+    with torch.no_grad():
+        expected = [
+            float(model(input_ids=torch.stack([rows[i]["input_ids"] for i in part]),
+                        labels=torch.tensor([rows[i]["labels"] for i in part])).loss)
+            for part in (Order(16, plan.recipe.seed).take(start, 8) for start in (0, 8))
+        ]  # fmt: skip
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_contradicts_the_plan_is_refused(ragged, tmp_path):
     one = built(ragged)
-    with pytest.raises(UserError, match=r"learning_rate=0\.5 contradicts the plan, which has"):
-        with_plan(TrainingArguments(str(tmp_path), use_cpu=True, learning_rate=0.5), one.plan)
-    with pytest.raises(UserError, match="max_steps=7 contradicts the plan"):
-        with_plan(TrainingArguments(str(tmp_path), use_cpu=True, max_steps=7), one.plan)
+    fixed = resolve(load([TINY, "data.pack=true", "batch.size=8seq"]).recipe, 1, Facts(rows=400))
+    for plan, given, said in (
+        (one.plan, {"learning_rate": 0.5}, r"learning_rate=0\.5: the plan sets it at every step of its ramp"),
+        (fixed, {"learning_rate": 0.5}, r"learning_rate=0\.5 contradicts the plan, which has"),
+        (one.plan, {"max_steps": 7}, f"max_steps=7 contradicts the plan, which has {one.plan.steps}"),
+        (one.plan, {"bf16": True}, "the plan computes in fp32: set bf16=False"),
+        (one.plan, {"fp16": True}, "leave fp16 out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            with_plan(TrainingArguments(str(tmp_path), use_cpu=True, **given), plan)
+    with_plan(TrainingArguments(str(tmp_path), use_cpu=True, max_steps=one.plan.steps), one.plan)
     arguments = TrainingArguments(str(tmp_path), use_cpu=True)
     assert with_plan(arguments, one.plan).max_steps == one.plan.steps and arguments.max_steps == -1
 
@@ -140,6 +188,8 @@ def test_what_contradicts_the_plan_is_refused(ragged, tmp_path):
         ([], 2, "the plan is for 2 processes"),
         (["optim.average=0.1"], 1, "optim.average"),
         (["optim.name=muon"], 1, r"optim\.name=muon"),
+        (["optim.name=adafactor"], 1, r"optim\.name=adafactor"),
+        (["precision=bf16"], 1, "set bf16=True"),
         (["batch.size=16seq", "batch.start=4seq", "batch.ramp=noise"], 1, "knows all batches"),
         (["data.pack=false", "batch.micro_tokens=200", "batch.ramp=null", "batch.size=8seq"], 1, "random order"),
     ],
