@@ -9,6 +9,8 @@ from hfbsz.plan.scaling import OPTIMIZERS, POWER_EXPONENT, RULES, RateRule, beta
 from hfbsz.recipe.amounts import Amount, short
 from hfbsz.recipe.law_name import LawName
 
+_FAR_BELOW = 1 / 16  # κ from which the exponent matters by more than a factor of two in the rate
+
 
 def reference(given: Given, first: int) -> float:
     """The batch at which the values of `optim` apply, in sequences: that of the law in `optim.lr`, else
@@ -119,6 +121,17 @@ def betas_problems(given: Given, rule: RateRule, mean_ratio: float) -> Iterator[
         yield (
             f"optim.betas: β1² = {beta1**2:.4g} is not below β2 = {beta2:.4g}, which Adam needs to converge: "
             f"set β1 below {math.sqrt(beta2):.3f}"
+        )
+
+
+def small_batch_warnings(given: Given, mean_ratio: float) -> Iterator[str]:
+    """A warning for Adam far below the reference batch, where the best rate depends on what β2 does."""
+    optim, scaling = given.recipe.optim, given.recipe.scaling
+    sqrt = scaling.rule == "sqrt" or (scaling.rule is None and OPTIMIZERS[optim.name].rule == "sqrt")
+    if optim.name == "adamw" and sqrt and mean_ratio <= _FAR_BELOW:
+        yield (
+            f"κ = {mean_ratio:.3g}: so far below the reference the best rate is uncertain: Marek et al. (2025) found "
+            "exponents of 0.56 with β2 kept and of 0.11 with scaling.beta2=half_life, where the rule has 0.5: tune optim.lr"
         )
 
 

@@ -75,6 +75,7 @@ def resolve(recipe: Recipe, world_size: int, facts: Facts = Facts()) -> Plan:
         micro_batch_warnings(given, sizes.named, micro),
         phases.epoch_warnings(ground, total),
         optimizer.betas_warnings(given, mean_ratio),
+        optimizer.small_batch_warnings(given, mean_ratio),
         schedule_free_warnings(recipe),
         noise_warnings(given, walked, micro),
     )

@@ -4,7 +4,10 @@ import math
 
 import pytest
 
+from hfbsz.plan.plan import Facts
+from hfbsz.plan.resolve import resolve
 from hfbsz.plan.scaling import RateRule, beta2_half_life, sde, weight_decay_at
+from hfbsz.recipe.load import load
 
 
 def rate_multiplier(rule, ratio, exponent=1.0, noise=1.0):
@@ -86,3 +89,13 @@ def test_sde():
 @pytest.mark.parametrize("rule", ["none", "linear", "sqrt", "power", "sde", "noise", "surge"])
 def test_every_rule_is_1_at_the_reference(rule):
     assert rate_multiplier(rule, 1, exponent=0.31, noise=7) == pytest.approx(1)
+
+
+def test_a_plan_far_below_the_reference_says_why_the_rate_is_uncertain():
+    def warned(*words):
+        given = load(["recipe=debug", "batch.start=null", "batch.ramp=null", "scaling.reference=64seq", *words]).recipe
+        return [line for line in resolve(given, 1, Facts(rows=10_000)).warnings if "so far below the reference" in line]
+
+    assert "0.56 with β2 kept and of 0.11 with scaling.beta2=half_life" in warned("batch.size=1seq")[0]
+    assert not warned("batch.size=8seq") and not warned("batch.size=1seq", "scaling.rule=power")
+    assert not warned("batch.size=1seq", "optim.name=sgd")
