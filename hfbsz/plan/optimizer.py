@@ -131,7 +131,7 @@ def small_batch_warnings(given: Given, mean_ratio: float) -> Iterator[str]:
     if optim.name == "adamw" and sqrt and mean_ratio <= _FAR_BELOW:
         yield (
             f"κ = {mean_ratio:.3g}: so far below the reference the best rate is uncertain: Marek et al. (2025) found "
-            "exponents of 0.56 with β2 kept and of 0.11 with scaling.beta2=half_life, where the rule has 0.5: tune optim.lr"
+            "exponents of 0.56 with β2 kept and of 0.11 with scaling.beta2=half_life; the rule has 0.5: tune optim.lr"
         )
 
 
