@@ -34,21 +34,9 @@ from hfbsz.system.files import read_object
 
 PREFIX = "frontier."
 OPTIONS = (
-    *(
-        "critical",
-        "probe",
-        "speed",
-        "busy",
-        "bandwidth",
-        "between",
-        "machine",
-        "latency",
-        "overlap",
-        "sharded",
-        "weights",
-    ),
-    *("price", "picture"),
-)
+    "critical", "probe", "speed", "busy", "weights", "bandwidth", "between", "machine", "latency", "overlap", "sharded",
+    "price", "picture",
+)  # fmt: skip
 _FLOPS, _UTILIZATION = 989.4e12, 0.4  # H100 in bf16
 _BUSY = 4096  # tokens
 _STEP_BYTES, _MEMORY = 28, 3.35e12  # AdamW in float32: reads 16 bytes a weight and writes 12; H100's bandwidth

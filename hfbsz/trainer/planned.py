@@ -24,13 +24,7 @@ from hfbsz.report.wandb.trainer_axis import TokensAxis
 from hfbsz.train.loop import seed_of
 from hfbsz.trainer.arguments import check_precision, with_plan
 
-_POSITIONS = (
-    "data_collator",
-    "train_dataset",
-    "eval_dataset",
-    "processing_class",
-    "model_init",
-)  # of Trainer, after args
+_POSITIONS = ("model", "args")  # of Trainer; its further arguments are given by name
 
 
 def planned(trainer: type[Trainer] = Trainer) -> type[Trainer]:
@@ -94,6 +88,8 @@ class _Planned(Trainer):
         if "train_dataset" in kwargs:
             _count(kwargs["train_dataset"], plan)
         kwargs |= dict(zip(_POSITIONS, args, strict=False))
+        if len(args) > len(_POSITIONS):
+            raise UserError("a planned Trainer takes model and args by position, and all other arguments by name")
         if not isinstance(kwargs.get("args"), TrainingArguments):
             raise UserError("args: a planned Trainer needs TrainingArguments, such as TrainingArguments('out')")
         super().__init__(**{**kwargs, "args": with_plan(kwargs["args"], plan)})

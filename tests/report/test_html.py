@@ -212,6 +212,8 @@ def test_the_parts_of_a_step_add_up_to_its_time(tmp_path: Path) -> None:
     figure = next(part for part in page_of(run.folder).split("<figure ") if "<h3>Time of a step</h3>" in part)
     assert "time of a step (s)" in figure and all(word in figure for word in ("forward", "backward", "other"))
     assert parts_of(runs.read_run(make_run(tmp_path / "untimed", plan, records_of(plan)))) == {}
+    partial = [{**record, "perf/forward_seconds": 0.2} for record in records_of(plan)]  # without the time of a step
+    assert "Time of a step" not in page_of(make_run(tmp_path / "partial", plan, partial))
 
 
 def test_more_runs_than_colors_differ_in_line_style() -> None:

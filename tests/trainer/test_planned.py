@@ -214,6 +214,18 @@ def test_rows_of_another_number_and_streams_are_refused(ragged, tmp_path):
             )
 
 
+def test_model_and_arguments_may_be_given_by_position(ragged, tmp_path):
+    one = built(ragged, "batch.ramp=null", "batch.size=4seq", "duration=8seq")
+    rows = [torch.tensor(one.data.train[index]).long() for index in range(len(one.data.train))]
+    given = (one.model, TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+    trainer = planned()(*given, plan=one.plan, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
+    assert trainer.model is one.model and trainer.args.max_steps == one.plan.steps
+    with pytest.raises(UserError, match="all other arguments by name"):
+        planned()(*given, None, plan=one.plan)
+    with pytest.raises(UserError, match="needs TrainingArguments"):
+        planned()(one.model, plan=one.plan)
+
+
 def test_a_model_whose_loss_is_a_mean_of_its_own_is_refused(ragged, tmp_path):
     one = built(ragged)
     trainer = trainer_of(one, tmp_path)

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from hfbsz.records.metrics import metric as entry_of
 from hfbsz.records.noise import DUAL_SCALE, ERROR, NORM_SCALE, SCALE
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, Array, RunData, is_number
-from hfbsz.report.page.step_parts import step_parts
+from hfbsz.report.page.step_parts import parts_of, step_parts
 from hfbsz.report.page.style import CARD, DASHED, LOOK, PLACE, SIZE, style, svg, tick
 
 DENSE = 150  # most points of a curve; longer ones are averaged
@@ -47,7 +47,7 @@ def pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
     if any(run.values(SCALE) or run.values(NORM_SCALE) for run in runs):
         with matplotlib.rc_context({**LOOK, "svg.hashsalt": "noise"}):
             pictures["noise"] = _noise_picture(runs)
-    if any(run.values("perf/forward_seconds") for run in runs):
+    if any(map(parts_of, runs)):
         with matplotlib.rc_context({**LOOK, "svg.hashsalt": "parts"}):
             pictures["parts"] = step_parts(runs)
     return pictures

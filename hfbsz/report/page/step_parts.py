@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from hfbsz.records.metrics import PARTS_OF_A_STEP
-from hfbsz.records.run_data import STEPS, RunData
+from hfbsz.records.run_data import STEPS, RunData, is_number
 from hfbsz.report.page.style import INK, PALETTE, SIZE, style, svg
 
 OTHER = "other"  # the remainder of a step
@@ -22,7 +22,8 @@ _BAR = 0.62
 
 def parts_of(run: RunData) -> dict[str, float]:
     """Mean seconds of a step by part, over the steps of a run's records; empty if none were recorded."""
-    rows = [record for record in run.records if "perf/forward_seconds" in record and record.get("perf/step_seconds")]
+    needed = ("perf/forward_seconds", "perf/step_seconds", STEPS)
+    rows = [record for record in run.records if all(map(is_number, map(record.get, needed)))]
     if not rows:
         return {}
     steps = np.diff([0, *(record[STEPS] for record in rows)])  # that each record is the mean of
