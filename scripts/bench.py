@@ -90,9 +90,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[max(0, outside - 1)], ordered[min(count - 1, count - outside)]
 
 
-def compare(speeds: Mapping[str, Sequence[float]], ours: str, unit: float, name: str) -> dict[str, object]:
+def compare(speeds: Mapping[str, Sequence[float]], ours: str, unit: float, name: str) -> dict[str, dict[str, object]]:
     """Print each trainer's median speed and hfbsz's ratio to it; returns the numbers. `unit`: of a row."""
-    numbers: dict[str, object] = {}
+    numbers: dict[str, dict[str, object]] = {}
     for other, measured in speeds.items():
         ratios = [mine / theirs for mine, theirs in zip(speeds[ours], measured, strict=True)]
         low, high = interval(ratios)
@@ -123,9 +123,12 @@ def pretrain(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
     from hfbsz.recipe.load import load
 
     length = load(words).recipe.data.sequence_length
-    speeds = measure(pretraining(words, steps), repeats)
+    trainers = pretraining(words, steps)
+    speeds = measure(trainers, repeats)
+    memory = {name: getattr(trainers[name], "peak", None) for name in speeds}  # bytes, on a GPU
     for name, measured in speeds.items():
-        print(f"{name:<26} {statistics.median(measured) * length:9,.0f} tokens/s")
+        peak = f", {memory[name] / 2**30:.2f} GiB of GPU memory" if memory[name] else ""
+        print(f"{name:<26} {statistics.median(measured) * length:9,.0f} tokens/s{peak}")
     best: dict[str, str] = {}
     for name, measured in speeds.items():
         kind = name.partition(",")[0]
@@ -137,6 +140,8 @@ def pretrain(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
         key=lambda name: statistics.median(speeds[name]),
     )
     numbers = compare({name: speeds[name] for name in best.values()}, ours, length, "tokens/s")
+    for name in best.values():
+        numbers[name]["peak_bytes"] = memory[name]
     return all(statistics.median(speeds[ours]) >= statistics.median(speeds[name]) for name in best.values()), numbers
 
 

@@ -1,8 +1,10 @@
 """The trainers that `scripts/bench.py` times: hfbsz's loop, transformers' Trainer, and a plain PyTorch loop."""
 
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.load import load
 from hfbsz.train.distributed import precision_of, set_threads
 from hfbsz.train.setup import Setup, setup
@@ -38,31 +41,44 @@ def finetuning(words: Sequence[str], steps: int) -> Mapping[str, Timed]:
 def pretraining(words: Sequence[str], steps: int) -> Mapping[str, Timed]:
     """The trainers of a language model on packed rows by name: on a CPU each at several micro-batches, on a GPU each
     with its options for speed, at the micro-batch of the recipe."""
-    trainers: dict[str, Timed] = {}
+    trainers: dict[str, Callable[[], Timed]] = {}
     on_gpu, largest = torch.cuda.is_available(), setup(load(words).recipe).plan.largest_batch
     micros = [size for size in (4, 8, 16, 32) if largest % size == 0] or [largest]
     for micro in [setup(load(words).recipe).plan.micro_batch or largest] if on_gpu else micros:
         given = [*words, f"batch.micro_max={micro}"]
         recipe = load(given).recipe
         set_threads(recipe)
-        ours = {"hfbsz": [], "hfbsz unfused": ["model.fused_loss=false"]}
-        theirs: dict[str, dict[str, Any]] = {"Trainer": {}}
+        ours = {"hfbsz": []} if on_gpu else {"hfbsz": [], "hfbsz unfused": ["model.fused_loss=false"]}
+        theirs: dict[str, tuple[int, dict[str, Any]]] = {"Trainer": (micro, {})}
         if on_gpu:
             ours["hfbsz compiled"] = ["model.compile=true"]
-            theirs["Trainer compiled"] = {"torch_compile": True}
+            theirs["Trainer default"] = min(8, largest), {}
+            theirs["Trainer compiled"] = micro, {"torch_compile": True}
             if find_spec("liger_kernel") is not None:
-                theirs["Trainer liger"] = {"use_liger_kernel": True}
+                theirs["Trainer liger"] = micro, {"use_liger_kernel": True}
         for name, more in ours.items():
-            trainers[f"{name}, micro {micro}"] = _ours(setup(load([*given, *more]).recipe), steps)
-        for name, options in theirs.items():
-            bundle = setup(recipe)
-            rows = [torch.tensor(bundle.data.train[index % len(bundle.data.train)][:-1]).long() for index in
-                    range(largest * steps)]  # fmt: skip
-            features = [{"input_ids": row, "labels": row} for row in rows]
-            run = _trainer(bundle, steps, features, stacked, micro, "sequential", **options)
-            trainers[f"{name}, micro {micro}"] = run
-        trainers[f"plain loop, micro {micro}"] = _plain(setup(recipe), steps, micro)
-    return trainers
+            trainers[f"{name}, micro {micro}"] = partial(_ours_of, [*given, *more], steps)
+        for name, (size, options) in theirs.items():
+            trainers[f"{name}, micro {size}"] = partial(_trainer_of, recipe, steps, size, options)
+        trainers[f"plain loop, micro {micro}"] = partial(_plain_of, recipe, steps, micro)
+    return {name: Watched(create) if on_gpu else create() for name, create in trainers.items()}
+
+
+def _ours_of(words: Sequence[str], steps: int) -> Timed:
+    return _ours(setup(load(words).recipe), steps)
+
+
+def _plain_of(recipe: Recipe, steps: int, micro: int) -> Timed:
+    return _plain(setup(recipe), steps, micro)
+
+
+def _trainer_of(recipe: Recipe, steps: int, micro: int, options: Mapping[str, Any]) -> Timed:
+    """The Trainer on the recipe's packed rows."""
+    bundle = setup(recipe)
+    rows, count = bundle.data.train, bundle.plan.largest_batch * steps
+    tokens = [torch.tensor(rows[index % len(rows)][:-1]).long() for index in range(count)]
+    features = [{"input_ids": row, "labels": row} for row in tokens]
+    return _trainer(bundle, steps, features, stacked, micro, "sequential", **options)
 
 
 def stacked(features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -74,11 +90,9 @@ def _ours(bundle: Setup, steps: int) -> Timed:
     training = bundle.steps()
 
     def block() -> float:
-        started = time.perf_counter()
+        started = _now()
         assert len(list(islice(training, steps))) == steps, "the recipe's duration is too short for so many steps"
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return bundle.plan.largest_batch * steps / (time.perf_counter() - started)
+        return bundle.plan.largest_batch * steps / (_now() - started)
 
     return block
 
@@ -95,7 +109,7 @@ def _plain(bundle: Setup, steps: int, micro: int) -> Timed:
     def block() -> float:
         nonlocal taken
         model.train()
-        started = time.perf_counter()
+        started = _now()
         for _ in range(steps):
             for _ in range(batch // micro):
                 tokens = torch.stack(
@@ -109,9 +123,7 @@ def _plain(bundle: Setup, steps: int, micro: int) -> Timed:
             torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip or float("inf"))
             optimizer.step()
             optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return batch * steps / (time.perf_counter() - started)
+        return batch * steps / (_now() - started)
 
     return block
 
@@ -121,10 +133,37 @@ class Clock(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
-            self.started = time.perf_counter()
+            self.started = _now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds = time.perf_counter() - self.started
+        if state.global_step == state.max_steps:
+            self.seconds = _now() - self.started
+
+
+def _now() -> float:
+    """The clock once a GPU has done its work, in seconds."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Watched:
+    """A trainer whose memory on a GPU is watched: its weights, gradients, optimizer and activations."""
+
+    def __init__(self, create: Callable[[], Timed]) -> None:
+        before = torch.cuda.memory_allocated()
+        self.block = create()
+        self.kept, self.peak = torch.cuda.memory_allocated() - before, 0  # bytes
+
+    def __call__(self) -> float:
+        gc.collect()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        speed = self.block()
+        self.peak = max(self.peak, self.kept + torch.cuda.max_memory_allocated() - before)
+        gc.collect()
+        self.kept += torch.cuda.memory_allocated() - before
+        return speed
 
 
 def _trainer(

@@ -23,10 +23,12 @@ _TOLERANCE = 1e-4  # of the check that a head is linear, relative to the largest
 
 
 def chunk_of(vocabulary: int, device: torch.device) -> int:
-    """The tokens of a chunk, for logits that fit into the caches of the device."""
+    """The tokens of a chunk: on a CPU as many as its caches hold the logits of; on a GPU a power of two, so that the
+    chunks of a micro-batch are of one shape."""
     kind = device.type if device.type in _ENTRIES else "cuda"
     low, high = _ROWS[kind]
-    return min(high, max(low, _ENTRIES[kind] // vocabulary))
+    size = min(high, max(low, _ENTRIES[kind] // vocabulary))
+    return size if kind == "cpu" else 2 ** (size.bit_length() - 1)
 
 
 def linear_cross_entropy(
@@ -69,14 +71,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             ctx.weight = torch.zeros_like(weight, dtype=total.dtype) if needs_weight else None
             ctx.bias = torch.zeros_like(bias, dtype=total.dtype) if needs_bias and bias is not None else None
             ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype if bias is not None else None
-            loss_and_gradient = _compiled() if compiled else _loss_and_gradient
+            loss_and_gradient = _compiled() if compiled else _in_place
             for rows in _chunks(labels, chunk_of(len(weight), hidden.device)):
                 part, targets = hidden[rows].to(used.dtype), labels[rows]
-                logits = F.linear(part, used).to(total.dtype)
-                if bias is not None:
-                    logits += bias
-                total += loss_and_gradient(logits, targets)
-                gradient = logits.to(used.dtype)
+                loss, gradient = loss_and_gradient(F.linear(part, used), bias, targets, total.dtype)
+                total += loss
                 if ctx.hidden is not None:
                     ctx.hidden[rows] = (gradient @ used).to(hidden.dtype)
                 if ctx.weight is not None and gradient.dtype == ctx.weight.dtype:
@@ -84,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 elif ctx.weight is not None:
                     ctx.weight += gradient.T @ part
                 if ctx.bias is not None:
-                    ctx.bias += logits.sum(dim=0)
+                    ctx.bias += gradient.sum(dim=0, dtype=total.dtype)
         return total
 
     @staticmethod
@@ -106,22 +105,42 @@ def _chunks(labels: torch.Tensor, size: int) -> Sequence[slice | torch.Tensor]:
     return [slice(start, start + size) for start in range(0, len(labels), size)]
 
 
-def _loss_and_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The summed loss of a chunk; its gradient, softmax − one-hot, replaces the logits [tokens, vocabulary]."""
+def _in_place(
+    logits: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss of a chunk, computed in `dtype`, and its gradient by the logits, softmax − one-hot, [tokens,
+    vocabulary] in the dtype of the logits, which are overwritten."""
+    exact = logits.to(dtype)
+    if bias is not None:
+        exact += bias
     is_target = labels != IGNORED
     places = labels.clamp(min=0)[:, None]
-    chosen = logits.gather(1, places)[:, 0]
-    largest = logits.amax(dim=1, keepdim=True)
-    total = logits.sub_(largest).exp_().sum(dim=1, keepdim=True)
+    chosen = exact.gather(1, places)[:, 0]
+    largest = exact.amax(dim=1, keepdim=True)
+    total = exact.sub_(largest).exp_().sum(dim=1, keepdim=True)
     losses = (total.log() + largest)[:, 0] - chosen
-    logits.mul_(is_target[:, None] / total)
-    logits.scatter_add_(1, places, -is_target[:, None].to(logits.dtype))
-    return losses.masked_fill(~is_target, 0).sum()
+    exact.mul_(is_target[:, None] / total)
+    exact.scatter_add_(1, places, -is_target[:, None].to(dtype))
+    return losses.masked_fill(~is_target, 0).sum(), exact.to(logits.dtype)
+
+
+def _elementwise(
+    logits: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same without indexing and writing in place, so that a compiler reads the logits twice and writes them once,
+    in their own dtype."""
+    exact = logits.to(dtype) if bias is None else logits.to(dtype) + bias
+    is_target = labels != IGNORED
+    is_label = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+    normalizer = exact.logsumexp(dim=1)
+    losses = (normalizer - exact.masked_fill(~is_label, 0).sum(dim=1)).masked_fill(~is_target, 0)
+    gradient = ((exact - normalizer[:, None]).exp() - is_label.to(dtype)) * is_target[:, None]
+    return losses.sum(), gradient.to(logits.dtype)
 
 
 @cache
-def _compiled() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.compile(_loss_and_gradient)
+def _compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    compiled: Callable[..., tuple[torch.Tensor, torch.Tensor]] = torch.compile(_elementwise, dynamic=False)
     return compiled
 
 

@@ -61,7 +61,7 @@ def test_loss_and_gradients_are_those_of_the_logits(bias, dtype, tolerance):
 
 
 def test_the_compiled_operations_are_the_same(monkeypatch):
-    compiled = torch.compile(module._loss_and_gradient, backend="aot_eager")
+    compiled = torch.compile(module._elementwise, backend="aot_eager")
     monkeypatch.setattr(module, "_compiled", lambda: compiled)
     given = inputs()
     value, ours = gradients(partial(linear_cross_entropy, compiled=True), *given)
@@ -152,7 +152,7 @@ def test_the_logits_never_exist_in_full():
 
 def test_chunks_are_large_enough_for_the_products():
     assert chunk_of(2048, torch.device("cpu")) == 7  # the bounds of this test
-    assert chunk_of(50_257, torch.device("cuda")) == 2**27 // 50_257
+    assert chunk_of(50_257, torch.device("cuda")) == 2048  # a power of two
     assert chunk_of(100, torch.device("cuda")) == 65536
 
 
