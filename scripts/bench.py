@@ -68,6 +68,7 @@ def measure(trainers: Mapping[str, Callable[[], float]], repeats: int) -> dict[s
     speeds: dict[str, list[float]] = {name: [] for name in trainers}
     for number in range(repeats + 1):
         for name in list(speeds):
+            started = time.perf_counter()
             try:
                 speed = trainers[name]()
             except RuntimeError as problem:
@@ -78,6 +79,8 @@ def measure(trainers: Mapping[str, Callable[[], float]], repeats: int) -> dict[s
                 continue
             if number:
                 speeds[name].append(speed)
+            else:
+                print(f"{name}: {time.perf_counter() - started:.1f} s to the end of the first block", flush=True)
     return speeds
 
 

@@ -17,7 +17,7 @@ from hfbsz.data import IGNORED
 from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Model
 
-_ENTRIES = {"cpu": 2**20, "cuda": 2**27}  # logits of a chunk, by type of device
+_ENTRIES = {"cpu": 2**20, "cuda": 2**28}  # logits of a chunk, by type of device
 _ROWS = {"cpu": (256, 1024), "cuda": (1024, 65536)}  # bounds on the tokens of a chunk
 _TOLERANCE = 1e-4  # of the check that a head is linear, relative to the largest logit
 
@@ -98,6 +98,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None
 
 
+def token_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    lower: torch.dtype | None,
+) -> torch.Tensor:
+    """The loss of each token in nats, and 1 where its label is the likeliest token: [2, …] with the shape of `labels`,
+    0 without a label. Arguments: those of `linear_cross_entropy`. It has no derivative."""
+    given, flat = hidden.flatten(0, -2), labels.flatten()
+    used = weight.to(lower or weight.dtype)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    result = torch.zeros((2, len(flat)), dtype=dtype, device=hidden.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows in _chunks(flat, chunk_of(len(weight), hidden.device)):
+            logits = F.linear(given[rows].to(used.dtype), used).to(dtype)
+            if bias is not None:
+                logits += bias
+            targets = flat[rows]
+            result[0, rows] = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+            result[1, rows] = (logits.argmax(dim=1) == targets).to(dtype)
+    return result.view(2, *labels.shape)
+
+
 def _chunks(labels: torch.Tensor, size: int) -> Sequence[slice | torch.Tensor]:
     """The tokens of each chunk: all of them; on a CPU, where counting them needs no wait, those that have a label."""
     if labels.device.type == "cpu" and (labels == IGNORED).any():
@@ -158,7 +182,8 @@ class FusedHead:
         if not isinstance(head, nn.Linear):
             raise ValueError(f"{type(model).__name__} has no linear head")
         self.head, self._forward, self._compiled = head, head.forward, compiled
-        self._returns: Literal["logits", "hidden"] | torch.Tensor = "logits"  # or the loss of these labels
+        self._returns: Literal["logits", "hidden"] | torch.Tensor = "logits"  # or what depends on these labels
+        self._by_token = False  # token_losses of the labels, not their sum
         head.forward = self._apply  # type: ignore[method-assign, assignment]
         try:
             self._check(model)
@@ -171,18 +196,25 @@ class FusedHead:
         loss: torch.Tensor = self._output(model, inputs, labels)
         return loss
 
-    def _output(self, model: Any, inputs: dict[str, torch.Tensor], returns: Any) -> Any:
+    def token_losses(self, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """`token_losses` of the model, wrapped or not: [2, rows, tokens]."""
+        losses: torch.Tensor = self._output(model, inputs, labels, by_token=True)
+        return losses
+
+    def _output(self, model: Any, inputs: dict[str, torch.Tensor], returns: Any, by_token: bool = False) -> Any:
         """What the model returns as its logits."""
-        self._returns = returns
+        self._returns, self._by_token = returns, by_token
         try:
             return model(**inputs, use_cache=False).logits
         finally:
-            self._returns = "logits"
+            self._returns, self._by_token = "logits", False
 
     def _apply(self, hidden: torch.Tensor) -> torch.Tensor:
         if isinstance(self._returns, torch.Tensor):
             kind = hidden.device.type
             lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            if self._by_token:
+                return token_losses(hidden, self.head.weight, self.head.bias, self._returns, lower)
             compiled = self._compiled and kind == "cuda" and torch.is_grad_enabled()
             return linear_cross_entropy(hidden, self.head.weight, self.head.bias, self._returns, lower, compiled)
         return hidden if self._returns == "hidden" else self._forward(hidden)

@@ -17,7 +17,7 @@ from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.fields import Model
 from hfbsz.recipe.load import load
-from hfbsz.train.linear_loss import FusedHead, chunk_of, fused_head, linear_cross_entropy
+from hfbsz.train.linear_loss import FusedHead, chunk_of, fused_head, linear_cross_entropy, token_losses
 from hfbsz.train.setup import setup
 
 CAUSAL = ("llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen3", "olmo2", "falcon", "bloom", "opt", "mamba")
@@ -68,6 +68,16 @@ def test_the_compiled_operations_are_the_same(monkeypatch):
     expected, theirs = gradients(linear_cross_entropy, *given)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     assert all(torch.allclose(one, other, rtol=1e-12) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_losses_of_tokens_are_those_of_the_logits(bias):
+    hidden, weight, bias, labels = inputs(bias=bias)
+    losses, likeliest = token_losses(hidden, weight, bias, labels, None)
+    logits = F.linear(hidden, weight, bias)
+    expected = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+    assert torch.allclose(losses, expected, rtol=1e-12)
+    assert torch.equal(likeliest.bool(), logits.argmax(dim=-1) == labels)
 
 
 def test_large_logits_do_not_overflow():
@@ -152,7 +162,7 @@ def test_the_logits_never_exist_in_full():
 
 def test_chunks_are_large_enough_for_the_products():
     assert chunk_of(2048, torch.device("cpu")) == 7  # the bounds of this test
-    assert chunk_of(50_257, torch.device("cuda")) == 2048  # a power of two
+    assert chunk_of(50_257, torch.device("cuda")) == 4096  # a power of two
     assert chunk_of(100, torch.device("cuda")) == 65536
 
 

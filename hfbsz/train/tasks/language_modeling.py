@@ -60,14 +60,19 @@ class LanguageModeling:
         """Losses [rows] in nats. The output is 1 if each of the row's 17th to 32nd targets is the likeliest token after
         the tokens before it, so that greedy decoding reproduces them (extractable: Carlini et al. 2023); else 0; nan
         for a shorter row."""
-        logits, labels = _logits(model, batch), batch.labels
-        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        labels = batch.labels
+        if self.head is not None:
+            losses, likeliest = self.head.token_losses(model, batch.inputs, labels)
+        else:
+            logits = _logits(model, batch)
+            losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+            likeliest = logits.argmax(dim=-1) == labels
         is_target = labels != IGNORED
         position = is_target.cumsum(dim=1)  # among the targets of the row, from 1
         continuation = is_target & (position > _PROMPT) & (position <= _PROMPT + _CONTINUATION)
-        reproduced = ((logits.argmax(dim=-1) == labels) | ~continuation).all(dim=1)
+        reproduced = (likeliest.bool() | ~continuation).all(dim=1)
         extractable = reproduced.double().masked_fill(position[:, -1] < _PROMPT + _CONTINUATION, torch.nan)
-        return BatchEvaluation(losses.view_as(labels).double().sum(dim=1), is_target.sum(dim=1), extractable[:, None])
+        return BatchEvaluation(losses.double().sum(dim=1), is_target.sum(dim=1), extractable[:, None])
 
 
 def build(recipe: Recipe, model: Any, tokenizer: Any, notes: list[str]) -> LanguageModeling:
