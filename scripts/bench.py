@@ -67,6 +67,9 @@ def measure(trainers: Mapping[str, Callable[[], float]], repeats: int) -> dict[s
 
     speeds: dict[str, list[float]] = {name: [] for name in trainers}
     for number in range(repeats + 1):
+        if number > 1:
+            medians = ", ".join(f"{name} {statistics.median(measured):.4g}" for name, measured in speeds.items())
+            print(f"after {counted(number - 1, 'block')}: {medians} per second", flush=True)
         for name in list(speeds):
             started = time.perf_counter()
             try:

@@ -138,11 +138,13 @@ def probe_from_dict(data: Mapping[str, Any]) -> Probe:
 
 
 def bytes_per_row(trials: Sequence[Trial]) -> float:
-    """The memory that one more row in a micro-batch takes: the steepest slope between neighboring trials, so that a
-    prediction is rather too high; 0 for fewer than two trials."""
+    """The memory that one more row in a micro-batch takes: the slope between the last two trials, since what small
+    micro-batches take for a chunk of the loss does not grow any further; the steepest of all where the last two are
+    flat in comparison, as where a CPU reuses memory; 0 for fewer than two trials."""
     pairs = pairwise(trials)
     slopes = [(b.peak_bytes - a.peak_bytes) / (b.micro_batch - a.micro_batch) for a, b in pairs]
-    return max(0.0, *slopes) if slopes else 0.0
+    steepest = max(0.0, *slopes) if slopes else 0.0
+    return slopes[-1] if slopes and slopes[-1] > steepest / 2 else steepest
 
 
 def predicted_bytes(trials: Sequence[Trial], micro_batch: int) -> float:

@@ -54,6 +54,13 @@ def test_a_prediction_takes_the_steepest_slope():
     assert predicted_bytes(noisy, 8) == 1110 + 4 * 100
 
 
+def test_the_wall_of_an_h200_is_predicted_within_5_percent():
+    # GPT-2 124M of 1,024 tokens in bf16 on an H200 with 34.95 GiB allowed: 40 rows were the most that fit
+    peaks = {1: 3.47, 2: 4.59, 4: 6.87, 8: 10.24, 16: 16.22}
+    predicted = probe([*peaks], [round(peak * 2**30) for peak in peaks.values()], limit=round(34.95 * 2**30)).wall
+    assert abs(predicted / 40 - 1) <= 0.05
+
+
 def test_memory_that_does_not_grow_has_no_wall():
     flat = probe([1, 2], [1000, 1000])
     assert math.isinf(flat.wall) and flat.to_dict()["wall"] is None
