@@ -20,7 +20,7 @@ FLOORS = (
     "data report",
     "train",
     "measure",
-    "run experiment trainer",
+    "advice run experiment trainer",
     "commands",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}

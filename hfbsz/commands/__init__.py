@@ -4,6 +4,7 @@ COMMANDS = {
     "plan": "print the training plan of a recipe: batch, accumulation, learning rate, schedule",
     "pretrain": "pretrain a language model (accelerate launch -m hfbsz pretrain)",
     "finetune": "fine-tune a model (accelerate launch -m hfbsz finetune)",
+    "advise": "advise on batch, rate, split and devices, from what was measured and from laws",
     "probe": "measure throughput and memory over the micro-batch on this hardware",
     "compare": "compare batch sizes",
     "critical": "fit the critical batch to steps over batches",

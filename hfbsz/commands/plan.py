@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hfbsz.commands.frontier import PREFIX, frontier_of, lines_of, save_picture
+from hfbsz.advice.frontier import PREFIX, frontier_of, lines_of, save_picture
 from hfbsz.display import visible
 from hfbsz.errors import UserError, complain
 from hfbsz.plan.explain import explain

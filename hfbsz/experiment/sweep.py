@@ -121,6 +121,7 @@ class SweepRunner:
         self.launcher = Launcher(command, request.jobs, self._report_end, request.keep_checkpoints)
         jobs = assign_folders(product(with_group(request.words, request.name)))
         refuse_scripts(jobs, request.typed)
+        self.recipe = jobs[0].loaded.recipe.to_dict()
         others = {choice.partition("=")[0] for job in jobs for choice in job.arm} - {"batch.size"}
         if others:
             raise UserError(f"{sorted(others)[0]}: a sweep varies batch.size alone: run one sweep for each value")
@@ -249,7 +250,7 @@ class SweepRunner:
         """The sweep as it is now, read from the folders of its runs; `state`: running, finished or preempted."""
         points = tuple(self._point(arm) for arm in self.arms)
         request = self.request
-        return Sweep(request.name, request.command, self.target, self.first, points, state)
+        return Sweep(request.name, request.command, self.target, self.first, points, state, self.recipe)
 
     def _point(self, arm: PlannedArm) -> Point:
         jobs = {value: self._job(arm, value) for value in sorted(arm.tried)}

@@ -3,7 +3,8 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from hfbsz.errors import UserError
 from hfbsz.experiment import search
@@ -91,6 +92,7 @@ class Sweep:
     first: float | None  # the batch up to which scaling is taken to be perfect, in sequences; None: the smallest
     points: tuple[Point, ...]
     state: str  # running | finished | preempted
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # of its first run, as plain data
 
     @property
     def perfect_until(self) -> float:

@@ -128,7 +128,7 @@ def common_pace(rounds: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
 
 def probe_from_dict(data: Mapping[str, Any]) -> Probe:
     """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for other data."""
-    fields = {name: value for name, value in data.items() if name not in ("knee", "wall")}
+    fields = {name: value for name, value in data.items() if name not in ("knee", "wall", "recipe")}
     trials = tuple(Trial(**trial) for trial in fields.pop("trials"))
     price = fields.pop("checkpointing", None)
     probe = Probe(trials=trials, checkpointing=None if price is None else Checkpointing(**price), **fields)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from hfbsz.experiment.page.figures import Picture, canvas
 from hfbsz.experiment.sweep_results import SELECTION_NOTE, Point, Sweep, rate_exponent
 from hfbsz.measure.critical_batch import CriticalBatch, fit
 from hfbsz.recipe.amounts import counted
+from hfbsz.records.folder import SWEEP_FILE
 from hfbsz.report.page.page import environment
 from hfbsz.report.page.style import CARD, style, svg
 from hfbsz.system.files import write_text
@@ -25,7 +27,7 @@ def save(sweep: Sweep, folder: Path) -> Path:
 
     `steps.csv` has the runs at the chosen rates (columns batch, steps, as `hfbsz critical table=` reads), without
     batches that have a problem; `rates.csv` has all rates that were tried (batch in sequences, optim.lr, rate at that
-    batch, steps; inf: the target was not reached).
+    batch, steps; inf: the target was not reached); `sweep.json` what was swept: the target and the first recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "steps.csv", _csv(("batch", "steps"), sweep.usable))
@@ -35,6 +37,7 @@ def save(sweep: Sweep, folder: Path) -> Path:
         for value, one in point.tried.items()
     ]
     write_text(folder / "rates.csv", _csv(("batch", "optim.lr", "rate", "steps"), tried))
+    write_text(folder / SWEEP_FILE, json.dumps({"target": sweep.target, "recipe": sweep.recipe}, indent=1))
     write_text(folder / "report.html", render(sweep))
     return folder / "report.html"
 

@@ -26,7 +26,7 @@ _GIB, _TICKS = 2**30, 8
 def save(probe: Probe, plan: Plan, folder: Path) -> Path:
     """Save the page and the numbers to a folder that exists; returns the path of the page. Raises OSError."""
     page, numbers = (folder / name for name in FILES)
-    write_text(numbers, json.dumps(probe.to_dict(), indent=1))
+    write_text(numbers, json.dumps({**probe.to_dict(), "recipe": plan.recipe.to_dict()}, indent=1))
     write_text(page, render(probe, plan))
     return page
 

@@ -62,6 +62,9 @@ class Frontier:
     steps: StepsToLoss
     assumptions: list[Assumption]
     price: float | None  # of a device-hour
+    device: Device
+    model: Model
+    network: Network
 
     @property
     def chosen(self) -> dict[str, Point]:
@@ -88,17 +91,25 @@ class Frontier:
         }  # fmt: skip
 
 
-def frontier_of(plan: Plan, devices: str, given: Mapping[str, str], parameters: int | None) -> Frontier:
+def frontier_of(
+    plan: Plan,
+    devices: str,
+    given: Mapping[str, str],
+    parameters: int | None,
+    sources: Mapping[str, str] | None = None,
+) -> Frontier:
     """The frontier of a plan over `devices` (such as 1..1024), with the values of the words `given`, named without
-    their prefix. `parameters`: of the model, outside its embeddings. Raises UserError for words that cannot be read."""
+    their prefix. `parameters`: of the model, outside its embeddings. `sources`: where values of `given` come from, if
+    not from the user. Raises UserError for words that cannot be read."""
     for name in given:
         if name not in OPTIONS:
             raise UserError(f"{PREFIX}{name}: no such option{did_you_mean(name, OPTIONS)}")
     counts = _counts(devices)
-    read = _Reader(plan, given, parameters)
+    read = _Reader(plan, given, parameters, sources or {})
     steps, device, model, network = read.steps(), read.device(), read.model(), read.network()
     price = read.number("price", None)
-    return Frontier(frontier(steps, device, model, network, counts), steps, read.assumptions, price)
+    points = frontier(steps, device, model, network, counts)
+    return Frontier(points, steps, read.assumptions, price, device, model, network)
 
 
 def _counts(text: str) -> list[int]:
@@ -112,8 +123,10 @@ def _counts(text: str) -> list[int]:
 class _Reader:
     """Reads the parts of the model from a plan and the given words, and notes every assumption."""
 
-    def __init__(self, plan: Plan, given: Mapping[str, str], parameters: int | None) -> None:
-        self.plan, self.given, self.parameters = plan, given, parameters
+    def __init__(
+        self, plan: Plan, given: Mapping[str, str], parameters: int | None, sources: Mapping[str, str]
+    ) -> None:
+        self.plan, self.given, self.parameters, self.sources = plan, given, parameters, sources
         self.assumptions: list[Assumption] = []
         self.probe = self._probe()
 
@@ -127,7 +140,7 @@ class _Reader:
                 raise UserError(f"{PREFIX}critical: {problem}") from None
             if critical <= 0:
                 raise UserError(f"{PREFIX}critical: {amount} is not above 0")
-            source = "given"
+            source = self._how("critical")
         else:
             critical = CRITICAL.batch(1.0, tokens) / plan.tokens_per_row
             outside = CRITICAL.outside(None, tokens)
@@ -151,7 +164,7 @@ class _Reader:
         assumed = _FLOPS * _UTILIZATION / (6 * size)
         speed = self.number("speed", assumed)
         how = f"an H100 at {_UTILIZATION:.0%} of {_FLOPS / 1e12:.0f} TFLOP/s, 6 FLOPs a weight"
-        self._assume("device", f"{speed:,.0f} tokens/s", "given" if "speed" in self.given else how, "speed")
+        self._assume("device", f"{speed:,.0f} tokens/s", self._how("speed") if "speed" in self.given else how, "speed")
         busy = self.number("busy", _BUSY)
         self._assume("busy from", f"{busy:,.0f} tokens in a micro-batch", self._how("busy"), "busy")
         most = self.plan.recipe.batch.micro_max
@@ -209,7 +222,7 @@ class _Reader:
         return value
 
     def _how(self, name: str) -> str:
-        return "given" if name in self.given else "assumed"
+        return self.sources.get(name, "given") if name in self.given else "assumed"
 
     def _assume(self, name: str, value: str, source: str, word: str) -> None:
         self.assumptions.append(Assumption(name, value, source, PREFIX + word if word else ""))
@@ -257,7 +270,7 @@ def lines_of(result: Frontier) -> Iterator[str]:
 
 def duration(seconds: float) -> str:
     """A time as people read it: 41 s, 12.5 min, 3.2 h, 14 d."""
-    unit, size = _unit(seconds)
+    unit, size = unit_of(seconds)
     value = seconds / size
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
@@ -266,7 +279,7 @@ def _gigabytes(count: float) -> str:
     return f"{count / 1e9:,.3g} GB"
 
 
-def _unit(seconds: float) -> tuple[str, float]:
+def unit_of(seconds: float) -> tuple[str, float]:
     """The largest unit of which a time has at least two, and its seconds."""
     return next(((unit, size) for unit, size in _TIMES if seconds >= 2 * size), ("s", 1.0))
 
@@ -283,7 +296,7 @@ def save_picture(result: Frontier, path: Path) -> None:
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.add_subplot()
         cost = [each.device_seconds / 3600 * (result.price or 1) for each in result.points]
-        unit, size = _unit(max(each.seconds for each in result.points))
+        unit, size = unit_of(max(each.seconds for each in result.points))
         times = [each.seconds / size for each in result.points]
         axes.plot(cost, times, "o-", color=PALETTE[0], markersize=4)
         for name, each in result.chosen.items():

@@ -1,0 +1,104 @@
+"""Estimates of the critical batch at the end of a run, from what is known; the best first."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from hfbsz.advice.advice import Estimate, sized
+from hfbsz.advice.evidence import Evidence, PastRun, SweepTable
+from hfbsz.advice.progress import Progress
+from hfbsz.advice.rates import best_arms
+from hfbsz.errors import UserError
+from hfbsz.measure.critical_batch import fit
+from hfbsz.plan.laws import CRITICAL
+from hfbsz.recipe.amounts import counted, short
+
+# The b ÷ a of S(B) = a + b ÷ B over the run whose critical batch grows in proportion to the sequences seen, divided by
+# that at its end: the u at which half of the sequences count, 1 − u·log((1 + u) ÷ u) = ½.
+OVER_THE_RUN = 0.4
+_LATE = 0.6  # share of a run after which its noise scale is used
+_LAW_FACTOR = 4.0  # either way: a law of other models, data and definitions
+_NEAR = 2.0  # times the sequences of a sweep, up to which it is taken as one of this run
+
+
+def estimates(
+    evidence: Evidence, optimizer: str, total: float, tokens_per_row: float, progress: Progress | None, schedules: int
+) -> list[Estimate]:
+    """The estimates for a run of `total` sequences with an optimizer. `progress`: the fit to finished runs with
+    `schedules` different schedules; None: there is none."""
+    found = [*_sweeps(evidence, optimizer, total), *_runs(progress, total, schedules)]
+    found += [*_noise([run for run, *_ in best_arms(evidence.of_optimizer(optimizer))], total)]
+    found.append(_law(total, tokens_per_row))
+    order = ("measured", "inferred", "guess")
+    return sorted(found, key=lambda one: order.index(one.sure))  # stable: the order above within one degree
+
+
+def _sweeps(evidence: Evidence, optimizer: str, total: float) -> Iterator[Estimate]:
+    for sweep in evidence.sweeps:
+        if sweep.optimizer == optimizer:
+            try:
+                yield _sweep(sweep, total)
+            except UserError:  # too few batches
+                continue
+
+
+def _sweep(sweep: SweepTable, total: float) -> Estimate:
+    """The sweep's b ÷ a, carried from the sequences of its target (b) to those of the run. Raises UserError."""
+    result = fit(sweep.batches, sweep.steps)
+    balance, reached = result.balance, result.least_sequences
+    factor = total / reached / OVER_THE_RUN
+    near = 1 / _NEAR <= total / reached <= _NEAR
+    return Estimate(
+        "sweep",
+        balance.value * factor,
+        balance.low * factor,
+        balance.high * factor,
+        "measured" if near else "inferred",
+        f"b ÷ a = {sized(balance.value)} sequences (95 %: {sized(balance.low)} to {sized(balance.high)}) to "
+        f"{sweep.target:g} nats/target in {sweep.name}, reached after {reached:,.0f} sequences; grown in proportion "
+        f"to the {total:,.0f} of this run",
+    )
+
+
+def _runs(progress: Progress | None, total: float, schedules: int) -> Iterator[Estimate]:
+    if progress is not None:
+        factor = total / progress.total
+        low, high = (progress.critical if end is None else end for end in (progress.low, progress.high))
+        error = "" if progress.error is None else f"; a run left out is predicted to {progress.error:.3f} nats/target"
+        yield Estimate(
+            "finished runs",
+            progress.critical * factor,
+            low * factor,
+            high * factor,
+            "inferred",
+            f"the losses of {counted(schedules, 'schedule')} of batches at their best rates{error}",
+        )
+
+
+def _noise(runs: Sequence[PastRun], total: float) -> Iterator[Estimate]:
+    """The median of the late noise scales of runs, each carried to the end of this run."""
+    values, means = list[float](), list[float]()
+    for run in runs:
+        own = [point.scale * total / point.clock for point in run.noise if point.clock >= _LATE * run.sequences]
+        values += own
+        means += [statistics.median(own)] if own else []
+    if not values:
+        return
+    spread = means if len(means) > 1 else values
+    yield Estimate(
+        "noise scale",
+        statistics.median(means),
+        min(spread),
+        max(spread),
+        "inferred",
+        f"{counted(len(values), 'measurement')} of the gradient noise scale late in {counted(len(means), 'run')}, "
+        "grown in proportion to the sequences; a proxy, that of plain SGD",
+    )
+
+
+def _law(total: float, tokens_per_row: float) -> Estimate:
+    tokens = total * tokens_per_row
+    value = CRITICAL.batch(1.0, tokens) / tokens_per_row / OVER_THE_RUN
+    outside = CRITICAL.outside(None, tokens)
+    why = f"b ÷ a = {CRITICAL.batch_formula} of D = {short(tokens)}, {CRITICAL.source}; a factor of {_LAW_FACTOR:g} "
+    why += "either way is assumed" + (f"; outside its fit: {outside[0]}" if outside else "")
+    return Estimate("law", value, value / _LAW_FACTOR, value * _LAW_FACTOR, "guess", why)

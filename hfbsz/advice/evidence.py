@@ -1,0 +1,239 @@
+"""What is known of a model on its data: its finished runs, sweeps and probes, read from their folders."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfbsz.errors import UserError
+from hfbsz.plan.plan import Facts
+from hfbsz.plan.resolve import resolve
+from hfbsz.recipe.fields import Recipe
+from hfbsz.recipe.load import from_mapping
+from hfbsz.records.evaluations import LOSS, best_evaluation, final_result, validation_curve
+from hfbsz.records.folder import SWEEP_FILE
+from hfbsz.records.noise import ERROR, SCALE
+from hfbsz.records.overfitting import Overfitting, overfitting_of
+from hfbsz.records.probe import Probe, probe_from_dict
+from hfbsz.records.run_data import CLOCK, SECONDS, STEPS, RunData, is_number, read_run
+from hfbsz.system.files import read_object
+
+_MANY = 2**40  # rows, where their number does not matter
+_SPEED_ONLY = ("attention", "compile", "fused_loss", "activation_checkpointing")  # of the model: change no result
+
+
+def key_of(recipe: Recipe) -> dict[str, Any]:
+    """What has to be equal for a measurement to be one of this model on this data."""
+    fields = recipe.to_dict()
+    model = {name: value for name, value in fields["model"].items() if name not in _SPEED_ONLY}
+    return {"task": fields["task"], "model": model, "data": fields["data"]}
+
+
+@dataclass(frozen=True)
+class NoisePoint:
+    """A measurement of the noise scale; the scale and its error in sequences."""
+
+    clock: float  # sequences
+    scale: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A finished run."""
+
+    folder: Path
+    recipe: Recipe
+    sequences: float  # trained on
+    tokens: float
+    rows: float | None  # of its training set: an epoch
+    steps: int
+    seconds: float  # of training
+    loss: float  # validation, of the saved model, nats/target
+    stages: tuple[tuple[float, int], ...]  # (sequences, batch), in order: trained on at that batch
+    curve: tuple[tuple[float, float], ...]  # (sequences, loss) of the fixed part of validation
+    noise: tuple[NoisePoint, ...]
+    micro_batch: int | None
+    processes: int
+    device: str
+    best_clock: float | None  # sequences at the best evaluation; None: none is better than before training
+    overfitting: Overfitting | None
+
+    @property
+    def batch(self) -> float:
+        """The mean batch in sequences: of equally many steps over as many sequences."""
+        return self.sequences / max(1, self.steps)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all its devices together; None: not known."""
+        return self.tokens / self.seconds if self.seconds else None
+
+    @property
+    def facts(self) -> Facts:
+        """The facts of its plan."""
+        return Facts(rows=int(self.rows or _MANY), tokens_per_row=self.tokens / self.sequences)
+
+    @property
+    def arm(self) -> str:
+        """What tells it from other runs of the same model and data but for its seed, as text."""
+        fields = self.recipe.to_dict()
+        decisive = {name: fields[name] for name in ("duration", "batch", "optim", "scaling", "schedule")}
+        return json.dumps(decisive, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """The steps to a target loss at each batch with the rate tuned there."""
+
+    name: str
+    optimizer: str
+    target: float  # validation loss, nats/target
+    batches: tuple[float, ...]  # sequences, one for each run
+    steps: tuple[float, ...]
+    rates: Mapping[float, tuple[float, float]]  # best (optim.lr, rate at the batch) by batch
+    reference: float  # sequences, of its recipe
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that is known; `notes` tell of what could not be read."""
+
+    runs: tuple[PastRun, ...] = ()
+    sweeps: tuple[SweepTable, ...] = ()
+    probes: tuple[tuple[Path, Probe], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def of_optimizer(self, name: str) -> tuple[PastRun, ...]:
+        """The runs with an optimizer."""
+        return tuple(run for run in self.runs if run.recipe.optim.name == name)
+
+
+def gather(recipe: Recipe, folder: Path = Path()) -> Evidence:
+    """The finished runs, sweeps and probes of the recipe's model on its data, in the folders `runs`, `comparisons` and
+    `probes` below `folder`. What cannot be read is skipped, with a note."""
+    key, notes = key_of(recipe), list[str]()
+    runs = list(_runs(folder / "runs", key, notes))
+    sweeps = list(_sweeps(folder / "comparisons", key, notes))
+    probes = list(_probes(folder / "probes", key, notes))
+    return Evidence(tuple(runs), tuple(sweeps), tuple(probes), tuple(notes))
+
+
+def _runs(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator[PastRun]:
+    for folder in sorted(root.glob("*")):
+        if (recipe := _recipe_in(read_object(folder / "plan.json") or {})) is None or key_of(recipe) != key:
+            continue
+        if recipe.branch is not None or recipe.eval.target is not None:
+            continue  # a part of a run, or a run of a sweep, which its table has
+        with suppress(UserError, OSError):
+            run = read_run(folder)
+            if run.status.get("state") == "finished" and (past := past_run(run, recipe)) is not None:
+                yield past
+                continue
+        if (read_object(folder / "status.json") or {}).get("state") not in ("running", "preempted"):
+            notes.append(f"{folder}: not a finished run with a loss: skipped")
+
+
+def _recipe_in(plan: Mapping[str, Any]) -> Recipe | None:
+    """The recipe of saved data; None if it is missing, or of another version."""
+    try:
+        return from_mapping(plan["recipe"])
+    except (KeyError, TypeError, UserError):
+        return None
+
+
+def past_run(run: RunData, recipe: Recipe) -> PastRun | None:
+    """A finished run as evidence; None if it has no finite loss or no step."""
+    result = final_result(run)
+    steps, sequences = run.largest(STEPS), run.largest(CLOCK)
+    if result is None or not math.isfinite(result.loss) or not steps or not sequences:
+        return None
+    best = best_evaluation(run)
+    curve = [(record[CLOCK], record[LOSS]) for record in validation_curve(run) if is_number(record.get(CLOCK))]
+    return PastRun(
+        folder=run.folder,
+        recipe=recipe,
+        sequences=sequences,
+        tokens=run.largest("train/num_input_tokens_seen") or 0.0,
+        rows=run.rows,
+        steps=int(steps),
+        seconds=run.largest(SECONDS) or 0.0,
+        loss=result.loss,
+        stages=_stages(run),
+        curve=tuple((clock, loss) for clock, loss in curve if math.isfinite(loss)),
+        noise=tuple(_noise(run.records)),
+        micro_batch=run.plan.get("micro_batch"),
+        processes=int(run.plan.get("world_size") or 1),
+        device=str(run.machine.get("device", "")),
+        best_clock=best[CLOCK] if best is not None and is_number(best.get(CLOCK)) else None,
+        overfitting=overfitting_of(run),
+    )
+
+
+def _stages(run: RunData) -> tuple[tuple[float, int], ...]:
+    """The sequences trained on at each batch: of the records, which have what an adaptive ramp decided."""
+    stages: list[tuple[float, int]] = []
+    before = 0.0
+    for record in run.records:
+        clock, batch = record.get(CLOCK), record.get("batch/global")
+        if record.get("event") == "step" and is_number(clock) and is_number(batch) and clock > before:
+            amount, before = clock - before, clock
+            if stages and stages[-1][1] == batch:
+                amount += stages.pop()[0]
+            stages.append((amount, int(batch)))
+    return tuple(stages)
+
+
+def _noise(records: Sequence[Mapping[str, Any]]) -> Iterator[NoisePoint]:
+    for record in records:
+        scale, error, clock = record.get(SCALE), record.get(ERROR), record.get(CLOCK)
+        if is_number(scale) and is_number(clock) and scale > 0 and math.isfinite(scale):
+            yield NoisePoint(clock, scale, error if is_number(error) else None)
+
+
+def _sweeps(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator[SweepTable]:
+    for path in sorted(root.glob(f"*/{SWEEP_FILE}")):
+        about = read_object(path) or {}
+        if (recipe := _recipe_in(about)) is None or key_of(recipe) != key:
+            continue
+        try:
+            yield _sweep(path.parent, about, recipe)
+        except (KeyError, OSError, TypeError, UserError, ValueError):
+            notes.append(f"{path.parent}: the tables of a sweep cannot be read: skipped")
+
+
+def _sweep(folder: Path, about: Mapping[str, Any], recipe: Recipe) -> SweepTable:
+    """A sweep from its tables. Raises KeyError, OSError, TypeError, UserError or ValueError."""
+    table = [(float(row["batch"]), float(row["steps"])) for row in _rows(folder / "steps.csv")]
+    best: dict[float, tuple[float, float, float]] = {}
+    for row in _rows(folder / "rates.csv"):
+        if not (row["batch"] and row["rate"] and row["steps"]):
+            continue
+        batch, value, rate, steps = (float(row[name]) for name in ("batch", "optim.lr", "rate", "steps"))
+        if steps < best.get(batch, (0.0, 0.0, math.inf))[2]:
+            best[batch] = (value, rate, steps)
+    reference = resolve(recipe, 1, Facts(rows=_MANY, tokens_per_row=float(recipe.data.sequence_length))).reference
+    batches, steps_ = zip(*table, strict=True)
+    rates = {batch: (value, rate) for batch, (value, rate, _) in best.items()}
+    return SweepTable(folder.name, recipe.optim.name, float(about["target"]), batches, steps_, rates, reference)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _probes(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator[tuple[Path, Probe]]:
+    for path in sorted(root.glob("*/probe.json")):
+        data = read_object(path) or {}
+        recipe = _recipe_in(data)
+        if recipe is None or key_of(recipe) != key:
+            continue
+        try:
+            yield path, probe_from_dict(data)
+        except (KeyError, TypeError, ValueError):
+            notes.append(f"{path}: not the result of a probe: skipped")
