@@ -1,5 +1,6 @@
 """Estimates of the critical batch at the end of a run, from what is known; the best first."""
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -45,13 +46,11 @@ def _sweep(sweep: SweepTable, total: float) -> Estimate:
     """The sweep's b ÷ a, carried from the sequences of its target (b) to those of the run. Raises UserError."""
     result = fit(sweep.batches, sweep.steps)
     balance, reached = result.balance, result.least_sequences
-    factor = total / reached / OVER_THE_RUN
+    factor = total / reached
     near = 1 / _NEAR <= total / reached <= _NEAR
     return Estimate(
         "sweep",
-        balance.value * factor,
-        balance.low * factor,
-        balance.high * factor,
+        *_carried([end / OVER_THE_RUN for end in (balance.value, balance.low, balance.high)], factor),
         "measured" if near else "inferred",
         f"b ÷ a = {sized(balance.value)} sequences (95 %: {sized(balance.low)} to {sized(balance.high)}) to "
         f"{sweep.target:g} nats/target in {sweep.name}, reached after {reached:,.0f} sequences; grown in proportion "
@@ -66,9 +65,7 @@ def _runs(progress: Progress | None, total: float, schedules: int) -> Iterator[E
         error = "" if progress.error is None else f"; a run left out is predicted to {progress.error:.3f} nats/target"
         yield Estimate(
             "finished runs",
-            progress.critical * factor,
-            low * factor,
-            high * factor,
+            *_carried((progress.critical, low, high), factor),
             "inferred",
             f"the losses of {counted(schedules, 'schedule')} of batches at their best rates{error}",
         )
@@ -76,23 +73,34 @@ def _runs(progress: Progress | None, total: float, schedules: int) -> Iterator[E
 
 def _noise(runs: Sequence[PastRun], total: float) -> Iterator[Estimate]:
     """The median of the late noise scales of runs, each carried to the end of this run."""
-    values, means = list[float](), list[float]()
+    values, means, factors = list[float](), list[float](), list[float]()
     for run in runs:
-        own = [point.scale * total / point.clock for point in run.noise if point.clock >= _LATE * run.sequences]
-        values += own
-        means += [statistics.median(own)] if own else []
+        late = [point for point in run.noise if point.clock >= _LATE * run.sequences]
+        own = [point.scale * run.sequences / point.clock for point in late]
+        if own:
+            values += own
+            factors.append(total / run.sequences)
+            means.append(statistics.median(own) * factors[-1])
     if not values:
         return
-    spread = means if len(means) > 1 else values
+    factor = min(factors, key=lambda one: abs(math.log(one)))  # of the run of the nearest length
+    spread = means if len(means) > 1 else [value * factor for value in values]
+    carried = _carried((statistics.median(means) / factor, min(spread) / factor, max(spread) / factor), factor)
     yield Estimate(
         "noise scale",
-        statistics.median(means),
-        min(spread),
-        max(spread),
+        *carried,
         "inferred",
         f"{counted(len(values), 'measurement')} of the gradient noise scale late in {counted(len(means), 'run')}, "
         "grown in proportion to the sequences; a proxy, that of plain SGD",
     )
+
+
+def _carried(ends: Sequence[float], factor: float) -> tuple[float, float, float]:
+    """(value, low, high) carried to a run of `factor` times the sequences: in proportion, and the range by exponents of
+    ½ and 1½, which predict finished runs no worse (advice/progress)."""
+    value, low, high = ends
+    wide = math.sqrt(max(factor, 1 / factor))
+    return value * factor, low * factor / wide, high * factor * wide
 
 
 def _law(total: float, tokens_per_row: float) -> Estimate:

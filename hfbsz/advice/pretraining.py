@@ -29,7 +29,8 @@ _TOLERANCE = 1e-3  # on the sequences to a loss, relative
 _SAME = 0.02  # difference of a length, below which the recipe's is kept
 _FAR = 100.0  # times the recipe's sequences, either way, to which a loss is not predicted
 _SWEEP_RUNS, _SWEEP_SHARE = 18, 0.5  # runs of a sweep, and the share of the duration that one trains on average
-_NOISE_SHARE = 10  # per cent of the duration, of a run that measures the noise scale
+_NOISE_SHARE, _NOISE_STEPS = 0.1, 200  # of the duration, and at least, of a run that measures the noise scale
+_LIKE = 4.0  # times the sequences of a run, either way, to which its loss is carried
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def advise(loaded: LoadedRecipe, evidence: Evidence, wish: Wish, asked: str) -> 
         *_batch_lines(advised, taken, known, plan, wish),
         *_optimizer_lines(advised, rate),
         *_hardware_lines(advised, taken, frontier, speed, choices[0]),
-        _loss_line(choices[0].loss, known),
+        _loss_line(choices[0].loss, known, _is_like(evidence, loaded.recipe.optim.name, length)),
     ]
     return Advice(
         loaded.name,
@@ -323,7 +324,7 @@ def _hardware_lines(advised: Plan, taken: Point, frontier: Frontier, speed: Sure
     yield Line("time and cost", value, sure, f"the step's time × steps{more}; without evaluations")
 
 
-def _loss_line(loss: float | None, known: Known) -> Line:
+def _loss_line(loss: float | None, known: Known, like: bool) -> Line:
     model = known.progress
     if model is None or loss is None:
         return Line("expected loss", "not known", "guess", "no finished run of this model and data")
@@ -333,7 +334,15 @@ def _loss_line(loss: float | None, known: Known) -> Line:
     else:
         why = "c − α·log E through one run, with its validation curve; no error is known"
     why += "; rates near their best are assumed"
-    return Line("expected loss", f"{loss:.3f}{error} nats/target", "inferred", why)
+    if not like:
+        why += f"; no run is within {_LIKE:g} times its length"
+    return Line("expected loss", f"{loss:.3f}{error} nats/target", "inferred" if like else "guess", why)
+
+
+def _is_like(evidence: Evidence, optimizer: str, length: float) -> bool:
+    """Whether a run with an optimizer has about as many sequences."""
+    runs = evidence.of_optimizer(optimizer)
+    return any(1 / _LIKE <= run.sequences / length <= _LIKE for run in runs)
 
 
 def _next(
@@ -341,7 +350,6 @@ def _next(
 ) -> Measurement | None:
     """The cheapest measurement that makes the least sure line more sure. `changes` make the recipe that of `plan`."""
     named = {line.name: line for line in lines}
-    recipe = [word for word in wish.words if word.partition("=")[0] not in ("batch.size", "batch.start", "batch.ramp")]
     speed = max(size / time for size, time in frontier.device.seconds.items())  # rows/s of a device
     whole = plan.total / speed
     is_guessed = named["split"].sure == "guess"
@@ -352,24 +360,32 @@ def _next(
     if is_guessed:
         return Measurement("split, time and cost", ask("probe", *wish.words), 60.0)
     if named["critical batch"].sure == "guess":
-        length = plan.total * _NOISE_SHARE / 100
-        short_run = [*wish.words, f"duration={max(1, round(length))}seq", "measure.noise.method=auto"]
-        return Measurement("critical batch", ask("pretrain", *short_run), whole * _NOISE_SHARE / 100)
+        batch = max(2, plan.phases[0].batch)
+        length = min(plan.total, max(plan.total * _NOISE_SHARE, batch * _NOISE_STEPS))
+        more = [f"duration={round(length)}seq", "batch.start=null", "batch.ramp=null", f"batch.size={batch}seq"]
+        more += [f"batch.micro_max={batch // 2}", "measure.noise.method=two_batch"]  # of two micro-batches
+        return Measurement("critical batch", ask("pretrain", *_replaced(wish.words, more)), length / speed)
     if known.estimates[0].name == "noise scale" and known.progress is not None:
         sizes = ",".join(f"{size}seq" for size in _sweep_sizes(known.critical))
         target = f"{_sweep_target(known):.2f}"
-        words = ["method=sweep", *recipe, f"target={target}", f"batch.size={sizes}", "measure.noise.method=off"]
+        more = [f"batch.size={sizes}", "measure.noise.method=off"]
+        words = ["method=sweep", *_replaced(wish.words, more, "batch.start", "batch.ramp"), f"target={target}"]
         return Measurement("critical batch", ask("critical", *words), _SWEEP_RUNS * _SWEEP_SHARE * whole)
     if named["learning rate"].sure in ("guess", "inferred"):
         values = ",".join(f"{factor * plan.rate:.3g}" for factor in (0.5, 1, 2))
-        set_here = {word.partition("=")[0] for word in changes} | {"optim.lr"}
-        kept = [word for word in wish.words if word.partition("=")[0] not in set_here]
-        more = [word for word in changes if not word.startswith("optim.lr=")]
-        return Measurement("learning rate", ask("compare", *kept, *more, f"optim.lr={values}"), 3 * whole)
+        words = _replaced(_replaced(wish.words, changes), [f"optim.lr={values}"])
+        return Measurement("learning rate", ask("compare", *words), 3 * whole)
     if known.progress is None or known.progress.error is None:
-        words = [*recipe, "batch.size=" + ",".join(f"{size}seq" for size in _sweep_sizes(known.critical)), "seed=0,1,2"]
+        more = ["batch.size=" + ",".join(f"{size}seq" for size in _sweep_sizes(known.critical)), "seed=0,1,2"]
+        words = _replaced(wish.words, more, "batch.start", "batch.ramp")
         return Measurement("expected loss", ask("compare", *words), 9 * whole)
     return None
+
+
+def _replaced(words: Sequence[str], more: Sequence[str], *without: str) -> list[str]:
+    """The words with others in place of those of the same fields, and without some fields."""
+    keys = {word.partition("=")[0] for word in more} | set(without)
+    return [*(word for word in words if word.partition("=")[0] not in keys), *more]
 
 
 def _sweep_sizes(critical: float) -> list[int]:
