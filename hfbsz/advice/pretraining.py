@@ -317,7 +317,7 @@ def _hardware_lines(advised: Plan, taken: Point, frontier: Frontier, speed: Sure
     split = f"micro-batch {advised.micro_batch} × accumulation {accumulation} × {counted(taken.devices, 'device')}"
     yield Line("split", split, speed, f"{device.value}, {device.source}")
     more = "" if taken.devices == 1 else ", the network is assumed"
-    value = f"{duration(choice.seconds)}, {sized(choice.device_seconds / 3600)} device-hours"
+    value = f"{duration(choice.seconds)}, {duration(choice.device_seconds)} of device time"
     if choice.cost is not None:
         value += f", {choice.cost:,.2f} at the given price"
     sure: Sure = speed if taken.devices == 1 or speed == "guess" else "inferred"

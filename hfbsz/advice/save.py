@@ -25,22 +25,19 @@ from hfbsz.report.page.page import environment
 from hfbsz.report.page.style import INK, LOOK, PALETTE, PLACE, SIZE, svg, tick
 from hfbsz.system.files import refuse_others, write_text
 
-FILES = {
-    "recipe.yaml": b"# Advised by hfbsz",
-    "advice.json": b'"recipe"',
-    "report.html": b"<title>Advice on ",
-}  # name: a part of its beginning
+_MARKS = (b"# Advised by hfbsz", b'"recipe"', b"<title>Advice on ")  # in the beginning of recipe, numbers and page
 _RANGE = 0.02  # share of the run from which critical batches are drawn
 
 
 def save(advice: Advice, words: Sequence[str], folder: Path) -> tuple[Path, Path]:
     """Save the advice to a folder; returns the paths of the recipe and of the page. `words`: those that describe the
     recipe. Raises UserError for a folder that cannot be written, or that has other files of these names."""
-    recipe, numbers, page = (folder / name for name in FILES)
+    files = [folder / name for name in (f"{advice.name}_advised.yaml", "advice.json", "report.html")]
+    recipe, numbers, page = files
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, mark in FILES.items():
-            refuse_others("out", folder / name, mark)
+        for path, mark in zip(files, _MARKS, strict=True):
+            refuse_others("out", path, mark)
         write_text(recipe, _recipe_text(advice, words, recipe))
         write_text(numbers, json.dumps(advice.to_dict(), indent=1))
         write_text(page, render(advice, recipe))

@@ -22,7 +22,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hfbsz.advice.advice import Advice, Wish, sized
+from hfbsz.advice.advice import Advice, Wish
 from hfbsz.advice.frontier import PREFIX, duration
 from hfbsz.display import command, one_line, visible
 from hfbsz.errors import MISUSED, UserError, complain
@@ -153,13 +153,13 @@ def lines_of_advice(advice: Advice, counts: tuple[int, int, int], saved: Path, p
         yield f"  {line.name:<16} {line.value}"
         yield from (f"  {'':<16} {part}" for part in textwrap.wrap(f"{line.sure}: {one_line(line.why)}", 100))
     if advice.choices:
-        head = f"{'devices':>8} {'batch':>14} {'tokens':>8} {'steps':>9} {'time':>9} {'device-hours':>13} {'loss':>7}"
+        head = f"{'devices':>8} {'batch':>14} {'tokens':>8} {'steps':>9} {'time':>9} {'device time':>12} {'loss':>7}"
         yield f"{'choices':<28} {head}"
     for each in advice.choices:
         loss = "–" if each.loss is None else f"{each.loss:.3f}"
         yield (
             f"  {each.name:<26} {each.devices:>8,} {each.batch:>14} {short(each.tokens):>8} {each.steps:>9,.0f} "
-            f"{duration(each.seconds):>9} {sized(each.device_seconds / 3600):>13} {loss:>7}"
+            f"{duration(each.seconds):>9} {duration(each.device_seconds):>12} {loss:>7}"
         )
     for note in advice.notes:
         yield f"note      {one_line(note)}"

@@ -237,10 +237,10 @@ def test_wrong_words_are_told(words, told, capsys):
 
 def test_other_files_are_not_overwritten(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/recipe.yaml").write_text("precious: true\n")
+    (tmp_path / "mine/small_batch_pretrain_advised.yaml").write_text("precious: true\n")
     assert main([*WORDS, "out=mine"]) == 2
     assert "another file is there" in capsys.readouterr().err
-    assert (tmp_path / "mine/recipe.yaml").read_text() == "precious: true\n"
+    assert (tmp_path / "mine/small_batch_pretrain_advised.yaml").read_text() == "precious: true\n"
 
 
 def test_a_recipe_is_needed(capsys):
