@@ -148,7 +148,7 @@ def test_the_text_has_a_unit_a_source_and_the_next_step(tmp_path, capsys):
         "sequences at the end",
         "tokens in",
         "nats/target",
-        "device-hours",
+        "device time",
         "inferred: ",
         "measure   ",
         "train  ",
