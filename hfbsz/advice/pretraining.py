@@ -15,7 +15,7 @@ from hfbsz.advice.progress import Progress, Stages, effective, slope_of
 from hfbsz.advice.rates import Rate, best_arms, rate_of
 from hfbsz.display import command
 from hfbsz.errors import UserError
-from hfbsz.measure.frontier import Point, point
+from hfbsz.measure.frontier import BACKWARD, Point, point
 from hfbsz.plan.plan import Facts, Plan
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.amounts import counted, short
@@ -29,6 +29,7 @@ _TOLERANCE = 1e-3  # on the sequences to a loss, relative
 _SAME = 0.02  # difference of a length, below which the recipe's is kept
 _FAR = 100.0  # times the recipe's sequences, either way, to which a loss is not predicted
 _SWEEP_RUNS, _SWEEP_SHARE = 18, 0.5  # runs of a sweep, and the share of the duration that one trains on average
+_SWEEP_ROWS = 64  # of its evaluations, which are many
 _NOISE_SHARE, _NOISE_STEPS = 0.1, 200  # of the duration, and at least, of a run that measures the noise scale
 _LIKE = 4.0  # times the sequences of a run, either way, to which its loss is carried
 
@@ -368,9 +369,12 @@ def _next(
     if known.estimates[0].name == "noise scale" and known.progress is not None:
         sizes = ",".join(f"{size}seq" for size in _sweep_sizes(known.critical))
         target = f"{_sweep_target(known):.2f}"
-        more = [f"batch.size={sizes}", "measure.noise.method=off"]
+        more = [f"batch.size={sizes}", "measure.noise.method=off", f"eval.rows={_SWEEP_ROWS}"]
         words = ["method=sweep", *_replaced(wish.words, more, "batch.start", "batch.ramp"), f"target={target}"]
-        return Measurement("critical batch", ask("critical", *words), _SWEEP_RUNS * _SWEEP_SHARE * whole)
+        evaluations = 100 * _SWEEP_ROWS * (1 - BACKWARD) / speed  # one at each percent of the duration
+        return Measurement(
+            "critical batch", ask("critical", *words), _SWEEP_RUNS * _SWEEP_SHARE * (whole + evaluations)
+        )
     if named["learning rate"].sure in ("guess", "inferred"):
         values = ",".join(f"{factor * plan.rate:.3g}" for factor in (0.5, 1, 2))
         words = _replaced(_replaced(wish.words, changes), [f"optim.lr={values}"])

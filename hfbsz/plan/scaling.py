@@ -68,7 +68,7 @@ OPTIMIZERS = {
     "adamw": OptimizerRule("sqrt", "Malladi et al. 2022"),
     "lamb": OptimizerRule("sqrt", "You et al. 2020"),
     "sgd": OptimizerRule("linear", "Goyal et al. 2017", has_betas=False),
-    "muon": OptimizerRule("sqrt", "assumed: no rule is established for Muon", settled=False),
+    "muon": OptimizerRule("sqrt", "assumed: no rule is established for Muon (LOG.md: 0.46 by a sweep)", settled=False),
     "adafactor": OptimizerRule("sqrt", "assumed: no rule is established for Adafactor", settled=False, has_betas=False),
     "schedule_free": OptimizerRule("sqrt", "assumed: no rule is established for schedule-free AdamW", settled=False),
 }
