@@ -1,0 +1,78 @@
+"""The cheapest measurement that makes the least sure line of an advice more sure."""
+
+import math
+from collections.abc import Sequence
+
+from hfbsz.advice.advice import Line, Measurement, Wish
+from hfbsz.advice.critical import OVER_THE_RUN
+from hfbsz.advice.frontier import Frontier
+from hfbsz.advice.known import Known
+from hfbsz.advice.progress import effective
+from hfbsz.display import command
+from hfbsz.measure.frontier import BACKWARD
+from hfbsz.plan.plan import Plan
+from hfbsz.system.command_name import command_name
+
+_SWEEP_RUNS, _SWEEP_SHARE = 18, 0.5  # runs of a sweep, and the share of the duration that one trains on average
+_SWEEP_ROWS = 64  # of its evaluations, which are many
+_NOISE_SHARE, _NOISE_STEPS = 0.1, 200  # of the duration, and at least, of a run that measures the noise scale
+
+
+def next_measurement(
+    lines: Sequence[Line], changes: Sequence[str], wish: Wish, known: Known, frontier: Frontier, plan: Plan
+) -> Measurement | None:
+    """The cheapest measurement that makes the least sure line more sure. `changes` make the recipe that of `plan`."""
+    named = {line.name: line for line in lines}
+    speed = max(size / time for size, time in frontier.device.seconds.items())  # rows/s of a device
+    whole = plan.total / speed
+    is_guessed = named["split"].sure == "guess"
+
+    def ask(name: str, *more: str) -> str:
+        return f"{command_name(name)} {command(*more)}"
+
+    if is_guessed:
+        return Measurement("split, time and cost", ask("probe", *wish.words), 60.0)
+    if named["critical batch"].sure == "guess":
+        batch = max(2, plan.phases[0].batch)
+        length = min(plan.total, max(plan.total * _NOISE_SHARE, batch * _NOISE_STEPS))
+        more = [f"duration={round(length)}seq", "batch.start=null", "batch.ramp=null", f"batch.size={batch}seq"]
+        more += [f"batch.micro_max={batch // 2}", "measure.noise.method=two_batch"]  # of two micro-batches
+        return Measurement("critical batch", ask("pretrain", *_replaced(wish.words, more)), length / speed)
+    if known.estimates[0].name == "noise scale" and known.progress is not None:
+        sizes = ",".join(f"{size}seq" for size in _sweep_sizes(known.critical))
+        target = f"{_sweep_target(known):.2f}"
+        more = [f"batch.size={sizes}", "measure.noise.method=off", f"eval.rows={_SWEEP_ROWS}"]
+        words = ["method=sweep", *_replaced(wish.words, more, "batch.start", "batch.ramp"), f"target={target}"]
+        evaluations = 100 * _SWEEP_ROWS * (1 - BACKWARD) / speed  # one at each percent of the duration
+        return Measurement(
+            "critical batch", ask("critical", *words), _SWEEP_RUNS * _SWEEP_SHARE * (whole + evaluations)
+        )
+    if named["learning rate"].sure in ("guess", "inferred"):
+        values = ",".join(f"{factor * plan.rate:.3g}" for factor in (0.5, 1, 2))
+        words = _replaced(_replaced(wish.words, changes), [f"optim.lr={values}"])
+        return Measurement("learning rate", ask("compare", *words), 3 * whole)
+    if known.progress is None or known.progress.error is None:
+        more = ["batch.size=" + ",".join(f"{size}seq" for size in _sweep_sizes(known.critical)), "seed=0,1,2"]
+        words = _replaced(wish.words, more, "batch.start", "batch.ramp")
+        return Measurement("expected loss", ask("compare", *words), 9 * whole)
+    return None
+
+
+def _replaced(words: Sequence[str], more: Sequence[str], *without: str) -> list[str]:
+    """The words with others in place of those of the same fields, and without some fields."""
+    keys = {word.partition("=")[0] for word in more} | set(without)
+    return [*(word for word in words if word.partition("=")[0] not in keys), *more]
+
+
+def _sweep_sizes(critical: float) -> list[int]:
+    """Three batches around the critical batch of the run, a factor of four apart."""
+    middle = 2 ** max(2, round(math.log2(max(1.0, OVER_THE_RUN * critical))))
+    return [middle // 4, middle, 4 * middle]
+
+
+def _sweep_target(known: Known) -> float:
+    """The loss after a third of the run at a small batch: batches of a sweep reach it within the run."""
+    model = known.progress
+    assert model is not None
+    third = [(known.total / 3, 1)]
+    return model.offset - model.slope * math.log(effective(third, model.critical, model.total))
