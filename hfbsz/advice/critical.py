@@ -18,19 +18,20 @@ from hfbsz.recipe.amounts import counted, short
 OVER_THE_RUN = 0.4
 _LATE = 0.6  # share of a run after which its noise scale is used
 _LAW_FACTOR = 4.0  # either way: a law of other models, data and definitions
+_PROXY_FACTOR = 2.0  # either way: noise scales against branches and fits to runs of one model in LOG.md
 _NEAR = 2.0  # times the sequences of a sweep, up to which it is taken as one of this run
 
 
 def estimates(
     evidence: Evidence, optimizer: str, total: float, tokens_per_row: float, progress: Progress | None, schedules: int
 ) -> list[Estimate]:
-    """The estimates for a run of `total` sequences with an optimizer. `progress`: the fit to finished runs with
-    `schedules` different schedules; None: there is none."""
+    """The estimates for a run of `total` sequences with an optimizer: the surest first, among equally sure ones that of
+    the narrowest range. `progress`: the fit to finished runs with `schedules` schedules; None: there is none."""
     found = [*_sweeps(evidence, optimizer, total), *_runs(progress, total, schedules)]
     found += [*_noise([run for run, *_ in best_arms(evidence.of_optimizer(optimizer))], total)]
     found.append(_law(total, tokens_per_row))
     order = ("measured", "inferred", "guess")
-    return sorted(found, key=lambda one: order.index(one.sure))  # stable: the order above within one degree
+    return sorted(found, key=lambda one: (order.index(one.sure), one.high / max(one.low, 1e-9)))
 
 
 def _sweeps(evidence: Evidence, optimizer: str, total: float) -> Iterator[Estimate]:
@@ -61,7 +62,9 @@ def _sweep(sweep: SweepTable, total: float) -> Estimate:
 def _runs(progress: Progress | None, total: float, schedules: int) -> Iterator[Estimate]:
     if progress is not None:
         factor = total / progress.total
-        low, high = (progress.critical if end is None else end for end in (progress.low, progress.high))
+        low, high = progress.low, progress.high
+        if low is None or high is None:
+            low, high = progress.critical / _PROXY_FACTOR, progress.critical * _PROXY_FACTOR
         error = "" if progress.error is None else f"; a run left out is predicted to {progress.error:.3f} nats/target"
         yield Estimate(
             "finished runs",
@@ -85,13 +88,14 @@ def _noise(runs: Sequence[PastRun], total: float) -> Iterator[Estimate]:
         return
     factor = min(factors, key=lambda one: abs(math.log(one)))  # of the run of the nearest length
     spread = means if len(means) > 1 else [value * factor for value in values]
-    carried = _carried((statistics.median(means) / factor, min(spread) / factor, max(spread) / factor), factor)
+    low, high = min(spread) / _PROXY_FACTOR, max(spread) * _PROXY_FACTOR
+    carried = _carried((statistics.median(means) / factor, low / factor, high / factor), factor)
     yield Estimate(
         "noise scale",
         *carried,
         "inferred",
         f"{counted(len(values), 'measurement')} of the gradient noise scale late in {counted(len(means), 'run')}, "
-        "grown in proportion to the sequences; a proxy, that of plain SGD",
+        f"grown in proportion to the sequences; a proxy, good to a factor of {_PROXY_FACTOR:g}",
     )
 
 

@@ -8,13 +8,15 @@ from hfbsz.advice.critical import OVER_THE_RUN
 from hfbsz.advice.frontier import Frontier
 from hfbsz.advice.known import Known
 from hfbsz.advice.progress import effective
+from hfbsz.advice.schedule import sequences
 from hfbsz.display import command
 from hfbsz.measure.frontier import BACKWARD
 from hfbsz.plan.plan import Plan
 from hfbsz.system.command_name import command_name
 
-_SWEEP_RUNS, _SWEEP_SHARE = 18, 0.5  # runs of a sweep, and the share of the duration that one trains on average
-_SWEEP_ROWS = 64  # of its evaluations, which are many
+_SWEEP_RATES, _SWEEP_ROWS = 6, 64  # of a sweep: rates at each batch, and rows of its evaluations, which are many
+_TARGET = 1 / 3  # share of the run at a small batch, whose loss a sweep ends at
+_SPARE = 3.0  # times the sequences that its largest batch is expected to need
 _NOISE_SHARE, _NOISE_STEPS = 0.1, 200  # of the duration, and at least, of a run that measures the noise scale
 
 
@@ -39,14 +41,18 @@ def next_measurement(
         more += [f"batch.micro_max={batch // 2}", "measure.noise.method=two_batch"]  # of two micro-batches
         return Measurement("critical batch", ask("pretrain", *_replaced(wish.words, more)), length / speed)
     if known.estimates[0].name == "noise scale" and known.progress is not None:
-        sizes = ",".join(f"{size}seq" for size in _sweep_sizes(known.critical))
-        target = f"{_sweep_target(known):.2f}"
-        more = [f"batch.size={sizes}", "measure.noise.method=off", f"eval.rows={_SWEEP_ROWS}"]
-        words = ["method=sweep", *_replaced(wish.words, more, "batch.start", "batch.ramp"), f"target={target}"]
-        evaluations = 100 * _SWEEP_ROWS * (1 - BACKWARD) / speed  # one at each percent of the duration
-        return Measurement(
-            "critical batch", ask("critical", *words), _SWEEP_RUNS * _SWEEP_SHARE * (whole + evaluations)
+        sizes, needed = (
+            _sweep_sizes(known.critical),
+            effective([(known.total * _TARGET, 1)], known.critical, known.total),
         )
+        target = known.progress.offset - known.progress.slope * math.log(needed)
+        lengths = [sequences([size], needed, known) for size in sizes]
+        more = ["batch.size=" + ",".join(f"{size}seq" for size in sizes), f"eval.rows={_SWEEP_ROWS}"]
+        more += ["measure.noise.method=off", f"duration={round(max(known.total, _SPARE * lengths[-1]))}seq"]
+        words = ["method=sweep", *_replaced(wish.words, more, "batch.start", "batch.ramp"), f"target={target:.2f}"]
+        evaluations = 100 * _SWEEP_ROWS * (1 - BACKWARD)  # one at each percent of the duration
+        rows = math.fsum(_SWEEP_RATES * (length + evaluations) for length in lengths)
+        return Measurement("critical batch", ask("critical", *words), rows / speed)
     if named["learning rate"].sure in ("guess", "inferred"):
         values = ",".join(f"{factor * plan.rate:.3g}" for factor in (0.5, 1, 2))
         words = _replaced(_replaced(wish.words, changes), [f"optim.lr={values}"])
@@ -68,11 +74,3 @@ def _sweep_sizes(critical: float) -> list[int]:
     """Three batches around the critical batch of the run, a factor of four apart."""
     middle = 2 ** max(2, round(math.log2(max(1.0, OVER_THE_RUN * critical))))
     return [middle // 4, middle, 4 * middle]
-
-
-def _sweep_target(known: Known) -> float:
-    """The loss after a third of the run at a small batch: batches of a sweep reach it within the run."""
-    model = known.progress
-    assert model is not None
-    third = [(known.total / 3, 1)]
-    return model.offset - model.slope * math.log(effective(third, model.critical, model.total))

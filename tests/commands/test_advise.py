@@ -66,7 +66,7 @@ def test_every_measurement_makes_it_more_sure(tmp_path, capsys):
     write_run(tmp_path / "runs/one", SCHEDULES["small"], noise=(10, 30, 50, 70, 90))
     lines, result = advised(capsys)
     assert lines["critical batch"]["sure"] == "inferred" and result["critical"][0]["name"] == "noise scale"
-    assert 50 <= result["critical"][0]["low"] <= result["critical"][0]["value"] <= 120
+    assert 50 <= result["critical"][0]["value"] <= 120 and 25 <= result["critical"][0]["low"] <= 50
     assert lines["expected loss"]["sure"] == "inferred" and "method=sweep" in result["next"]["command"]
 
     write_sweep(tmp_path / "comparisons/sweep", critical=40, sequences=TOTAL / 4)
