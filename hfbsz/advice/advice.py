@@ -120,11 +120,6 @@ class Wish:
     folder: Path = Path()  # of the evidence
 
 
-def sized(value: float) -> str:
-    """A number of three digits for people: `79.5`, `3,520`."""
-    return f"{float(f'{value:.3g}'):,g}"
-
-
 def shown_batches(batches: Sequence[int]) -> str:
     """The batches of a run: `64`, or `8 → 64`."""
     first, last = batches[0], max(batches)

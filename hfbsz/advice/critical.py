@@ -4,14 +4,14 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from hfbsz.advice.advice import Estimate, sized
+from hfbsz.advice.advice import Estimate
 from hfbsz.advice.evidence import Evidence, PastRun, SweepTable
 from hfbsz.advice.progress import Progress
 from hfbsz.advice.rates import best_arms
 from hfbsz.errors import UserError
 from hfbsz.measure.critical_batch import fit
 from hfbsz.plan.laws import CRITICAL
-from hfbsz.recipe.amounts import counted, short
+from hfbsz.recipe.amounts import counted, short, sized
 
 # The b ÷ a of S(B) = a + b ÷ B over the run whose critical batch grows in proportion to the sequences seen, divided by
 # that at its end: the u at which half of the sequences count, 1 − u·log((1 + u) ÷ u) = ½.

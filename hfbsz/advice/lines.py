@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from hfbsz.advice.advice import Choice, Line, Sure, Wish, shown_batches, sized
+from hfbsz.advice.advice import Choice, Line, Sure, Wish, shown_batches
 from hfbsz.advice.frontier import Frontier, duration
 from hfbsz.advice.known import LIKE, Known
 from hfbsz.advice.rates import Rate
 from hfbsz.measure.frontier import Point
 from hfbsz.plan.plan import Plan
-from hfbsz.recipe.amounts import counted, short
+from hfbsz.recipe.amounts import counted, short, sized
 
 
 def batch_lines(advised: Plan, taken: Point, known: Known, plan: Plan, wish: Wish) -> Iterator[Line]:

@@ -8,6 +8,7 @@ COMMANDS = {
     "probe": "measure throughput and memory over the micro-batch on this hardware",
     "compare": "compare batch sizes",
     "critical": "fit the critical batch to steps over batches",
+    "sharpness": "measure how sharp the minima are that runs reached",
     "report": "write an HTML report of one or more runs",
     "sync": "upload the missing records of runs to Weights & Biases",
     "dashboard": "create a W&B view and report for a project",

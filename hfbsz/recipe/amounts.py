@@ -78,3 +78,8 @@ def short(value: float) -> str:
         if abs(value) >= factor * (10 if factor == 10**3 else 1):
             return f"{value / factor:.3g}{suffix}"
     return f"{value:,.0f}"
+
+
+def sized(value: float) -> str:
+    """A number of three digits for people: `79.5`, `3,520`."""
+    return f"{float(f'{value:.3g}'):,g}"

@@ -1,0 +1,214 @@
+"""Measure how sharp the minima are that runs reached: eigenvalues, worst cases, noise and landscapes of the loss.
+
+    hfbsz sharpness RUN [RUN …] [rows=64] [micro_batch=8] [seconds=30] [seed=0] [out=FOLDER] [format=text|json]
+
+RUN: the folder of a finished run, or of a checkpoint in one. All are measured on the same evenly spread training rows,
+in evaluation mode and float32: the three largest eigenvalues of the Hessian and its trace, the rise of the loss in the
+worst case of a ball (SAM), of an adaptive ball (ASAM) and of Keskar's box, under random noise, along a random direction
+and between the first run and the others. Results are cached beside the weights.
+
+rows: training rows, and as many of validation. seconds: for the trace of each run, whose error bar they narrow. out:
+the folder of the page (default: sharpness/RUN).
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfbsz.display import one_line, visible
+from hfbsz.errors import MISUSED, UserError, complain
+from hfbsz.recipe.amounts import sized
+from hfbsz.recipe.words import split_options
+from hfbsz.run.cli import asks_for_help
+from hfbsz.system.disk import sha256
+from hfbsz.system.files import read_object, refuse_others, write_text
+
+if TYPE_CHECKING:
+    from hfbsz.measure.minimum import Minimum, RankCorrelation
+    from hfbsz.run.weights import Weights
+
+Correlations = dict[str, dict[str, "RankCorrelation | None"]]  # by measure: with the batch, with the gap
+_OPTIONS = ("rows", "micro_batch", "seconds", "seed", "out", "format")
+_CACHE = "sharpness.json"
+_WIDTHS = (9, 8, 8, 8, 16, 8, 8, 8, 18)  # of the columns, in characters
+
+
+def main(words: list[str]) -> int:
+    """Measure the runs, print the results and save a page; returns the exit code."""
+    if asks_for_help(words) or not words:
+        print(__doc__.strip())
+        return 0 if words else MISUSED
+    options, paths = split_options(words, _OPTIONS)
+    try:
+        return _sharpness(options, [Path(path) for path in paths])
+    except UserError as problem:
+        return complain(problem.lines)
+    except OSError as problem:
+        return complain([f"{problem.filename}: {problem.strerror}"])
+
+
+def _sharpness(options: Mapping[str, str], paths: list[Path]) -> int:
+    numbers = {name: _number(options, name, default) for name, default in _DEFAULTS.items()}
+    if options.get("format", "text") not in ("text", "json"):
+        raise UserError(f"format={options['format']}: neither text nor json")
+    if not paths:
+        raise UserError("name at least one run: hfbsz sharpness RUN [RUN …]")
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder: name the folder of a run, or of a checkpoint in one")
+    folder = Path(options.get("out") or f"sharpness/{paths[0].name}")
+    from hfbsz.measure.minimum import CONTESTED  # imports torch: only once the words are checked
+    from hfbsz.report.console import Console
+    from hfbsz.report.page.sharpness import FILES, Shown, save
+
+    for name, mark in FILES.items():
+        refuse_others("out", folder / name, mark)
+    console = Console() if options.get("format") != "json" else None
+    minima, batches, lines = _measured(paths, numbers, console)
+    names = _names(paths)
+    shown = [
+        Shown(name, batch, {**minimum.to_dict(), "gap": minimum.gap})
+        for name, batch, minimum in zip(names, batches, minima, strict=True)
+    ]
+    correlations, between = _correlations(minima, batches), dict(zip(names[1:], lines, strict=True))
+    data = {
+        "runs": {one.name: {**one.minimum, "batch": one.batch} for one in shown},
+        "between": between,
+        "correlations": {name: {key: None if one is None else asdict(one) for key, one in pair.items()}
+                         for name, pair in correlations.items()},
+        "rows": numbers["rows"],
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    counted = {name: {**pair, "count": len(minima)} for name, pair in correlations.items()}
+    page = save(shown, between, counted, CONTESTED, folder, json.dumps(data, indent=1))
+    if console is None:
+        print(json.dumps(data, indent=1))
+    else:
+        console.end_work()
+        print(visible("\n".join([*_lines(shown), f"note      {CONTESTED}", f"page      {one_line(str(page))}"])))
+    return 0
+
+
+_DEFAULTS = {"rows": 64, "micro_batch": 8, "seconds": 30, "seed": 0}
+
+
+def _number(options: Mapping[str, str], name: str, default: int) -> int:
+    text = options.get(name, str(default))
+    if not text.isdigit() or (name not in ("seed", "seconds") and not int(text)):
+        raise UserError(f"{name}={text}: not a whole number above 0")
+    return int(text)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Short names of the runs; a checkpoint is named with its run."""
+    return [path.name if (path / "recipe.yaml").is_file() else f"{path.parent.name}/{path.name}" for path in paths]
+
+
+def _measured(
+    paths: Sequence[Path], numbers: Mapping[str, int], console: Any
+) -> tuple[list["Minimum"], list[str], list[list[tuple[float, float]]]]:
+    """The measures of each run, its batch, and the loss between the first and each other."""
+    from hfbsz.advice.advice import shown_batches
+    from hfbsz.measure.landscape import between
+    from hfbsz.run.weights import load_weights
+
+    minima, batches, lines = [], [], []
+    first: list[Any] = []
+    for index, path in enumerate(paths):
+        name = f"run {index + 1} of {len(paths)}: "
+
+        def show(what: str, done: int, total: int, name: str = name) -> None:
+            if console is not None:
+                console.work(f"{name}{what}", done, total)
+
+        loaded = load_weights(path, show)
+        minima.append(_minimum(path, loaded, numbers, show))
+        batches.append(shown_batches([phase.batch for phase in loaded.setup.plan.phases if phase.steps]))
+        weights = [weight.detach().clone() for weight in loaded.model.parameters() if weight.requires_grad]
+        if not index:
+            first, start = weights, loaded
+        elif [one.shape for one in weights] != [one.shape for one in first]:
+            raise UserError(f"{path}: another model than {paths[0]}: compare runs of one model")
+        else:
+            points = between(
+                _objective(start, numbers, True), weights, show=lambda done, total: show("line", done, total)
+            )
+            lines.append(points)
+    return minima, batches, lines
+
+
+def _minimum(path: Path, loaded: "Weights", numbers: Mapping[str, int], show: Any) -> "Minimum":
+    """The measures of a run: those in the cache beside its weights, if they are of these weights and options."""
+    from hfbsz.measure.minimum import Minimum, measure
+    from hfbsz.run.weights import WEIGHTS
+
+    key = {**numbers, "weights": sha256(path / WEIGHTS), "data": loaded.setup.plan.facts.data_hash}
+    cached = read_object(path / _CACHE) or {}
+    if cached.get("key") == key:
+        try:
+            return Minimum.from_dict(cached["minimum"])
+        except (KeyError, TypeError, ValueError):
+            pass  # of another version: measured again
+    training, validation = (_objective(loaded, numbers, is_training) for is_training in (True, False))
+    result = measure(training, validation, numbers["seconds"], numbers["seed"], show)
+    write_text(path / _CACHE, json.dumps({"key": key, "minimum": result.to_dict()}, indent=1))
+    return result
+
+
+def _objective(loaded: "Weights", numbers: Mapping[str, int], is_training: bool) -> Any:
+    from hfbsz.measure.hessian import Objective
+
+    data = loaded.setup.data
+    rows = data.train if is_training else data.validation
+    batches = list(loaded.batches(rows, numbers["rows"], numbers["micro_batch"]))
+    return Objective(loaded.model, loaded.setup.task.loss_sum, batches)
+
+
+def _correlations(
+    minima: Sequence["Minimum"], batches: Sequence[str]
+) -> dict[str, dict[str, "RankCorrelation | None"]]:
+    """Rank correlations of each measure with the largest batch and with the gap; empty for fewer than four runs."""
+    from hfbsz.measure.minimum import rank_correlation
+
+    if len(minima) < 4:
+        return {}
+    sizes = [float(batch.split(" → ")[-1].replace(",", "")) for batch in batches]
+    gaps = [one.gap for one in minima]
+    measures = {
+        "largest eigenvalue": [one.eigenvalues[0] for one in minima],
+        "trace": [one.trace.value for one in minima],
+        "SAM, radius 0.05": [one.sam["0.05"] for one in minima],
+        "adaptive SAM, radius 0.5": [one.adaptive_sam["0.5"] for one in minima],
+        "Keskar's φ": [one.keskar for one in minima],
+        "10 % noise": [one.noise["0.1"].value for one in minima],
+    }
+    return {
+        name: {"batch": rank_correlation(values, sizes), "gap": rank_correlation(values, gaps)}
+        for name, values in measures.items()
+        if all(map(math.isfinite, values))
+    }
+
+
+def _lines(runs: Sequence[Any]) -> Iterator[str]:
+    heads = ("batch", "loss", "gap", "λ max", "trace", "SAM", "ASAM", "φ (%)", "10 % noise")
+    yield f"{'run':<34}" + "".join(f" {head:>{width}}" for head, width in zip(heads, _WIDTHS, strict=True))
+    for run in runs:
+        one = run.minimum
+        trace, noise = one["trace"], one["noise"]["0.1"]
+        values = (
+            run.batch,
+            f"{one['loss']:.4f}",
+            f"{one['gap']:.3f}".replace("-", "−"),
+            sized(one["eigenvalues"][0]),
+            f"{sized(trace['value'])} ± {sized(trace['error'])}",
+            f"{one['sam']['0.05']:.3g}",
+            f"{one['adaptive_sam']['0.5']:.3g}",
+            f"{one['keskar']:.3g}",
+            f"{noise['value']:.3g} ± {noise['error']:.2g}",
+        )
+        yield f"{one_line(run.name):<34}" + "".join(
+            f" {value:>{width}}" for value, width in zip(values, _WIDTHS, strict=True)
+        )
