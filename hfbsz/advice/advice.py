@@ -8,11 +8,11 @@ from typing import Any, Literal
 from hfbsz.advice.frontier import Frontier
 from hfbsz.plan.plan import Plan
 
-Sure = Literal["measured", "inferred", "guess", "given"]
+Sure = Literal["measured", "inferred", "assumed", "given"]
 MEANING = {
     "measured": "measured on this model and data",
     "inferred": "follows from measurements on this model and data by a rule",
-    "guess": "a law, a rule or an assumption; nothing was measured here",
+    "assumed": "a law, a rule or an assumption; nothing was measured here",
     "given": "set by you",
 }
 

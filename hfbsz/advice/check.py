@@ -74,7 +74,7 @@ def root_mean_square(checked: list[Checked]) -> float:
 def lines_of(checked: list[Checked]) -> Iterator[str]:
     """The check as text, the lowest loss first."""
     yield "check     each schedule predicted from the others (loss in nats/target)"
-    yield f"  {'run':<36} {'batch':<26} {'steps':>7} {'predicted':>10} {'loss':>8} {'predicted':>10} {'error':>8}"
+    yield f"  {'run':<36} {'batch':<26} {'steps':>7} {'planned':>10} {'loss':>8} {'predicted':>10} {'error':>8}"
     for one in checked:
         shown = f"{one.error:+.3f}".replace("-", "−")
         yield (

@@ -23,14 +23,25 @@ _NEAR = 2.0  # times the sequences of a sweep, up to which it is taken as one of
 
 
 def estimates(
-    evidence: Evidence, optimizer: str, total: float, tokens_per_row: float, progress: Progress | None, schedules: int
+    evidence: Evidence,
+    optimizer: str,
+    total: float,
+    tokens_per_row: float,
+    fitted: tuple[Progress, int] | None,
+    given: float | None = None,
 ) -> list[Estimate]:
     """The estimates for a run of `total` sequences with an optimizer: the surest first, among equally sure ones that of
-    the narrowest range. `progress`: the fit to finished runs with `schedules` schedules; None: there is none."""
-    found = [*_sweeps(evidence, optimizer, total), *_runs(progress, total, schedules)]
-    found += [*_noise([run for run, *_ in best_arms(evidence.of_optimizer(optimizer))], total)]
+    the narrowest range. `fitted`: the fit to finished runs, and how many schedules it is of; None: there is none;
+    `given`: a critical batch over the run, set by the user."""
+    arms = best_arms(evidence.of_optimizer(optimizer))
+    found = [*_sweeps(evidence, optimizer, total), *_noise([run for run, *_ in arms], total)]
+    if fitted is not None:
+        found.append(_runs(*fitted, total))
     found.append(_law(total, tokens_per_row))
-    order = ("measured", "inferred", "guess")
+    if given is not None:
+        end = given / OVER_THE_RUN
+        found.append(Estimate("frontier.critical", end, end, end, "given", f"{sized(given)} sequences over the run"))
+    order = ("given", "measured", "inferred", "assumed")
     return sorted(found, key=lambda one: (order.index(one.sure), one.high / max(one.low, 1e-9)))
 
 
@@ -52,50 +63,43 @@ def _sweep(sweep: SweepTable, total: float) -> Estimate:
     return Estimate(
         "sweep",
         *_carried([end / OVER_THE_RUN for end in (balance.value, balance.low, balance.high)], factor),
-        "measured" if near else "inferred",
+        "measured" if near and result.is_bounded else "inferred",
         f"b ÷ a = {sized(balance.value)} sequences (95 %: {sized(balance.low)} to {sized(balance.high)}) to "
         f"{sweep.target:g} nats/target in {sweep.name}, reached after {reached:,.0f} sequences; grown in proportion "
         f"to the {total:,.0f} of this run",
     )
 
 
-def _runs(progress: Progress | None, total: float, schedules: int) -> Iterator[Estimate]:
-    if progress is not None:
-        factor = total / progress.total
-        low, high = progress.low, progress.high
-        if low is None or high is None:
-            low, high = progress.critical / _PROXY_FACTOR, progress.critical * _PROXY_FACTOR
-        error = "" if progress.error is None else f"; a run left out is predicted to {progress.error:.3f} nats/target"
-        yield Estimate(
-            "finished runs",
-            *_carried((progress.critical, low, high), factor),
-            "inferred",
-            f"the losses of {counted(schedules, 'schedule')} of batches at their best rates{error}",
-        )
+def _runs(progress: Progress, schedules: int, total: float) -> Estimate:
+    low, high = progress.low, progress.high
+    if low is None or high is None:
+        low, high = progress.critical / _PROXY_FACTOR, progress.critical * _PROXY_FACTOR
+    error = "" if progress.error is None else f"; a run left out is predicted to {progress.error:.3f} nats/target"
+    why = f"the losses of {counted(schedules, 'schedule')} of batches, at the best of the rates tried{error}"
+    ends = _carried((progress.critical, low, high), total / progress.total)
+    return Estimate("finished runs", *ends, "inferred", why)
 
 
 def _noise(runs: Sequence[PastRun], total: float) -> Iterator[Estimate]:
     """The median of the late noise scales of runs, each carried to the end of this run."""
-    values, means, factors = list[float](), list[float](), list[float]()
-    for run in runs:
-        late = [point for point in run.noise if point.clock >= _LATE * run.sequences]
-        own = [point.scale * run.sequences / point.clock for point in late]
-        if own:
-            values += own
-            factors.append(total / run.sequences)
-            means.append(statistics.median(own) * factors[-1])
-    if not values:
+    late = [(run, [point for point in run.noise if point.clock >= _LATE * run.sequences]) for run in runs]
+    at_end = [
+        (run.sequences, statistics.median(point.scale * run.sequences / point.clock for point in points))
+        for run, points in late
+        if points
+    ]
+    if not at_end:
         return
-    factor = min(factors, key=lambda one: abs(math.log(one)))  # of the run of the nearest length
-    spread = means if len(means) > 1 else [value * factor for value in values]
-    low, high = min(spread) / _PROXY_FACTOR, max(spread) * _PROXY_FACTOR
-    carried = _carried((statistics.median(means) / factor, low / factor, high / factor), factor)
+    nearest = min((length for length, _ in at_end), key=lambda length: abs(math.log(length / total)))
+    scales = [scale * nearest / length for length, scale in at_end]
+    low, high = min(scales) / _PROXY_FACTOR, max(scales) * _PROXY_FACTOR
+    count = sum(len(points) for _, points in late)
     yield Estimate(
         "noise scale",
-        *carried,
+        *_carried((statistics.median(scales), low, high), total / nearest),
         "inferred",
-        f"{counted(len(values), 'measurement')} of the gradient noise scale late in {counted(len(means), 'run')}, "
-        f"grown in proportion to the sequences; a proxy, good to a factor of {_PROXY_FACTOR:g}",
+        f"{counted(count, 'measurement')} of the gradient noise scale late in {counted(len(at_end), 'run')}, grown in "
+        f"proportion to the sequences; a proxy, good to a factor of {_PROXY_FACTOR:g}",
     )
 
 
@@ -113,4 +117,4 @@ def _law(total: float, tokens_per_row: float) -> Estimate:
     outside = CRITICAL.outside(None, tokens)
     why = f"b ÷ a = {CRITICAL.batch_formula} of D = {short(tokens)}, {CRITICAL.source}; a factor of {_LAW_FACTOR:g} "
     why += "either way is assumed" + (f"; outside its fit: {outside[0]}" if outside else "")
-    return Estimate("law", value, value / _LAW_FACTOR, value * _LAW_FACTOR, "guess", why)
+    return Estimate("law", value, value / _LAW_FACTOR, value * _LAW_FACTOR, "assumed", why)

@@ -11,12 +11,11 @@ from typing import Any
 
 from hfbsz.errors import UserError
 from hfbsz.plan.plan import Facts
-from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.load import from_mapping
 from hfbsz.records.evaluations import LOSS, best_evaluation, final_result, validation_curve
 from hfbsz.records.folder import SWEEP_FILE
-from hfbsz.records.noise import ERROR, SCALE
+from hfbsz.records.noise import SCALE
 from hfbsz.records.overfitting import Overfitting, overfitting_of
 from hfbsz.records.probe import Probe, probe_from_dict
 from hfbsz.records.run_data import CLOCK, SECONDS, STEPS, RunData, is_number, read_run
@@ -35,11 +34,10 @@ def key_of(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class NoisePoint:
-    """A measurement of the noise scale; the scale and its error in sequences."""
+    """A measurement of the noise scale."""
 
     clock: float  # sequences
-    scale: float
-    error: float | None
+    scale: float  # sequences
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,8 @@ class PastRun:
     micro_batch: int | None
     processes: int
     device: str
+    first_rate: float  # peak learning rate at the first batch
+    parameters: int | None  # of the model, outside its embeddings
     best_clock: float | None  # sequences at the best evaluation; None: none is better than before training
     overfitting: Overfitting | None
 
@@ -76,7 +76,8 @@ class PastRun:
     @property
     def facts(self) -> Facts:
         """The facts of its plan."""
-        return Facts(rows=int(self.rows or _MANY), tokens_per_row=self.tokens / self.sequences)
+        tokens = self.tokens / self.sequences
+        return Facts(rows=int(self.rows or _MANY), tokens_per_row=tokens, parameters=self.parameters)
 
     @property
     def arm(self) -> str:
@@ -95,8 +96,7 @@ class SweepTable:
     target: float  # validation loss, nats/target
     batches: tuple[float, ...]  # sequences, one for each run
     steps: tuple[float, ...]
-    rates: Mapping[float, tuple[float, float]]  # best (optim.lr, rate at the batch) by batch
-    reference: float  # sequences, of its recipe
+    rates: Mapping[float, float]  # the best by batch, at that batch
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,13 @@ def _recipe_in(plan: Mapping[str, Any]) -> Recipe | None:
 
 
 def past_run(run: RunData, recipe: Recipe) -> PastRun | None:
-    """A finished run as evidence; None if it has no finite loss or no step."""
-    result = final_result(run)
+    """A finished run as evidence; None if it has no finite loss, no logged step or no rate."""
+    result, stages = final_result(run), _stages(run)
     steps, sequences = run.largest(STEPS), run.largest(CLOCK)
-    if result is None or not math.isfinite(result.loss) or not steps or not sequences:
+    rate = (run.plan.get("learning_rate") or {}).get("first_batch")
+    if result is None or not math.isfinite(result.loss) or not steps or not sequences or not stages:
+        return None
+    if not is_number(rate) or not rate > 0:
         return None
     best = best_evaluation(run)
     curve = [(record[CLOCK], record[LOSS]) for record in validation_curve(run) if is_number(record.get(CLOCK))]
@@ -163,10 +166,12 @@ def past_run(run: RunData, recipe: Recipe) -> PastRun | None:
         steps=int(steps),
         seconds=run.largest(SECONDS) or 0.0,
         loss=result.loss,
-        stages=_stages(run),
+        stages=stages,
         curve=tuple((clock, loss) for clock, loss in curve if math.isfinite(loss)),
         noise=tuple(_noise(run.records)),
         micro_batch=run.plan.get("micro_batch"),
+        first_rate=rate,
+        parameters=(run.plan.get("facts") or {}).get("parameters"),
         processes=int(run.plan.get("world_size") or 1),
         device=str(run.machine.get("device", "")),
         best_clock=best[CLOCK] if best is not None and is_number(best.get(CLOCK)) else None,
@@ -190,9 +195,9 @@ def _stages(run: RunData) -> tuple[tuple[float, int], ...]:
 
 def _noise(records: Sequence[Mapping[str, Any]]) -> Iterator[NoisePoint]:
     for record in records:
-        scale, error, clock = record.get(SCALE), record.get(ERROR), record.get(CLOCK)
-        if is_number(scale) and is_number(clock) and scale > 0 and math.isfinite(scale):
-            yield NoisePoint(clock, scale, error if is_number(error) else None)
+        scale, clock = record.get(SCALE), record.get(CLOCK)
+        if is_number(scale) and is_number(clock) and clock > 0 and scale > 0 and math.isfinite(scale):
+            yield NoisePoint(clock, scale)
 
 
 def _sweeps(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator[SweepTable]:
@@ -202,24 +207,22 @@ def _sweeps(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator[Sw
             continue
         try:
             yield _sweep(path.parent, about, recipe)
-        except (KeyError, OSError, TypeError, UserError, ValueError):
+        except (KeyError, OSError, TypeError, ValueError):
             notes.append(f"{path.parent}: the tables of a sweep cannot be read: skipped")
 
 
 def _sweep(folder: Path, about: Mapping[str, Any], recipe: Recipe) -> SweepTable:
-    """A sweep from its tables. Raises KeyError, OSError, TypeError, UserError or ValueError."""
+    """A sweep from its tables. Raises KeyError, OSError, TypeError or ValueError."""
     table = [(float(row["batch"]), float(row["steps"])) for row in _rows(folder / "steps.csv")]
-    best: dict[float, tuple[float, float, float]] = {}
+    batches, counts = zip(*table, strict=True)
+    best: dict[float, tuple[float, float]] = {}  # (rate, steps)
     for row in _rows(folder / "rates.csv"):
-        if not (row["batch"] and row["rate"] and row["steps"]):
-            continue
-        batch, value, rate, steps = (float(row[name]) for name in ("batch", "optim.lr", "rate", "steps"))
-        if steps < best.get(batch, (0.0, 0.0, math.inf))[2]:
-            best[batch] = (value, rate, steps)
-    reference = resolve(recipe, 1, Facts(rows=_MANY, tokens_per_row=float(recipe.data.sequence_length))).reference
-    batches, steps_ = zip(*table, strict=True)
-    rates = {batch: (value, rate) for batch, (value, rate, _) in best.items()}
-    return SweepTable(folder.name, recipe.optim.name, float(about["target"]), batches, steps_, rates, reference)
+        if row["batch"] and row["rate"] and row["steps"] and float(row["batch"]) in batches:  # else at an end
+            batch, rate, steps = (float(row[name]) for name in ("batch", "rate", "steps"))
+            if steps < best.get(batch, (0.0, math.inf))[1]:
+                best[batch] = rate, steps
+    rates = {batch: rate for batch, (rate, _) in best.items()}
+    return SweepTable(folder.name, recipe.optim.name, float(about["target"]), batches, counts, rates)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -32,21 +32,26 @@ class Known:
         return self.estimates[0].value
 
 
-def known_of(evidence: Evidence, plan: Plan) -> Known:
-    """The loss and the critical batch of a plan's run, from the evidence."""
+def known_of(evidence: Evidence, plan: Plan, given: float | None = None) -> Known:
+    """The loss and the critical batch of a plan's run, from the evidence. `given`: a critical batch over the run in
+    sequences, set by the user."""
     optimizer, total = plan.recipe.optim.name, float(plan.total)
     arms = best_arms(evidence.of_optimizer(optimizer))
-    curved = _with_curve([run for run, *_ in arms])
-    fitted = None
+    curved, fitted = _with_curve([run for run, *_ in arms]), None
+    points = [(run.stages, loss) for run, loss, _ in arms]
     if curved is not None:
-        fitted = progress_model.fit([(run.stages, loss) for run, loss, _ in arms], curved.stages, curved.curve, total)
-    schedules = len(arms) if fitted is not None else 0
-    found = estimates(evidence, optimizer, total, plan.tokens_per_row, fitted, schedules)
-    if fitted is None and curved is not None:
+        length = min((run.sequences for run, *_ in arms), key=lambda one: abs(math.log(one / total)))
+        fitted = progress_model.fit(points, curved.stages, curved.curve, length)
+    both = None if fitted is None else (fitted, len(arms))
+    found = estimates(evidence, optimizer, total, plan.tokens_per_row, both, given)
+    model, critical = None, found[0].value
+    slope = None if curved is None else slope_of(curved.stages, curved.curve, critical, total)
+    if slope is not None and fitted is not None:
+        model = Progress.through(points, slope, critical, total, fitted.error)
+    elif slope is not None:  # too few for a median: the run of the nearest length
         run, loss, _ = min(arms, key=lambda arm: (abs(math.log(arm[0].sequences / total)), arm[1]))
-        slope = slope_of(curved.stages, curved.curve, found[0].value, total)
-        fitted = None if slope is None else Progress.through(run.stages, loss, slope, found[0].value, total)
-    return Known(total, fitted, schedules, found)
+        model = Progress.through([(run.stages, loss)], slope, critical, total, None)
+    return Known(total, model, 0 if fitted is None else len(arms), found)
 
 
 def _with_curve(runs: Sequence[PastRun]) -> PastRun | None:
@@ -62,13 +67,14 @@ def effective_for(target: float, known: Known) -> float:
         raise UserError(
             "target_loss: no finished run of this model and data tells how the loss falls: train one, or leave it out"
         )
-    needed = math.exp((model.offset - target) / model.slope)
-    if not 1 / _FAR <= needed / known.total <= _FAR:
+    log_times = (model.offset - target) / model.slope - math.log(known.total)
+    if abs(log_times) > math.log(_FAR):
+        more = "more" if log_times > 0 else "less"
         raise UserError(
-            f"target_loss={target:g}: {needed / known.total:.3g} times the recipe's sequences would be needed, too far "
+            f"target_loss={target:g}: needs {_FAR:g} times {more} sequences than the recipe has, or beyond: too far "
             "from what was trained to be predicted"
         )
-    return needed
+    return known.total * math.exp(log_times)
 
 
 def is_like(evidence: Evidence, optimizer: str, length: float) -> bool:

@@ -2,11 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from hfbsz.advice.advice import Advice, Choice, Sure, Wish, shown_batches
 from hfbsz.advice.critical import OVER_THE_RUN
-from hfbsz.advice.evidence import Evidence
+from hfbsz.advice.evidence import Evidence, PastRun
 from hfbsz.advice.frontier import Frontier, duration, frontier_of
 from hfbsz.advice.known import Known, effective_for, is_like, known_of
 from hfbsz.advice.lines import batch_lines, hardware_lines, loss_line, optimizer_lines
@@ -14,10 +14,13 @@ from hfbsz.advice.measurement import next_measurement
 from hfbsz.advice.progress import effective
 from hfbsz.advice.rates import Rate, rate_of
 from hfbsz.advice.schedule import batch_words, batches_of, sequences, stages, stages_of
+from hfbsz.errors import UserError
 from hfbsz.measure.frontier import Point, point
 from hfbsz.plan.plan import Facts, Plan
 from hfbsz.plan.resolve import resolve
-from hfbsz.recipe.amounts import counted
+from hfbsz.recipe.amounts import Amount, counted, sized
+from hfbsz.recipe.fields import Recipe
+from hfbsz.recipe.law_name import LawName
 from hfbsz.recipe.load import LoadedRecipe, load
 
 _SAME = 0.02  # difference of a length, below which the recipe's is kept
@@ -27,23 +30,31 @@ def advise(loaded: LoadedRecipe, evidence: Evidence, wish: Wish, asked: str) -> 
     """Advice on a language-modeling recipe. Raises UserError for what cannot be planned."""
     facts = _facts(loaded, evidence, wish)
     plan = resolve(loaded.recipe, 1, facts)
-    known = known_of(evidence, plan)
-    needed = effective(stages_of(plan), known.critical, known.total)
+    given = _given_critical(plan, wish)
+    known = known_of(evidence, plan, given)
+    notes = [*evidence.notes, *_notes(plan)]
     if wish.target_loss is not None:
         needed = effective_for(wish.target_loss, known)
+        batches = [phase.batch for phase in plan.phases if phase.steps]
+        length = sequences(batches, needed, known)
+        plan = resolve(load([*wish.words, f"duration={round(length)}seq"]).recipe, 1, facts)
+        known = known_of(evidence, plan, given)
+    else:
+        needed = effective(stages_of(plan), known.critical, known.total)
     frontier, speed = _frontier(plan, known, evidence, wish)
-    notes = list(evidence.notes)
     taken = _pick(frontier, wish, notes)
-    batches = batches_of(taken, frontier, known.critical)
-    is_given = loaded.sources.get("optim.lr") == "command line"
-    rate = rate_of(evidence, loaded.recipe, is_given, batches[0])
+    batches = [taken.batch] if plan.recipe.batch.by_length else batches_of(taken, frontier, known.critical)
+    set_by_user = {name for name, source in loaded.sources.items() if source == "command line"}
+    rate = rate_of(evidence, loaded.recipe, "optim.lr" in set_by_user, batches[0], known.total)
     length = sequences(batches, needed, known)
-    changes = list(_changes(batches, taken, rate, length, known, plan))
+    own_total = resolve(loaded.recipe, 1, facts).total
+    changes = list(_changes(batches, taken, rate, length, known, plan, own_total, set_by_user))
     advised = resolve(load([*wish.words, *changes]).recipe, taken.devices, facts)
     choices = list(_choices(batches, taken, frontier, needed, known, plan.tokens_per_row))
+    notes += _unmet(choices[0], wish, notes)
     lines = [
-        *batch_lines(advised, taken, known, plan, wish),
-        *optimizer_lines(advised, rate),
+        *batch_lines(advised, taken, known, plan, wish, speed),
+        *optimizer_lines(advised, rate, set_by_user),
         *hardware_lines(advised, taken, frontier, speed, choices[0]),
         loss_line(choices[0].loss, known, is_like(evidence, loaded.recipe.optim.name, length)),
     ]
@@ -54,7 +65,7 @@ def advise(loaded: LoadedRecipe, evidence: Evidence, wish: Wish, asked: str) -> 
         advised,
         tuple(lines),
         tuple(choices),
-        next_measurement(lines, changes, wish, known, frontier, advised),
+        next_measurement(lines, rate, changes, wish, known, frontier, advised),
         "pretrain",
         tuple(known.estimates),
         frontier,
@@ -64,7 +75,30 @@ def advise(loaded: LoadedRecipe, evidence: Evidence, wish: Wish, asked: str) -> 
 
 def _facts(loaded: LoadedRecipe, evidence: Evidence, wish: Wish) -> Facts:
     rows = next((int(run.rows) for run in evidence.runs if run.rows), None)
-    return Facts(rows=wish.train_rows or rows, parameters=wish.parameters)
+    mean = None
+    if not loaded.recipe.data.pack:  # else rows are full
+        mean = next((run.tokens / run.sequences for run in evidence.runs if run.tokens), None)
+        mean = mean or float(loaded.recipe.data.sequence_length)
+    return Facts(rows=wish.train_rows or rows, tokens_per_row=mean, parameters=wish.parameters)
+
+
+def _given_critical(plan: Plan, wish: Wish) -> float | None:
+    """The user's critical batch over the run, in sequences. Raises UserError."""
+    if "critical" not in wish.given:
+        return None
+    try:
+        value = Amount.parse(wish.given["critical"]).sequences(tokens_per_row=plan.tokens_per_row)
+    except (LookupError, ValueError) as problem:
+        raise UserError(f"frontier.critical: {problem}") from None
+    return max(value, 1e-9)  # 0 is refused by the frontier
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    if plan.recipe.batch.ramp is not None and plan.recipe.batch.ramp.startswith(("noise", "critical")):
+        yield (
+            f"batch.ramp={plan.recipe.batch.ramp} grows by what a run measures: the recipe is taken for one that stays "
+            f"at {counted(plan.phases[0].batch, 'sequence')}"
+        )
 
 
 def _frontier(plan: Plan, known: Known, evidence: Evidence, wish: Wish) -> tuple[Frontier, Sure]:
@@ -73,55 +107,99 @@ def _frontier(plan: Plan, known: Known, evidence: Evidence, wish: Wish) -> tuple
     if "critical" not in given:
         given["critical"] = f"{max(1, round(OVER_THE_RUN * known.critical))}seq"
         sources["critical"] = f"{known.estimates[0].name}, {known.estimates[0].sure}: over the run"
-    speed: Sure = "given" if {"speed", "probe"} & wish.given.keys() else "guess"
-    runs = [run for run in evidence.runs if run.tokens_per_second and run.micro_batch]
-    if speed == "guess" and evidence.probes:
+    speed: Sure = "given" if {"speed", "probe"} & wish.given.keys() else "assumed"
+    runs, alike = _timed_runs(evidence, plan)
+    if speed == "assumed" and evidence.probes:
         path, _ = max(evidence.probes, key=lambda one: one[0].stat().st_mtime)
         given["probe"], speed = str(path), "measured"
-    elif speed == "guess" and runs:
+    elif speed == "assumed" and runs:
         each = statistics.median((run.tokens_per_second or 0) / run.processes for run in runs)
         micro = statistics.median_low(run.micro_batch or 1 for run in runs)
-        given["speed"], given["busy"] = f"{each:.6g}", f"{micro * plan.tokens_per_row:.6g}"
+        given["speed"] = f"{each:.6g}"
+        given.setdefault("busy", f"{micro * plan.tokens_per_row:.6g}")
         source = f"median of {counted(len(runs), 'run')} on {runs[-1].device or 'a device'}"
-        sources |= {"speed": source, "busy": "the micro-batch of those runs"}
-        speed = "measured"
+        sources |= {"speed": source}
+        if "busy" not in wish.given:
+            sources["busy"] = "the micro-batch of those runs"
+        speed = "measured" if alike else "inferred"
     return frontier_of(plan, wish.devices, given, wish.parameters, sources), speed
+
+
+def _timed_runs(evidence: Evidence, plan: Plan) -> tuple[list[PastRun], bool]:
+    """The runs that tell the speed: those on the device of the newest one, with the settings of the plan if there are
+    any; and whether there are."""
+    runs = [run for run in evidence.runs if run.tokens_per_second and run.micro_batch]
+    if not runs:
+        return [], False
+    newest = max(runs, key=lambda run: (run.folder / "records.jsonl").stat().st_mtime)
+    runs = [run for run in runs if run.device == newest.device]
+    alike = [run for run in runs if _settings(run.recipe) == _settings(plan.recipe)]
+    return alike or runs, bool(alike)
+
+
+def _settings(recipe: Recipe) -> tuple[object, ...]:
+    """What changes the speed of a device."""
+    model = recipe.model
+    fields = (model.attention, model.compile, model.fused_loss, model.activation_checkpointing)
+    return *fields, recipe.precision, recipe.optim.name
 
 
 def _pick(frontier: Frontier, wish: Wish, notes: list[str]) -> Point:
     """The point that the wish asks for; a note if none fits."""
     points = frontier.points
+    asked = f"{points[0].devices:,} to {points[-1].devices:,} devices" if len(points) > 1 else counted(
+        points[0].devices, "device"
+    )  # fmt: skip
     if wish.deadline is not None:
         fitting = [each for each in points if each.seconds <= wish.deadline]
         if not fitting:
             fastest = min(points, key=lambda each: each.seconds)
-            notes.append(f"deadline: not met by any number of devices; the fastest takes {duration(fastest.seconds)}")
+            notes.append(f"deadline: not met by {asked}; the fastest takes {duration(fastest.seconds)}")
             return fastest
         return min(fitting, key=lambda each: each.device_seconds)
     if wish.budget is not None:
-        price = 1.0 if frontier.price is None else frontier.price
+        price, unit = (1.0, " device-hours") if frontier.price is None else (frontier.price, "")
         fitting = [each for each in points if price * each.device_seconds / 3600 <= wish.budget]
         if not fitting:
             cheapest = min(points, key=lambda each: each.device_seconds)
-            cost = price * cheapest.device_seconds / 3600
-            notes.append(f"budget: not met by any number of devices; the cheapest costs {cost:,.3g}")
+            cost = sized(price * cheapest.device_seconds / 3600)
+            notes.append(f"budget: not met by {asked}; the cheapest takes {cost}{unit}")
             return cheapest
         return min(fitting, key=lambda each: each.seconds)
     return frontier.chosen["balanced"]
 
 
+def _unmet(choice: Choice, wish: Wish, notes: Sequence[str]) -> list[str]:
+    """A note where the schedule of batches takes more than its point on the frontier, and more than was asked for."""
+    if wish.deadline is not None and choice.seconds > wish.deadline and not any("deadline" in one for one in notes):
+        return [f"deadline: exceeded by the schedule of batches, which takes {duration(choice.seconds)}"]
+    spent = choice.device_seconds / 3600 if choice.cost is None else choice.cost
+    if wish.budget is not None and spent > wish.budget and not any("budget" in one for one in notes):
+        return [f"budget: exceeded by the schedule of batches, which takes {sized(spent)}"]
+    return []
+
+
 def _changes(
-    batches: Sequence[int], taken: Point, rate: Rate, length: float, known: Known, plan: Plan
+    batches: Sequence[int],
+    taken: Point,
+    rate: Rate,
+    length: float,
+    known: Known,
+    plan: Plan,
+    own_total: int,
+    set_by_user: Collection[str],
 ) -> Iterator[str]:
-    """The words that make the recipe the advised one. `length`: in sequences."""
-    if abs(length / plan.total - 1) > _SAME:
+    """The words that make the recipe the advised one. `length`: in sequences; `own_total`: that of the recipe."""
+    recipe = plan.recipe
+    if abs(length / own_total - 1) > _SAME or recipe.duration.unit == "steps":
         yield f"duration={round(length)}seq"
     yield from batch_words(batches, known.critical * length / known.total)
-    yield f"batch.micro_max={taken.micro_batch}"
+    if recipe.batch.micro_tokens is None and "batch.micro_max" not in set_by_user:
+        yield f"batch.micro_max={taken.micro_batch}"
     if rate.value is not None and rate.reference is not None:
         yield f"optim.lr={rate.value:.4g}"
         yield f"scaling.reference={rate.reference:g}seq"
-    elif plan.recipe.scaling.reference is None:
+    elif recipe.scaling.reference is None and not isinstance(recipe.optim.lr, LawName):
         yield f"scaling.reference={plan.reference:g}seq"  # else the rate is meant at the first batch, which has changed
 
 
@@ -136,7 +214,7 @@ def _choices(
         ("advised", list(batches), taken.devices),
         ("half the batch", [batch // 2 for batch in batches], taken.devices),
         ("twice the batch", [2 * batch for batch in batches], taken.devices),
-        ("half the devices", list(batches), taken.devices // 2),
+        ("half the devices", list(batches), taken.devices // 2 if taken.devices % 2 == 0 else 0),
         ("twice the devices", list(batches), 2 * taken.devices),
     ]
     for name, sizes, devices in others:

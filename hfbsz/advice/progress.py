@@ -80,9 +80,12 @@ class Progress:
         return self.offset - self.slope * math.log(effective(stages, self.critical, self.total))
 
     @classmethod
-    def through(cls, stages: Stages, loss: float, slope: float, critical: float, total: float) -> "Progress":
-        """The model of a known critical batch through one run."""
-        return cls(critical, total, slope, loss + slope * math.log(effective(stages, critical, total)))
+    def through(
+        cls, runs: Sequence[tuple[Stages, float]], slope: float, critical: float, total: float, error: float | None
+    ) -> "Progress":
+        """The model of a known critical batch and α through runs (stages, final loss), by their median."""
+        offsets = [loss + slope * math.log(effective(stages, critical, total)) for stages, loss in runs]
+        return cls(critical, total, slope, float(np.median(offsets)), error)
 
 
 def fit(runs: Sequence[tuple[Stages, float]], stages: Stages, curve: Curve, total: float) -> Progress | None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from hfbsz.advice.advice import Sure
 from hfbsz.advice.evidence import Evidence, PastRun
-from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.amounts import counted
 from hfbsz.recipe.fields import Recipe
 
@@ -18,7 +17,7 @@ _ENOUGH = 3  # rates at one schedule, of which the best is taken as tuned
 
 @dataclass(frozen=True)
 class Rate:
-    """`optim.lr` and the batch at which it is meant, in sequences; None: the recipe's own."""
+    """A peak learning rate and the batch at which it is meant, in sequences; None: the recipe's own."""
 
     value: float | None
     reference: float | None
@@ -57,33 +56,30 @@ def _schedule_of(run: PastRun) -> str:
     return json.dumps([fields["duration"], batch, fields["schedule"]], sort_keys=True)
 
 
-def rate_of(evidence: Evidence, recipe: Recipe, is_given: bool, batch: float) -> Rate:
-    """The rate for a run that starts at a batch in sequences. `is_given`: the user has set it."""
+def rate_of(evidence: Evidence, recipe: Recipe, is_given: bool, batch: float, total: float) -> Rate:
+    """The rate for a run of `total` sequences that starts at a batch in sequences. `is_given`: the user has set it."""
     if is_given:
         return Rate(None, None, "given", "set on the command line")
-    arms = best_arms(evidence.of_optimizer(recipe.optim.name))
+
+    def distance(arm: tuple[PastRun, float, int]) -> tuple[float, float]:
+        """How far an arm is from the run, in log length and log batch; then its loss."""
+        run, loss, _ = arm
+        return round(abs(math.log(run.sequences / total)) + abs(math.log(run.stages[0][1] / batch)), 1), loss
+
+    arms = sorted(best_arms(evidence.of_optimizer(recipe.optim.name)), key=distance)
     tuned = [arm for arm in arms if arm[2] >= _ENOUGH]
     if tuned:
         run, loss, count = tuned[0]
         why = f"the best of {count} rates in the schedule of {run.folder.name} ({loss:.3f} nats/target)"
-        return Rate(_value(run), _reference(run), "measured", why)
-    for sweep in evidence.sweeps:
-        if sweep.optimizer == recipe.optim.name and sweep.rates:
-            near = min(sweep.rates, key=lambda size: abs(math.log(size / batch)))
-            _, rate = sweep.rates[near]
-            why = f"needs the fewest steps at {near:g} sequences in {sweep.name}, at a constant rate"
-            return Rate(rate, near, "measured" if near == batch else "inferred", why)
+        return Rate(run.first_rate, run.stages[0][1], "measured", why)
+    swept = [(size, rate, sweep.name) for sweep in evidence.sweeps if sweep.optimizer == recipe.optim.name
+             for size, rate in sweep.rates.items()]  # fmt: skip
+    if swept:
+        near, rate, name = min(swept, key=lambda one: abs(math.log(one[0] / batch)))
+        why = f"needs the fewest steps at {near:g} sequences in {name}, at a constant rate"
+        return Rate(rate, near, "measured" if near == batch else "inferred", why)
     if arms:
         run, loss, count = arms[0]
-        why = f"that of the best run, {run.folder.name} ({loss:.3f} nats/target); {counted(count, 'rate')} tried there"
-        return Rate(_value(run), _reference(run), "inferred", why)
-    return Rate(None, None, "guess", "the recipe's own; no run of this model and data has tried another")
-
-
-def _value(run: PastRun) -> float | None:
-    value = run.recipe.optim.lr
-    return value if isinstance(value, float) else None
-
-
-def _reference(run: PastRun) -> float:
-    return resolve(run.recipe, run.processes, run.facts).reference
+        why = f"that of {run.folder.name} ({loss:.3f} nats/target); {counted(count, 'rate')} tried in its schedule"
+        return Rate(run.first_rate, run.stages[0][1], "inferred" if count > 1 else "assumed", why)
+    return Rate(None, None, "assumed", "the recipe's own; no run of this model and data has tried another")

@@ -40,7 +40,7 @@ def save(advice: Advice, words: Sequence[str], folder: Path) -> tuple[Path, Path
         for path, mark in zip(files, _MARKS, strict=True):
             refuse_others("out", path, mark)
         write_text(recipe, _recipe_text(advice, words, recipe))
-        write_text(numbers, json.dumps(advice.to_dict(), indent=1))
+        write_text(numbers, json.dumps(finite(advice.to_dict()), indent=1))
         write_text(page, render(advice, recipe))
     except OSError as problem:
         raise UserError(f"out={folder}: {problem.strerror}") from None
@@ -54,7 +54,7 @@ def _recipe_text(advice: Advice, words: Sequence[str], path: Path) -> str:
     for word in (*words, *advice.changes):
         key, _, value = word.lstrip("-").partition("=")
         if key == "recipe":
-            nested["base"] = value
+            nested["base"] = str(Path(value).resolve()) if Path(value).is_file() else value
             continue
         section, *names = key.split(".")
         if names:
@@ -71,6 +71,15 @@ def _recipe_text(advice: Advice, words: Sequence[str], path: Path) -> str:
     except UserError:
         pass
     return head + yaml.safe_dump(advice.plan.recipe.to_dict(), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def finite(data: Any) -> Any:
+    """Plain data for JSON, with null for numbers that are not finite."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _typed(text: str) -> Any:

@@ -11,7 +11,7 @@ from hfbsz.measure.frontier import Point
 from hfbsz.plan.plan import Plan
 
 _FIRST = 0.05  # share of the run at whose critical batch a ramp starts
-_REACHED = 0.75  # share of the run by which a ramp is at its largest batch
+REACHED = 0.75  # share of the run by which a ramp is at its largest batch
 _KNEE = 0.95  # of the best throughput
 _TOLERANCE = 1e-3  # on the sequences to a loss, relative
 
@@ -22,7 +22,7 @@ def batches_of(taken: Point, frontier: Frontier, critical: float) -> list[int]:
     seconds = frontier.device.seconds
     best = max(size / time for size, time in seconds.items())
     knee = min(size for size, time in seconds.items() if size / time >= _KNEE * best)
-    first = 2 ** math.floor(math.log2(max(1.0, _FIRST * max(critical, taken.batch / _REACHED))))
+    first = 2 ** math.floor(math.log2(max(1.0, _FIRST * max(critical, taken.batch / REACHED))))
     start = taken.batch
     while start % 2 == 0 and start // 2 >= max(knee * taken.devices, first) and (start // 2) % taken.devices == 0:
         start //= 2
@@ -64,7 +64,7 @@ def batch_words(batches: Sequence[int], critical: float) -> list[str]:
 
 def shares(batches: Sequence[int], critical: float) -> list[float]:
     """The share of the run from which each batch but the first is taken, for a critical batch at its end."""
-    end = max(critical, batches[-1] / _REACHED)
+    end = max(critical, batches[-1] / REACHED)
     return [batch / end for batch in batches[1:]]
 
 

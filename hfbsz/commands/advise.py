@@ -5,21 +5,24 @@
                  [key.path=value …]
 
 Reads the finished runs, sweeps and probes of the recipe's model and data in runs/, comparisons/ and probes/, and
-answers what to take, how sure that is and why, what half and twice the batch or the devices would cost, and which
-measurement would settle the least sure line. Saves the advised recipe, which pretrain and finetune take, with a page.
+answers what to take, how sure that is and why, what half and twice the batch or the devices would cost, and what to
+measure next. Saves the advised recipe, which pretrain and finetune take, with a page.
 
 devices: a number, or a range from which the one is taken beyond which twice the devices are less than √2 times as fast
-(default: 1). deadline: the cheapest number of devices that is done by then (such as 40min, 2h, 3d). budget: the fastest
-within so many device-hours, or so much money with frontier.price. target_loss: validation loss in nats/target to train
-to, in place of the recipe's duration. evidence: the folder that has runs/, comparisons/ and probes/ (default: here).
-out: the folder of the advice (default: advice/NAME). check: predict each schedule of the finished runs from the others
-instead. parameters, train_rows and frontier.*: those of plan.
+(default: 1; with deadline or budget 1..1024). deadline: the cheapest number of devices that is done by then (such as
+40min, 2h, 3d). budget: the fastest within so many device-hours, or so much money with frontier.price. target_loss:
+validation loss in nats/target to train to, in place of the recipe's duration. Batch, ramp and length are advised anew,
+also where the recipe or the command line sets them; a rate or micro-batch of the command line is kept.
+evidence: the folder that has runs/, comparisons/ and probes/ (default: here). out: the folder of the advice (default:
+advice/NAME). check: predict each schedule of the finished runs from the others instead. parameters, train_rows and
+frontier.*: those of plan.
 """
 
 import json
 import math
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from hfbsz.advice.advice import Advice, Wish
@@ -55,13 +58,13 @@ def _advise(words: list[str]) -> int:
     asked = f"{command_name('advise')} {command(*words)}"
     given = {key.removeprefix(PREFIX): value for key, _, value in (word.partition("=") for word in rest)
              if key.startswith(PREFIX)}  # fmt: skip
-    recipe_words = [word for word in rest if not word.startswith(PREFIX)]
+    recipe_words = [word.lstrip("-") for word in rest if not word.startswith(PREFIX)]
     if not any(word.startswith("recipe=") for word in recipe_words):
         raise UserError("recipe=NAME is missing: the recipe to advise on")
     is_text = options.get("format", "text") == "text"
-    if options.get("format", "text") not in ("text", "json") or options.get("check", "true") not in ("true", "false"):
-        name = "check" if options.get("format", "text") in ("text", "json") else "format"
-        raise UserError(f"{name}={options[name]}: " + ("neither text nor json" if name == "format" else "not true"))
+    for name, allowed in (("format", ("text", "json")), ("check", ("true", "false"))):
+        if options.get(name, allowed[0]) not in allowed:
+            raise UserError(f"{name}={options[name]}: neither {' nor '.join(allowed)}")
     loaded = load(recipe_words)
     wish = _wish(options, recipe_words, given)
     from hfbsz.advice.evidence import gather  # imports numpy: only once the words are checked
@@ -73,14 +76,14 @@ def _advise(words: list[str]) -> int:
         print(visible("\n".join(lines_of(check(evidence, loaded.recipe.optim.name)))))
         return 0
     from hfbsz.advice import finetuning, pretraining
-    from hfbsz.advice.save import save
+    from hfbsz.advice.save import finite, save
 
     if loaded.recipe.row_kind is RowKind.TEXT:
         if wish.parameters is None:
             from hfbsz.train.model import count_parameters  # imports torch: only if needed
 
             parameters = count_parameters(loaded.recipe.model, loaded.recipe.data.vocab_size)
-            wish = _wish({**options, "parameters": str(parameters)}, recipe_words, given)
+            wish = replace(wish, parameters=parameters)
         advice = pretraining.advise(loaded, evidence, wish, asked)
     else:
         advice = finetuning.advise(loaded, evidence, wish, asked)
@@ -90,7 +93,7 @@ def _advise(words: list[str]) -> int:
         counts = (len(evidence.runs), len(evidence.sweeps), len(evidence.probes))
         print(visible("\n".join(lines_of_advice(advice, counts, saved, page))))
     else:
-        print(json.dumps({**advice.to_dict(), "saved": str(saved), "page": str(page)}, indent=1))
+        print(json.dumps(finite({**advice.to_dict(), "saved": str(saved), "page": str(page)}), indent=1))
     return 0
 
 
@@ -119,7 +122,7 @@ def _wish(options: Mapping[str, str], words: list[str], given: dict[str, str]) -
     if not folder.is_dir():
         raise UserError(f"evidence={folder}: no such folder")
     return Wish(
-        devices=options.get("devices", "1"),
+        devices=_devices(options),
         deadline=_seconds(options["deadline"]) if "deadline" in options else None,
         budget=number("budget"),
         target_loss=number("target_loss"),
@@ -129,6 +132,16 @@ def _wish(options: Mapping[str, str], words: list[str], given: dict[str, str]) -
         train_rows=whole("train_rows"),
         folder=folder,
     )
+
+
+def _devices(options: Mapping[str, str]) -> str:
+    """The devices to choose from: those asked for; with a deadline or budget 1 to 1,024, else 1. Raises UserError."""
+    text = options.get("devices", "1..1024" if {"deadline", "budget"} & options.keys() else "1")
+    low, dots, high = text.partition("..")
+    ends = (low, high if dots else low)
+    if not all(end.isdigit() and int(end) > 0 for end in ends) or int(ends[0]) > int(ends[1]):
+        raise UserError(f"devices={text}: not a number of devices: write 8, or a range such as 1..1024")
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -166,6 +179,8 @@ def lines_of_advice(advice: Advice, counts: tuple[int, int, int], saved: Path, p
     if advice.next is not None:
         time = "" if advice.next.seconds is None else f" (about {duration(advice.next.seconds)})"
         yield f"measure   {advice.next.settles}{time}: {advice.next.command}"
-    launch = f"{command_name(advice.script)} recipe={saved}"
-    yield f"train     {launch if advice.plan.world_size == 1 else launch + f' on {advice.plan.world_size} processes'}"
+    launch, processes = f"{command_name(advice.script)} recipe={saved}", advice.plan.world_size
+    if processes > 1:
+        launch = launch.replace("accelerate launch", f"accelerate launch --multi_gpu --num_processes {processes}", 1)
+    yield f"train     {launch}"
     yield f"page      {one_line(str(page))}"

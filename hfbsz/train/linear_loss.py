@@ -71,9 +71,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             ctx.weight = torch.zeros_like(weight, dtype=total.dtype) if needs_weight else None
             ctx.bias = torch.zeros_like(bias, dtype=total.dtype) if needs_bias and bias is not None else None
             ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype if bias is not None else None
-            loss_and_gradient = _compiled() if compiled else _in_place
-            for rows in _chunks(labels, chunk_of(len(weight), hidden.device)):
+            size = chunk_of(len(weight), hidden.device)
+            for rows in _chunks(labels, size):
                 part, targets = hidden[rows].to(used.dtype), labels[rows]
+                # other sizes are not compiled: each would be a compilation of its own
+                loss_and_gradient = _compiled() if compiled and len(targets) == size else _in_place
                 loss, gradient = loss_and_gradient(F.linear(part, used), bias, targets, total.dtype)
                 total += loss
                 if ctx.hidden is not None:
@@ -98,6 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None
 
 
+@torch.no_grad()
 def token_losses(
     hidden: torch.Tensor,
     weight: torch.Tensor,

@@ -55,18 +55,18 @@ def write_sweep(folder, critical, sequences, optimizer="adamw"):
 
 def test_every_measurement_makes_it_more_sure(tmp_path, capsys):
     lines, result = advised(capsys)  # nothing is known
-    assert {line["sure"] for line in lines.values()} == {"guess"} and lines["expected loss"]["value"] == "not known"
+    assert {line["sure"] for line in lines.values()} == {"assumed"} and lines["expected loss"]["value"] == "not known"
     assert "probe" in result["next"]["command"] and [one["name"] for one in result["critical"]] == ["law"]
 
     write_probe(tmp_path / "probes/one")
     lines, result = advised(capsys)
     assert lines["split"]["sure"] == lines["time and cost"]["sure"] == "measured"
-    assert lines["critical batch"]["sure"] == "guess" and "measure.noise.method=two_batch" in result["next"]["command"]
+    assert lines["critical batch"]["sure"] == "assumed" and "measure.noise.method=two_batch" in result["next"]["command"]
 
     write_run(tmp_path / "runs/one", SCHEDULES["small"], noise=(10, 30, 50, 70, 90))
     lines, result = advised(capsys)
     assert lines["critical batch"]["sure"] == "inferred" and result["critical"][0]["name"] == "noise scale"
-    assert 50 <= result["critical"][0]["value"] <= 120 and 25 <= result["critical"][0]["low"] <= 50
+    assert 50 <= result["critical"][0]["value"] <= 120 and 25 <= result["critical"][0]["low"] <= 60
     assert lines["expected loss"]["sure"] == "inferred" and "method=sweep" in result["next"]["command"]
 
     write_sweep(tmp_path / "comparisons/sweep", critical=40, sequences=TOTAL / 4)
@@ -136,7 +136,7 @@ def test_deadline_budget_and_target(tmp_path, capsys):
     assert small["world_size"] == 1 < large["world_size"]
     target = TRUE.loss([(TOTAL, 8)]) - 0.3
     _, further = advised(capsys, f"target_loss={target}")
-    assert further["choices"][0]["loss"] == pytest.approx(target, abs=1e-6)
+    assert further["choices"][0]["loss"] == pytest.approx(target, abs=0.01)
     assert further["choices"][0]["tokens"] > 1.2 * TOTAL * 128
 
 
@@ -170,6 +170,63 @@ def test_its_past_checks_it(tmp_path, capsys):
         assert out.count(f"{steps:,}") >= 2  # predicted and actual
 
 
+def test_losses_and_critical_batch_are_of_one_model(tmp_path, capsys):
+    """A sweep near the run is surer than its finished runs: the losses then are those of the sweep's critical batch."""
+    for name, words in SCHEDULES.items():
+        write_run(tmp_path / f"runs/{name}", words)
+    write_sweep(tmp_path / "comparisons/near", critical=60, sequences=TOTAL / 1.5)
+    _, result = advised(capsys, "batch.size=64seq")
+    assert result["critical"][0]["name"] == "sweep" and result["critical"][0]["sure"] == "measured"
+    assert result["choices"][0]["loss"] == pytest.approx(TRUE.loss([(TOTAL, 64)]), abs=0.1)
+
+
+def test_a_rate_keeps_what_its_rule_made_of_it(tmp_path, capsys):
+    """The best arm had rule none at 64 sequences: its rate is that at 64, not one to be scaled up from 8."""
+    write_run(tmp_path / "runs/one", ["batch.size=64seq", "scaling.rule=none", "optim.lr=1e-3"])
+    lines, result = advised(capsys, "batch.size=64seq")
+    recipe = load([f"recipe={result['saved']}"]).recipe
+    assert recipe.optim.lr == 1e-3 and str(recipe.scaling.reference) == "64 sequences"
+    assert "1 rate tried" in lines["learning rate"]["why"] and lines["learning rate"]["sure"] == "assumed"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optim.lr=law:step_law", "scaling.reference=null", "duration=3Btok"],
+        ["optim.lr=law:step_law", "batch.size=law:step_law", "scaling.reference=null", "duration=3Btok"],
+        ["duration=1000steps"],
+        ["batch.start=8seq", "batch.size=64seq", "batch.ramp=noise"],
+        ["batch.start=8seq", "batch.size=64seq", "batch.ramp=critical:0:8 100%:60"],
+        ["batch.start=8seq", "batch.size=64seq", "batch.ramp=doubling:75%", "devices=3"],
+        ["data.pack=false", "batch.micro_tokens=1024"],
+        ["data.pack=false", "batch.micro_tokens=1024", "batch.by_length=true", "frontier.latency=1", "devices=8"],
+        ["devices=24..96"],
+        ["frontier.critical=64seq"],
+    ],
+)
+def test_recipes_of_every_kind_get_one_that_can_be_planned(words, tmp_path, capsys):
+    write_run(tmp_path / "runs/one", SCHEDULES["small"], noise=(10, 50, 90))
+    lines, result = advised(capsys, *words)
+    recipe = load([f"recipe={result['saved']}"]).recipe
+    facts = Facts(rows=2**40, tokens_per_row=128.0, parameters=800000)
+    plan = resolve(recipe, result["world_size"], facts)
+    if "duration=1000steps" in words:  # of another batch
+        assert recipe.duration.unit == "sequences"
+    if any("noise" in word or "critical:" in word for word in words):
+        assert any("grows by what a run measures" in note for note in result["notes"])
+    if "frontier.critical=64seq" in words:
+        assert lines["critical batch"]["sure"] == "given" and result["frontier"]["critical"] == 64
+    assert plan.steps > 0 and "NaN" not in json.dumps(result) and "Infinity" not in json.dumps(result)
+
+
+def test_a_sweep_without_a_bound_is_not_measured(tmp_path, capsys):
+    folder = tmp_path / "comparisons/sweep"
+    write_sweep(folder, critical=1e9, sequences=TOTAL / 1.5)  # perfect scaling
+    _, result = advised(capsys)
+    by_name = {one["name"]: one for one in result["critical"]}
+    assert by_name["sweep"]["sure"] == "inferred"
+
+
 def write_reviews(folder, rate, seed, best_epoch, loss, batch=16):
     """A finished fine-tuning run, best after some epochs and overfitting since."""
     words = ["recipe=small_batch", f"optim.lr={rate}", f"seed={seed}", f"batch.size={batch}seq"]
@@ -193,10 +250,10 @@ def write_reviews(folder, rate, seed, best_epoch, loss, batch=16):
 
 
 def test_fine_tuning_takes_the_best_arm_and_stops_where_it_overfits(tmp_path, capsys):
-    words = ["recipe=small_batch", "format=json", "train_rows=400"]
+    words = ["recipe=small_batch", "format=json"]
     assert main(words) == 0
     fresh = json.loads(capsys.readouterr().out)
-    assert {line["sure"] for line in fresh["lines"]} <= {"guess", "given"} and "finetune" in fresh["next"]["command"]
+    assert {line["sure"] for line in fresh["lines"]} <= {"assumed", "given"} and "finetune" in fresh["next"]["command"]
     for seed in (0, 1, 2):
         write_reviews(tmp_path / f"runs/good{seed}", 1e-4, seed, 2, 0.50 + 0.01 * seed)
         write_reviews(tmp_path / f"runs/bad{seed}", 4e-4, seed, 1, 0.60 + 0.01 * seed)
@@ -207,14 +264,15 @@ def test_fine_tuning_takes_the_best_arm_and_stops_where_it_overfits(tmp_path, ca
     assert "best after 2" in lines["epochs"]["value"] and "overfitting" in lines["epochs"]["value"]
     recipe = load([f"recipe={result['saved']}"]).recipe
     assert recipe.optim.lr == 1e-4 and str(recipe.duration) == "3 epochs" and recipe.checkpoint.save == "best"
+    assert lines["time"]["sure"] == "inferred" and lines["time"]["value"].startswith("27 s")  # of 54 s for 6 epochs
     assert "batch.size=8seq,32seq" in result["next"]["command"]
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["devices=0"], "not a range of devices"),
-        (["devices=many"], "not a range of devices"),
+        (["devices=0"], "not a number of devices"),
+        (["devices=many"], "not a number of devices"),
         (["deadline=soon"], "deadline=soon: not a time"),
         (["deadline=-2h"], "not a time"),
         (["budget=0"], "budget=0: not a number above 0"),

@@ -49,7 +49,7 @@ def test_the_wall_is_where_the_line_meets_the_limit():
     assert probe([1, 2, 3], [1010, 1020, 1040], failed=8).wall == 7
 
 
-def test_a_prediction_takes_the_steepest_slope():
+def test_a_prediction_ignores_a_flat_end():
     noisy = probe([1, 2, 3], [1000, 1100, 1110]).trials  # 100 bytes a row, then 5
     assert predicted_bytes(noisy, 8) == 1110 + 4 * 100
 
