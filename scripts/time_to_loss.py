@@ -1,5 +1,7 @@
 """Wall time to a loss: transformers' Trainer with AdamW, its batch and rate tuned, against a recipe of hfbsz.
 
+Batches and rates a factor of two apart are tried on the first seed, until the best has neighbors on all sides.
+
 Both train the same model on the same rows for the same tokens, in one process, one run at a time. Losses are those of
 hfbsz's evaluation on the recipe's validation rows, whose time counts for neither.
 """
@@ -20,7 +22,7 @@ from hfbsz.train.distributed import precision_of, set_threads
 from hfbsz.train.setup import Setup, setup
 
 BATCHES, RATES, SEEDS = (4, 8, 16), (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), (0, 1, 2)
-_POINTS = 60  # evaluations of a run
+_POINTS = 24  # evaluations of a run
 Curve = list[tuple[float, float]]  # (seconds of training, validation loss)
 
 
@@ -85,16 +87,15 @@ def compare(theirs: Sequence[str], ours: Sequence[str], budget: Sequence[str]) -
     theirs, ours = [*theirs, *budget], [*ours, *budget]
     set_threads(load(ours).recipe)
     found: dict[tuple[int, float], tuple[float, float]] = {}
-    for batch in BATCHES:
-        for rate in RATES:
+    wanted = [(batch, rate) for batch in BATCHES for rate in RATES]
+    while wanted:
+        for batch, rate in wanted:
             found[batch, rate] = trainer_run(theirs, batch, rate, SEEDS[0])
             seconds, loss = found[batch, rate]
             print(f"Trainer, batch {batch}, rate {rate:g}: {loss:.4f} nats/target after {seconds:.0f} s", flush=True)
-    batch, rate = min(found, key=lambda point: found[point][1])
-    if rate in (RATES[0], RATES[-1]) or batch in (BATCHES[0], BATCHES[-1]):
-        print(
-            f"the best of the Trainer (batch {batch}, rate {rate:g}) is at an end of the grid: it may have a better one"
-        )
+        batch, rate = min(found, key=lambda point: found[point][1])
+        around = [(batch, rate / 2), (batch, 2 * rate), (2 * batch, rate), (batch // 2, rate)]
+        wanted = [point for point in around if point[0] and point not in found]  # until the best is inside
     finals, curves, ratios = {}, {}, {}
     for seed in SEEDS:
         finals[seed] = trainer_run(theirs, batch, rate, seed)  # the first seed again: both beside each other
