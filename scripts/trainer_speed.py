@@ -42,9 +42,10 @@ def pretraining(words: Sequence[str], steps: int) -> Mapping[str, Timed]:
     """The trainers of a language model on packed rows by name: on a CPU each at several micro-batches, on a GPU each
     with its options for speed, at the micro-batch of the recipe."""
     trainers: dict[str, Callable[[], Timed]] = {}
-    on_gpu, largest = torch.cuda.is_available(), setup(load(words).recipe).plan.largest_batch
+    on_gpu, plan = torch.cuda.is_available(), setup(load(words).recipe).plan
+    largest = plan.largest_batch
     micros = [size for size in (4, 8, 16, 32) if largest % size == 0] or [largest]
-    for micro in [setup(load(words).recipe).plan.micro_batch or largest] if on_gpu else micros:
+    for micro in [plan.micro_batch or largest] if on_gpu else micros:
         given = [*words, f"batch.micro_max={micro}"]
         recipe = load(given).recipe
         set_threads(recipe)

@@ -1,6 +1,5 @@
 """An advice as values: what to take, how sure that is and why, what other choices cost, and what to measure next."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +59,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The cheapest measurement that settles the least sure line."""
+    """A measurement that improves a line of the advice."""
 
     settles: str
     command: str
@@ -118,9 +117,3 @@ class Wish:
     parameters: int | None = None  # of the model, outside its embeddings
     train_rows: int | None = None
     folder: Path = Path()  # of the evidence
-
-
-def shown_batches(batches: Sequence[int]) -> str:
-    """The batches of a run: `64`, or `8 → 64`."""
-    first, last = batches[0], max(batches)
-    return f"{first:,}" if first == last else f"{first:,} → {last:,}"

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from hfbsz.advice import progress as progress_model
 from hfbsz.advice.evidence import Evidence
-from hfbsz.advice.progress import slope_of
+from hfbsz.advice.known import with_curve
 from hfbsz.advice.rates import best_arms
 from hfbsz.errors import UserError
 from hfbsz.plan.resolve import resolve
@@ -46,11 +46,10 @@ def check(evidence: Evidence, optimizer: str) -> list[Checked]:
     checked = []
     for index, (run, loss, _) in enumerate(arms):
         others = [arm for place, arm in enumerate(arms) if place != index]
-        known = [other for other, *_ in others if slope_of(other.stages, other.curve) is not None]
+        curved = with_curve([other for other, *_ in others])
         total = max(other.sequences for other, *_ in arms)
-        curved = min(known, key=lambda one: one.batch, default=run)
         points = [(other.stages, its) for other, its, _ in others]
-        model = progress_model.fit(points, curved.stages, curved.curve, total) if known else None
+        model = progress_model.fit(points, curved.stages, curved.curve, total) if curved else None
         if model is None:
             continue
         planned = resolve(run.recipe, run.processes, run.facts).steps

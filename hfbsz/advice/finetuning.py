@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from hfbsz.advice.advice import Advice, Choice, Line, Measurement, Sure, Wish, shown_batches
+from hfbsz.advice.advice import Advice, Choice, Line, Measurement, Sure, Wish
 from hfbsz.advice.evidence import Evidence, PastRun
 from hfbsz.advice.frontier import duration
 from hfbsz.advice.measurement import replaced
@@ -14,7 +14,7 @@ from hfbsz.display import command
 from hfbsz.errors import UserError
 from hfbsz.plan.plan import Facts, Plan
 from hfbsz.plan.resolve import resolve
-from hfbsz.recipe.amounts import counted
+from hfbsz.recipe.amounts import counted, shown_batches
 from hfbsz.recipe.load import LoadedRecipe, load
 from hfbsz.system.command_name import command_name
 

@@ -37,11 +37,10 @@ def known_of(evidence: Evidence, plan: Plan, given: float | None = None) -> Know
     sequences, set by the user."""
     optimizer, total = plan.recipe.optim.name, float(plan.total)
     arms = best_arms(evidence.of_optimizer(optimizer))
-    curved, fitted = _with_curve([run for run, *_ in arms]), None
+    curved = with_curve([run for run, *_ in arms])
     points = [(run.stages, loss) for run, loss, _ in arms]
-    if curved is not None:
-        length = min((run.sequences for run, *_ in arms), key=lambda one: abs(math.log(one / total)))
-        fitted = progress_model.fit(points, curved.stages, curved.curve, length)
+    length = min((run.sequences for run, *_ in arms), key=lambda one: abs(math.log(one / total)), default=total)
+    fitted = None if curved is None else progress_model.fit(points, curved.stages, curved.curve, length)
     both = None if fitted is None else (fitted, len(arms))
     found = estimates(evidence, optimizer, total, plan.tokens_per_row, both, given)
     model, critical = None, found[0].value
@@ -54,7 +53,7 @@ def known_of(evidence: Evidence, plan: Plan, given: float | None = None) -> Know
     return Known(total, model, 0 if fitted is None else len(arms), found)
 
 
-def _with_curve(runs: Sequence[PastRun]) -> PastRun | None:
+def with_curve(runs: Sequence[PastRun]) -> PastRun | None:
     """The run whose curve tells α: of those with enough evaluations, the one with the smallest mean batch."""
     known = [run for run in runs if slope_of(run.stages, run.curve) is not None]
     return min(known, key=lambda run: run.batch, default=None)

@@ -1,4 +1,4 @@
-"""The cheapest measurement that makes the least sure line of an advice more sure."""
+"""What to measure next, where an advice rests on assumptions."""
 
 import math
 from collections.abc import Sequence
@@ -13,20 +13,12 @@ from hfbsz.advice.schedule import sequences
 from hfbsz.display import command
 from hfbsz.measure.frontier import BACKWARD
 from hfbsz.plan.plan import Plan
+from hfbsz.records.folder import SWEEP_FIELDS
 from hfbsz.system.command_name import command_name
 
 _SWEEP_RATES, _SWEEP_ROWS = 6, 64  # of a sweep: rates at each batch, and rows of its evaluations, which are many
 _TARGET = 1 / 3  # share of the run at a small batch, whose loss a sweep ends at
 _SPARE = 3.0  # times the sequences that its largest batch is expected to need
-_SET_BY_SWEEPS = (
-    "schedule.shape",
-    "batch.ramp",
-    "batch.start",
-    "eval.target",
-    "eval.patience",
-    "branch",
-    "checkpoint.save",
-)
 _NOISE_SHARE, _NOISE_STEPS = 0.1, 200  # of the duration, and at least, of a run that measures the noise scale
 
 
@@ -39,16 +31,15 @@ def next_measurement(
     frontier: Frontier,
     plan: Plan,
 ) -> Measurement | None:
-    """The cheapest measurement that makes the least sure line more sure. `changes` make the recipe that of `plan`."""
+    """What to measure next: speed, critical batch, rate, then loss. `changes` make the recipe that of `plan`."""
     named = {line.name: line for line in lines}
     speed = max(size / time for size, time in frontier.device.seconds.items())  # rows/s of a device
     whole = plan.total / speed
-    is_guessed = named["split"].sure == "assumed"
 
     def ask(name: str, *more: str) -> str:
         return f"{command_name(name)} {command(*more)}"
 
-    if is_guessed:
+    if named["split"].sure == "assumed":
         return Measurement("split, time and cost", ask("probe", *wish.words), 60.0)
     if named["critical batch"].sure == "assumed":
         batch = max(2, plan.phases[0].batch)
@@ -57,15 +48,13 @@ def next_measurement(
         more += [f"batch.micro_max={min(batch // 2, plan.micro_batch or batch)}", "measure.noise.method=two_batch"]
         return Measurement("critical batch", ask("pretrain", *replaced(wish.words, more)), length / speed)
     if known.estimates[0].name == "noise scale" and known.progress is not None:
-        sizes, needed = (
-            _sweep_sizes(known.critical),
-            effective([(known.total * _TARGET, 1)], known.critical, known.total),
-        )
+        sizes = _sweep_sizes(known.critical)
+        needed = effective([(known.total * _TARGET, 1)], known.critical, known.total)
         target = known.progress.offset - known.progress.slope * math.log(needed)
         lengths = [sequences([size], needed, known) for size in sizes]
         more = ["batch.size=" + ",".join(f"{size}seq" for size in sizes), f"eval.rows={_SWEEP_ROWS}"]
         more += ["measure.noise.method=off", f"duration={round(max(known.total, _SPARE * lengths[-1]))}seq"]
-        words = ["method=sweep", *replaced(wish.words, more, *_SET_BY_SWEEPS), f"target={target:.2f}"]
+        words = ["method=sweep", *replaced(wish.words, more, *SWEEP_FIELDS), f"target={target:.2f}"]
         evaluations = 100 * _SWEEP_ROWS * (1 - BACKWARD)  # one at each percent of the duration
         rows = math.fsum(_SWEEP_RATES * (length + evaluations) for length in lengths)
         return Measurement("critical batch", ask("critical", *words), rows / speed)

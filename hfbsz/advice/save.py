@@ -3,15 +3,12 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import yaml
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from hfbsz.advice.advice import MEANING, Advice
@@ -23,7 +20,7 @@ from hfbsz.plan.explain import explain
 from hfbsz.recipe.amounts import sized
 from hfbsz.recipe.load import load
 from hfbsz.report.page.page import environment
-from hfbsz.report.page.style import INK, LOOK, PALETTE, PLACE, SIZE, svg, tick
+from hfbsz.report.page.style import INK, PALETTE, page_axes, svg, tick
 from hfbsz.system.files import refuse_others, write_text
 
 _MARKS = (b"# Advised by hfbsz", b'"recipe"', b"<title>Advice on ")  # in the beginning of recipe, numbers and page
@@ -119,7 +116,7 @@ def _pictures(advice: Advice) -> Iterator[tuple[str, Markup, str]]:
 
 def _critical_picture(advice: Advice) -> tuple[str, Markup, str]:
     plan, total = advice.plan, float(advice.plan.total)
-    with _axes("critical") as (figure, axes):
+    with page_axes("critical") as (figure, axes):
         shares = [_RANGE * (1 / _RANGE) ** (number / 40) for number in range(41)]
         tokens = [share * total * plan.tokens_per_row for share in shares]
         for index, one in enumerate(advice.estimates[:4]):
@@ -148,7 +145,7 @@ def _devices_picture(advice: Advice) -> tuple[str, Markup, str]:
     frontier = advice.frontier
     assert frontier is not None
     devices = [each.devices for each in frontier.points]
-    with _axes("devices") as (figure, axes):
+    with page_axes("devices") as (figure, axes):
         unit, size = unit_of(min(each.device_seconds for each in frontier.points))
         times = [each.seconds / size for each in frontier.points]
         cost = [each.device_seconds / size for each in frontier.points]
@@ -167,11 +164,3 @@ def _ticks(axes: Axes) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
         axis.set_major_formatter(FuncFormatter(tick))
         axis.set_minor_locator(NullLocator())
-
-
-@contextmanager
-def _axes(name: str) -> Iterator[tuple[Figure, Axes]]:
-    """A figure in the look of the pages, and its axes."""
-    with matplotlib.rc_context({**LOOK, "svg.hashsalt": name}):
-        figure = Figure(figsize=SIZE)
-        yield figure, figure.add_axes(PLACE)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfbsz.display import one_line, visible
 from hfbsz.errors import MISUSED, UserError, complain
-from hfbsz.recipe.amounts import sized
+from hfbsz.recipe.amounts import shown_batches, sized
 from hfbsz.recipe.words import split_options
+from hfbsz.records.run_data import short_paths
 from hfbsz.run.cli import asks_for_help
 from hfbsz.system.disk import sha256
 from hfbsz.system.files import read_object, refuse_others, write_text
@@ -56,6 +57,8 @@ def _sharpness(options: Mapping[str, str], paths: list[Path]) -> int:
         raise UserError(f"format={options['format']}: neither text nor json")
     if not paths:
         raise UserError("name at least one run: hfbsz sharpness RUN [RUN …]")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("a run is named twice")
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder: name the folder of a run, or of a checkpoint in one")
@@ -68,10 +71,10 @@ def _sharpness(options: Mapping[str, str], paths: list[Path]) -> int:
         refuse_others("out", folder / name, mark)
     console = Console() if options.get("format") != "json" else None
     minima, batches, lines = _measured(paths, numbers, console)
-    names = _names(paths)
+    names = short_paths([path.resolve() for path in paths])
     shown = [
-        Shown(name, batch, {**minimum.to_dict(), "gap": minimum.gap})
-        for name, batch, minimum in zip(names, batches, minima, strict=True)
+        Shown(name, shown_batches(sizes), {**minimum.to_dict(), "gap": minimum.gap})
+        for name, sizes, minimum in zip(names, batches, minima, strict=True)
     ]
     correlations, between = _correlations(minima, batches), dict(zip(names[1:], lines, strict=True))
     data = {
@@ -102,16 +105,10 @@ def _number(options: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Short names of the runs; a checkpoint is named with its run."""
-    return [path.name if (path / "recipe.yaml").is_file() else f"{path.parent.name}/{path.name}" for path in paths]
-
-
 def _measured(
     paths: Sequence[Path], numbers: Mapping[str, int], console: Any
-) -> tuple[list["Minimum"], list[str], list[list[tuple[float, float]]]]:
-    """The measures of each run, its batch, and the loss between the first and each other."""
-    from hfbsz.advice.advice import shown_batches
+) -> tuple[list["Minimum"], list[list[int]], list[list[tuple[float, float]]]]:
+    """The measures of each run, its batches in sequences, and the loss between the first and each other."""
     from hfbsz.measure.landscape import between
     from hfbsz.run.weights import load_weights
 
@@ -126,7 +123,7 @@ def _measured(
 
         loaded = load_weights(path, show)
         minima.append(_minimum(path, loaded, numbers, show))
-        batches.append(shown_batches([phase.batch for phase in loaded.setup.plan.phases if phase.steps]))
+        batches.append([phase.batch for phase in loaded.setup.plan.phases if phase.steps])
         weights = [weight.detach().clone() for weight in loaded.model.parameters() if weight.requires_grad]
         if not index:
             first, start = weights, loaded
@@ -168,14 +165,14 @@ def _objective(loaded: "Weights", numbers: Mapping[str, int], is_training: bool)
 
 
 def _correlations(
-    minima: Sequence["Minimum"], batches: Sequence[str]
+    minima: Sequence["Minimum"], batches: Sequence[Sequence[int]]
 ) -> dict[str, dict[str, "RankCorrelation | None"]]:
     """Rank correlations of each measure with the largest batch and with the gap; empty for fewer than four runs."""
     from hfbsz.measure.minimum import rank_correlation
 
     if len(minima) < 4:
         return {}
-    sizes = [float(batch.split(" → ")[-1].replace(",", "")) for batch in batches]
+    sizes = [float(max(run)) for run in batches]
     gaps = [one.gap for one in minima]
     measures = {
         "largest eigenvalue": [one.eigenvalues[0] for one in minima],

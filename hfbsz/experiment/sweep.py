@@ -26,7 +26,7 @@ from hfbsz.experiment.sweep_results import Point, Sweep, Tried, reached_early
 from hfbsz.measure.critical_batch import MIN_BATCHES
 from hfbsz.recipe.amounts import Amount
 from hfbsz.records.evaluations import validation_curve
-from hfbsz.records.folder import has_diverged, has_finished, read_status
+from hfbsz.records.folder import SWEEP_FIELDS, has_diverged, has_finished, read_status
 from hfbsz.records.run_data import CLOCK, STEPS
 from hfbsz.report.console import Console
 
@@ -35,15 +35,6 @@ TUNED = "optim.lr"
 _CAP = 3  # times the sequences that the recipe's own rate needs
 _WARMUP, _EVERY = 5, 1  # % of the duration: warmup, interval of evaluations
 _AVERAGE = 0.1  # mean age of the averaged weights
-_OWN_FIELDS = (
-    "schedule.shape",
-    "batch.ramp",
-    "batch.start",
-    "eval.target",
-    "eval.patience",
-    "branch",
-    "checkpoint.save",
-)
 _NOT_OPTIONS = ("tune=", "equal=", "out=", "picture=")  # of compare
 _PAGE_SECONDS = 15.0  # minimum time between two calls of `on_change`
 
@@ -53,7 +44,7 @@ def words_of(words: Sequence[str], target: float) -> list[str]:
     the warmup, the interval of evaluations and the average of weights remain. Raises UserError for a field that the
     sweep sets itself, and for a duration in steps."""
     given = dict(word.lstrip("-").partition("=")[::2] for word in words)
-    if fixed := [name for name in _OWN_FIELDS if name in given]:
+    if fixed := [name for name in SWEEP_FIELDS if name in given]:
         raise UserError(f"{fixed[0]}: a sweep sets it itself: leave it out")
     if "batch.size" not in given:
         raise UserError("batch.size is missing: the batches of the sweep, such as batch.size=2seq,4seq,8seq,16seq")

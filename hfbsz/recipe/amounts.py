@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _UNITS = {
@@ -83,3 +84,9 @@ def short(value: float) -> str:
 def sized(value: float) -> str:
     """A number of three digits for people: `79.5`, `3,520`."""
     return f"{float(f'{value:.3g}'):,g}"
+
+
+def shown_batches(batches: Sequence[int]) -> str:
+    """The batches of a run: `64`, or `8 → 64`."""
+    first, last = batches[0], max(batches)
+    return f"{first:,}" if first == last else f"{first:,} → {last:,}"

@@ -39,6 +39,15 @@ class Cause(StrEnum):
 
 
 _INTERRUPTION = ".interruption.tmp"  # a file in which other ranks tell rank 0 of a signal; its name marks a leftover
+SWEEP_FIELDS = (  # that a sweep sets itself
+    "schedule.shape",
+    "batch.ramp",
+    "batch.start",
+    "eval.target",
+    "eval.patience",
+    "branch",
+    "checkpoint.save",
+)
 SWEEP_FILE = "sweep.json"  # beside the tables of a sweep: what was swept
 STATES = ("running", "finished", "preempted", "failed", "diverged")
 _TYPES: dict[str, type[Any] | UnionType] = {

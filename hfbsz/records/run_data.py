@@ -133,10 +133,15 @@ def _in_current_form(record: dict[str, Any], before: list[Mapping[str, Any]]) ->
 
 
 def short_names(runs: Sequence[RunData]) -> list[str]:
-    """A name for each run: the last parts of its folder's path, as few as make the names different."""
+    """A name for each run: that of its folder."""
+    return short_paths([run.folder for run in runs])
+
+
+def short_paths(paths: Sequence[Path]) -> list[str]:
+    """A name for each path: its last parts, as few as make the names different."""
     depth = 1
     while True:
-        names = ["/".join(run.folder.parts[-depth:]) for run in runs]
-        if len(set(names)) == len(names) or depth > max(len(run.folder.parts) for run in runs):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names) or depth > max(len(path.parts) for path in paths):
             return names
         depth += 1

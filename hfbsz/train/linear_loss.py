@@ -74,8 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             size = chunk_of(len(weight), hidden.device)
             for rows in _chunks(labels, size):
                 part, targets = hidden[rows].to(used.dtype), labels[rows]
-                # other sizes are not compiled: each would be a compilation of its own
-                loss_and_gradient = _compiled() if compiled and len(targets) == size else _in_place
+                loss_and_gradient = _compiled(len(targets) != size) if compiled else _in_place
                 loss, gradient = loss_and_gradient(F.linear(part, used), bias, targets, total.dtype)
                 total += loss
                 if ctx.hidden is not None:
@@ -166,8 +165,9 @@ def _elementwise(
 
 
 @cache
-def _compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    compiled: Callable[..., tuple[torch.Tensor, torch.Tensor]] = torch.compile(_elementwise, dynamic=False)
+def _compiled(dynamic: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """For whole chunks, or `dynamic`: one compilation for chunks of any other size."""
+    compiled: Callable[..., tuple[torch.Tensor, torch.Tensor]] = torch.compile(_elementwise, dynamic=dynamic)
     return compiled
 
 

@@ -1,19 +1,16 @@
 """The page of the minima of several runs: landscapes, the rise under noise, and a table of all measures."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from hfbsz.recipe.amounts import sized
 from hfbsz.report.page.page import environment
-from hfbsz.report.page.style import LOOK, PLACE, SIZE, style, svg
+from hfbsz.report.page.style import page_axes, style, svg
 from hfbsz.system.files import write_text
 
 FILES = {"report.html": b"<title>Sharpness of ", "sharpness.json": b'"runs"'}  # name: a part of its beginning
@@ -52,7 +49,7 @@ def save(
 
 def _pictures(runs: Sequence[Shown], lines: Mapping[str, Any]) -> Iterator[tuple[str, Markup, str]]:
     """(heading, figure, caption) of each figure."""
-    with _axes("landscape") as (figure, axes):
+    with page_axes("landscape") as (figure, axes):
         for index, run in enumerate(runs):
             _line(axes, index, run.minimum["landscape"], run.name)
         axes.set(xlabel="position (1: each row moved by its own norm)", ylabel="training loss (nats/target)")
@@ -63,7 +60,7 @@ def _pictures(runs: Sequence[Shown], lines: Mapping[str, Any]) -> Iterator[tuple
             "Filter-normalized (Li et al. 2018), the same direction for every run. A narrow valley is sharp in one "
             "direction among millions.",
         )
-    with _axes("noise") as (figure, axes):
+    with page_axes("noise") as (figure, axes):
         for index, run in enumerate(runs):
             sizes = [100 * float(size) for size in run.minimum["noise"]]
             values = [one["value"] for one in run.minimum["noise"].values()]
@@ -82,7 +79,7 @@ def _pictures(runs: Sequence[Shown], lines: Mapping[str, Any]) -> Iterator[tuple
             "Mean over four draws with its standard error.",
         )
     if lines:
-        with _axes("between") as (figure, axes):
+        with page_axes("between") as (figure, axes):
             for index, (name, points) in enumerate(lines.items(), 1):
                 _line(axes, index, points, name)
             axes.set(xlabel=f"position (0: {runs[0].name}, 1: the other)", ylabel="training loss (nats/target)")
@@ -102,10 +99,3 @@ def _line(axes: Axes, index: int, points: Sequence[tuple[float, float]], label: 
 def _legend(axes: Axes, runs: Sequence[Shown]) -> None:
     if len(runs) > 1:
         axes.legend(frameon=False, fontsize=9)
-
-
-@contextmanager
-def _axes(name: str) -> Iterator[tuple[Figure, Axes]]:
-    with matplotlib.rc_context({**LOOK, "svg.hashsalt": name}):
-        figure = Figure(figsize=SIZE)
-        yield figure, figure.add_axes(PLACE)

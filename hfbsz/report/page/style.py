@@ -2,9 +2,13 @@
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import matplotlib
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfbsz.recipe.amounts import short
@@ -47,6 +51,14 @@ def svg(figure: Figure, label: str) -> Markup:
     text = re.sub(r'<g id="[^"]*">', "<g>", text)  # ids repeat across figures, and nothing refers to them
     text = text.replace(INK, "currentColor").replace(CARD, "var(--card)")
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+
+
+@contextmanager
+def page_axes(name: str) -> Iterator[tuple[Figure, Axes]]:
+    """A figure in the look of the pages, and its axes; `name`: for ids that are the same in every drawing."""
+    with matplotlib.rc_context({**LOOK, "svg.hashsalt": name}):
+        figure = Figure(figsize=SIZE)
+        yield figure, figure.add_axes(PLACE)
 
 
 def style(index: int) -> tuple[str, tuple[float, ...]]:
