@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from hfbsz.measure.critical_sharpness import SharpnessCollector
 from hfbsz.measure.noise import NoiseCollector
 from hfbsz.recipe.load import load
 from hfbsz.train.distributed import make_accelerator
 from hfbsz.train.fsdp import fsdp_from_env, full_tensor, is_sharded
-from hfbsz.train.loop import train
+from hfbsz.train.loop import Collector, train
 from hfbsz.train.setup import setup
 
 
-class Gradients:
+class Gradients(Collector):
     """Keeps the whole gradient of the first window, before clipping."""
 
     first = None
@@ -60,24 +61,29 @@ def first_steps(out, preset, precision, accelerator, words):
     plain, poison = run.task.loss_sum, []
     run.task.loss_sum = lambda *given: plain(*given) * (math.nan if poison else 1)
     collector, noise = Gradients(), NoiseCollector(run.plan, run.model, world_size, optimizers=run.optimizer.parts)
-    collectors = [collector, noise]
+    sharpness = SharpnessCollector(run.plan, run.model, run.task, accelerator, {})
+    collectors = [collector, noise, sharpness]
     steps = train(run.plan, run.model, run.optimizer, run.task, run.windows(), accelerator, collectors=collectors)
-    assert next(steps).skipped == 0
-    noise_state = noise.to_dict()
+    first = next(steps)
+    assert first.skipped == 0
+    noise_state, sharpness_state = noise.to_dict(), sharpness.to_dict()
     before, poison[:] = shares(run.model), [True] if rank == world_size - 1 else []
-    skipped, after = next(steps).skipped, shares(run.model)
+    second, after = next(steps), shares(run.model)
+    assert not any(name.startswith("sharpness/critical") for name in second.collected)  # nothing moved
+    assert sharpness.to_dict()["factors"] == sharpness_state["factors"]
     poison.clear()
     third = next(steps)
     found = {
         "sharded": is_sharded(run.model),
         "units": sum(isinstance(module, FSDPModule) for module in run.model.modules()),
         "share": sum(map(torch.numel, after)) / sum(weight.numel() for weight in run.model.parameters()),
-        "skipped": skipped,
+        "skipped": second.skipped,
         "unchanged": all(map(torch.equal, before, after)),
         "third": [third.skipped, third.loss, third.grad_norm],
         "moved": not any(map(torch.equal, after, shares(run.model))),
         "passes": collector.passes,
         "noise": noise_state,
+        "sharpness": {name: value for name, value in first.collected.items() if name.startswith("sharpness/")},
         "finite": all(bool(torch.isfinite(share).all()) for share in shares(run.model)),
     }
     name = f"{Path(preset).stem}-{precision}"

@@ -1,14 +1,16 @@
 """Measure how sharp the minima are that runs reached: eigenvalues, worst cases, noise and landscapes of the loss.
 
-    hfbsz sharpness RUN [RUN …] [rows=64] [micro_batch=8] [seconds=30] [seed=0] [out=FOLDER] [format=text|json]
+    hfbsz sharpness RUN [RUN …] [rows=64] [micro_batch=8] [seconds=30] [seed=0] [shifted=FILES] [out=FOLDER]
+        [format=text|json]
 
 RUN: the folder of a finished run, or of a checkpoint in one. All are measured on the same evenly spread training rows,
 in evaluation mode and float32: the three largest eigenvalues of the Hessian and its trace, the rise of the loss in the
 worst case of a ball (SAM), of an adaptive ball (ASAM) and of Keskar's box, under random noise, along a random direction
 and between the first run and the others. Results are cached beside the weights.
 
-rows: training rows, and as many of validation. seconds: for the trace of each run, whose error bar they narrow. out:
-the folder of the page (default: sharpness/RUN).
+rows: training rows, and as many of validation and of each evaluation set of the recipe. shifted: paths or a glob of
+further text on which the loss is measured, such as of another kind than the training text. seconds: for the trace of
+each run, whose error bar they narrow. out: the folder of the page (default: sharpness/RUN).
 """
 
 import json
@@ -20,20 +22,22 @@ from typing import TYPE_CHECKING, Any
 
 from hfbsz.display import one_line, visible
 from hfbsz.errors import MISUSED, UserError, complain
+from hfbsz.measure.rank_correlation import RankCorrelation, rank_correlation
 from hfbsz.recipe.amounts import shown_batches, sized
 from hfbsz.recipe.words import split_options
 from hfbsz.records.run_data import short_paths
+from hfbsz.records.sharpness import CONTESTED, MINIMUM_FILE
 from hfbsz.run.cli import asks_for_help
 from hfbsz.system.disk import sha256
 from hfbsz.system.files import read_object, refuse_others, write_text
 
 if TYPE_CHECKING:
-    from hfbsz.measure.minimum import Minimum, RankCorrelation
+    from hfbsz.data.rows import Rows
+    from hfbsz.measure.minimum import Minimum
     from hfbsz.run.weights import Weights
 
-Correlations = dict[str, dict[str, "RankCorrelation | None"]]  # by measure: with the batch, with the gap
-_OPTIONS = ("rows", "micro_batch", "seconds", "seed", "out", "format")
-_CACHE = "sharpness.json"
+Correlations = dict[str, dict[str, RankCorrelation | None]]  # by measure: with the batch, with the gap
+_OPTIONS = ("rows", "micro_batch", "seconds", "seed", "shifted", "out", "format")
 _WIDTHS = (9, 8, 8, 8, 16, 8, 8, 8, 18)  # of the columns, in characters
 
 
@@ -63,14 +67,13 @@ def _sharpness(options: Mapping[str, str], paths: list[Path]) -> int:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder: name the folder of a run, or of a checkpoint in one")
     folder = Path(options.get("out") or f"sharpness/{paths[0].name}")
-    from hfbsz.measure.minimum import CONTESTED  # imports torch: only once the words are checked
     from hfbsz.report.console import Console
     from hfbsz.report.page.sharpness import FILES, Shown, save
 
     for name, mark in FILES.items():
         refuse_others("out", folder / name, mark)
     console = Console() if options.get("format") != "json" else None
-    minima, batches, lines = _measured(paths, numbers, console)
+    minima, batches, lines = _measured(paths, numbers, options.get("shifted"), console)
     names = short_paths([path.resolve() for path in paths])
     shown = [
         Shown(name, shown_batches(sizes), {**minimum.to_dict(), "gap": minimum.gap})
@@ -85,8 +88,7 @@ def _sharpness(options: Mapping[str, str], paths: list[Path]) -> int:
         "rows": numbers["rows"],
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    counted = {name: {**pair, "count": len(minima)} for name, pair in correlations.items()}
-    page = save(shown, between, counted, CONTESTED, folder, json.dumps(data, indent=1))
+    page = save(shown, between, correlations, CONTESTED, folder, json.dumps(data, indent=1))
     if console is None:
         print(json.dumps(data, indent=1))
     else:
@@ -106,7 +108,7 @@ def _number(options: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _measured(
-    paths: Sequence[Path], numbers: Mapping[str, int], console: Any
+    paths: Sequence[Path], numbers: Mapping[str, int], shifted: str | None, console: Any
 ) -> tuple[list["Minimum"], list[list[int]], list[list[tuple[float, float]]]]:
     """The measures of each run, its batches in sequences, and the loss between the first and each other."""
     from hfbsz.measure.landscape import between
@@ -121,7 +123,7 @@ def _measured(
             if console is not None:
                 console.work(f"{name}{what}", done, total)
 
-        loaded = load_weights(path, show)
+        loaded = load_weights(path, show, shifted)
         minima.append(_minimum(path, loaded, numbers, show))
         batches.append([phase.batch for phase in loaded.setup.plan.phases if phase.steps])
         weights = [weight.detach().clone() for weight in loaded.model.parameters() if weight.requires_grad]
@@ -131,7 +133,9 @@ def _measured(
             raise UserError(f"{path}: another model than {paths[0]}: compare runs of one model")
         else:
             points = between(
-                _objective(start, numbers, True), weights, show=lambda done, total: show("line", done, total)
+                _objective(start, numbers, start.setup.data.train),
+                weights,
+                show=lambda done, total: show("line", done, total),
             )
             lines.append(points)
     return minima, batches, lines
@@ -139,37 +143,38 @@ def _measured(
 
 def _minimum(path: Path, loaded: "Weights", numbers: Mapping[str, int], show: Any) -> "Minimum":
     """The measures of a run: those in the cache beside its weights, if they are of these weights and options."""
+    from hfbsz.measure.hessian import NotFinite
     from hfbsz.measure.minimum import Minimum, measure
     from hfbsz.run.weights import WEIGHTS
 
-    key = {**numbers, "weights": sha256(path / WEIGHTS), "data": loaded.setup.plan.facts.data_hash}
-    cached = read_object(path / _CACHE) or {}
+    data = loaded.setup.data
+    sets = {name: [rows.path.parent.name, rows.path.name] for name, rows in data.sets.items()}
+    key = {**numbers, "weights": sha256(path / WEIGHTS), "data": data.facts.data_hash, "sets": sets}
+    cached = read_object(path / MINIMUM_FILE) or {}
     if cached.get("key") == key:
         try:
             return Minimum.from_dict(cached["minimum"])
         except (KeyError, TypeError, ValueError):
             pass  # of another version: measured again
-    training, validation = (_objective(loaded, numbers, is_training) for is_training in (True, False))
-    result = measure(training, validation, numbers["seconds"], numbers["seed"], show)
-    write_text(path / _CACHE, json.dumps({"key": key, "minimum": result.to_dict()}, indent=1))
+    training, validation = (_objective(loaded, numbers, rows) for rows in (data.train, data.validation))
+    further = {name: _objective(loaded, numbers, rows) for name, rows in data.sets.items()}
+    try:
+        result = measure(training, validation, further, numbers["seconds"], numbers["seed"], show)
+    except NotFinite as problem:
+        raise UserError(f"{path}: {problem}") from None
+    write_text(path / MINIMUM_FILE, json.dumps({"key": key, "minimum": result.to_dict()}, indent=1))
     return result
 
 
-def _objective(loaded: "Weights", numbers: Mapping[str, int], is_training: bool) -> Any:
+def _objective(loaded: "Weights", numbers: Mapping[str, int], rows: "Rows") -> Any:
     from hfbsz.measure.hessian import Objective
 
-    data = loaded.setup.data
-    rows = data.train if is_training else data.validation
     batches = list(loaded.batches(rows, numbers["rows"], numbers["micro_batch"]))
     return Objective(loaded.model, loaded.setup.task.loss_sum, batches)
 
 
-def _correlations(
-    minima: Sequence["Minimum"], batches: Sequence[Sequence[int]]
-) -> dict[str, dict[str, "RankCorrelation | None"]]:
+def _correlations(minima: Sequence["Minimum"], batches: Sequence[Sequence[int]]) -> Correlations:
     """Rank correlations of each measure with the largest batch and with the gap; empty for fewer than four runs."""
-    from hfbsz.measure.minimum import rank_correlation
-
     if len(minima) < 4:
         return {}
     sizes = [float(max(run)) for run in batches]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hfbsz.data import IGNORED
 from hfbsz.data.order import LengthOrder, Order
 from hfbsz.data.rows import Rows
 from hfbsz.plan.plan import Plan, PlannedStep
@@ -24,6 +25,12 @@ class Batch:
     def positions(self) -> int:
         """Number of positions that the model computes, padding included: rows × the longest row."""
         return self.inputs["input_ids"].numel()
+
+    def first(self, rows: int) -> "Batch":
+        """Its first rows. Their `tokens` count at most the positions: padding among them is not known."""
+        inputs, labels = {name: one[:rows] for name, one in self.inputs.items()}, self.labels[:rows]
+        tokens = min(self.tokens, inputs["input_ids"].numel())
+        return Batch(inputs, labels, int((labels != IGNORED).sum()), tokens)
 
 
 Collate = Callable[[Sequence[Any]], Batch]  # takes rows; None stands for a row without targets

@@ -18,6 +18,7 @@ from hfbsz.experiment.statistics.trials import Arm, Comparison, Trial, compare
 from hfbsz.records.evaluations import LOSS, best_evaluation, final_result, not_better, validation_curve
 from hfbsz.records.overfitting import overfitting_of
 from hfbsz.records.run_data import CLOCK, SECONDS, STEPS, RunData, is_number, read_run
+from hfbsz.records.sharpness import final_sharpness
 
 _BATCH_FIELDS = ("batch.size=", "batch.start=", "batch.ramp=", "batch.micro_max=")
 _ARM_FIELDS = (*_BATCH_FIELDS, "scaling.rule=", "optim.lr=", "recipe=", "seed=")  # choices covered by fields of Arm
@@ -90,6 +91,7 @@ def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
     if final is None:
         return None
     speeds = run.values("perf/tokens_per_second")[1:]
+    sharpness = final_sharpness(run, outcome.folder)
     shifted = [value for name, value in final.values.items() if name.endswith("/loss")]
     return Trial(
         arm,
@@ -104,6 +106,9 @@ def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
         tokens_per_second=statistics.median(speeds) if speeds else None,
         peak_memory_bytes=run.largest("perf/peak_memory_bytes"),
         optimizer_steps=run.largest(STEPS),
+        eigenvalue=sharpness.eigenvalue,
+        adaptive_sam=sharpness.adaptive_sam,
+        critical_sharpness=sharpness.critical,
         setting=_setting(run, arm),
     )
 
@@ -141,15 +146,20 @@ def position_of(run: RunData, target: float, axis: str) -> float:
     return math.inf
 
 
-def _setting(run: RunData, arm: Arm) -> str:
-    """What runs must share to be compared, as JSON: task, model (unless the arm has a variant), data, optimizer and
-    hardware."""
+def _setting(run: RunData, arm: Arm) -> tuple[tuple[str, str], ...]:
+    """What runs must share to be compared: task, model (unless the arm has a variant), data, optimizer and hardware."""
     recipe, facts, machine = run.plan.get("recipe", {}), run.plan.get("facts", {}), run.machine
     model_fields = {name: value for name, value in recipe.get("model", {}).items() if value is not None}
     model = {} if arm.variant else model_fields
     device = f"{machine.get('processes')} × {machine.get('device')}"
-    parts = (recipe.get("task"), model, facts.get("data_hash"), recipe.get("optim", {}).get("name"), device)
-    return json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    parts = {
+        "task": recipe.get("task"),
+        "the model": json.dumps(model, sort_keys=True),
+        "the data": facts.get("data_hash"),
+        "optim.name": recipe.get("optim", {}).get("name"),
+        "hardware": device,
+    }
+    return tuple((name, str(value)) for name, value in parts.items())
 
 
 def gather(experiment: Experiment, planned: Sequence[tuple[ArmResult, Sequence[str], bool]]) -> Experiment:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,20 +27,33 @@ _SPACE = 12  # Lanczos vectors, at least
 _PROBES = 8  # of the trace, at least, for an error bar
 
 
+class NotFinite(ArithmeticError):
+    """A loss, or a derivative of it, is not finite."""
+
+
 class Objective:
     """The mean loss of fixed rows, in nats/target, as a function of the trained weights of a model.
 
     The model is in evaluation mode and its weights are as they were whenever a method returns.
     """
 
-    def __init__(self, model: nn.Module, loss_sum: LossSum, batches: Sequence[Batch]) -> None:
-        """`loss_sum`: with second derivatives (no fused loss); `batches`: on the device of the model. Raises ValueError
-        for batches without targets."""
+    def __init__(self, model: nn.Module, loss_sum: LossSum, batches: Sequence[Batch], world_size: int = 1) -> None:
+        """`loss_sum`: with second derivatives (no fused loss); `batches`: on the device of the model, those of this
+        rank where several (`world_size`) with equal weights share the rows and call every method together. Raises
+        ValueError for batches without targets."""
         self.model, self._loss_sum, self._batches = model.eval(), loss_sum, batches
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        self.targets = sum(batch.targets for batch in batches)
+        self._shared = world_size > 1
+        counted = torch.tensor(sum(batch.targets for batch in batches), device=self.weights[0].device)
+        self.targets = int(self._added_up([counted])[0])
         if not self.targets:
             raise ValueError("rows without targets have no loss")
+
+    def _added_up(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors, each the sum over all ranks."""
+        for tensor in tensors if self._shared else ():
+            dist.all_reduce(tensor)
+        return tensors
 
     @property
     def size(self) -> int:
@@ -49,7 +63,8 @@ class Objective:
     @torch.no_grad()
     def loss(self) -> float:
         """The loss at the current weights."""
-        return math.fsum(float(self._loss_sum(self.model, batch)) for batch in self._batches) / self.targets
+        sums = [self._loss_sum(self.model, batch).double() for batch in self._batches]
+        return float(self._added_up([torch.stack(sums).sum()])[0]) / self.targets
 
     def gradient(self) -> list[torch.Tensor]:
         """The gradient of the loss, in the shapes of `weights`."""
@@ -58,7 +73,7 @@ class Objective:
             loss = self._loss_sum(self.model, batch) / self.targets
             for one, part in zip(total, _gradient(loss, self.weights), strict=True):
                 one += part
-        return total
+        return self._added_up(total)
 
     def product(self, vector: Tensors) -> list[torch.Tensor]:
         """The Hessian of the loss times a vector, both in the shapes of `weights`."""
@@ -72,7 +87,7 @@ class Objective:
                 ).sum()
                 for one, part in zip(total, _gradient(slope, self.weights), strict=True):
                     one += part
-        return total
+        return self._added_up(total)
 
     @contextmanager
     def moved(self, vector: Tensors, scale: float = 1.0) -> Iterator[None]:
@@ -115,14 +130,17 @@ def largest_eigenvalues(
     objective: Objective, count: int = 1, seed: int = 0, show: Callable[[int], None] = lambda products: None
 ) -> list[float]:
     """The `count` largest eigenvalues of the Hessian, the largest first, by the Lanczos method (ARPACK), to a relative
-    tolerance of 1e-3. `show(products)` reports progress."""
+    tolerance of 1e-3. `show(products)` reports progress. Raises NotFinite for a loss that is not finite."""
     products = 0
 
     def product(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         nonlocal products
         products += 1
         show(products)
-        return objective.flat(objective.product(objective.shaped(array.ravel().astype(np.float32))))
+        result = objective.flat(objective.product(objective.shaped(array.ravel().astype(np.float32))))
+        if not np.isfinite(result).all():
+            raise NotFinite("the loss has no finite curvature at these weights")
+        return result
 
     size = objective.size
     start = np.random.default_rng(seed).standard_normal(size).astype(np.float32)

@@ -16,11 +16,12 @@ from hfbsz.records.metrics import LAYERS, NOISE_LEAST, NOISE_SHARE
 from hfbsz.records.noise import NoiseSummary, noise_of
 from hfbsz.records.record import Clock
 from hfbsz.train.fsdp import is_sharded
+from hfbsz.train.loop import Collector
 
 _WITH_DUAL_NORM = ("adamw", "schedule_free", "muon")  # optimizers whose steps have a fixed length in a norm, about
 
 
-class NoiseCollector:
+class NoiseCollector(Collector):
     """The noise scale of a run, measured at logged steps at the interval `measure.noise.every`; equal on all ranks.
 
     The methods of `measure.noise.method`:

@@ -17,7 +17,6 @@ ADAPTIVE_RADII = (0.1, 0.2, 0.5, 1.0)  # of ASAM; Kwon et al. take 0.5 to 2
 NOISES = (0.01, 0.03, 0.1, 0.3)  # relative sizes of random noise
 _ADDED = 0.01  # to |w| in ASAM
 _BOX, _BOX_STEPS = 1e-3, 10  # Keskar's ε, and the steps of the ascent
-_PASSES = 6  # of the line search for the critical rate
 
 
 def sam(objective: Objective, radius: float) -> float:
@@ -76,38 +75,6 @@ def random_direction(weight: torch.Tensor, generator: torch.Generator) -> torch.
     dims = tuple(range(1, weight.ndim)) if weight.ndim > 1 else tuple(range(weight.ndim))
     own, its = (torch.linalg.vector_norm(one.detach(), dim=dims, keepdim=True) for one in (weight, noise))
     return noise * (own / its.clamp(min=torch.finfo(noise.dtype).tiny))
-
-
-def critical_rate(objective: Objective, update: Tensors, rate: float) -> float | None:
-    """The learning rate at which a step along an update raises the loss: the least η > 0 with loss(w + η ÷ `rate` ·
-    update) ≥ loss(w), found by doubling from `rate` and bisection on a logarithmic scale in six forward passes; None if
-    no rate of 2⁻⁶ to 2⁶ times `rate` does. `update`: of a step at `rate`.
-
-    2 ÷ η is the critical sharpness: of a quadratic along gradient descent, its curvature in that direction
-    (arXiv 2601.16979).
-    """
-    base = objective.loss()
-
-    def rises(factor: float) -> bool:
-        loss = objective.loss_at(update, factor)
-        return not loss < base  # a loss that is not finite counts as risen
-
-    factor, passes = 1.0, 1
-    above = rises(factor)
-    step = 0.5 if above else 2.0
-    while passes < _PASSES:  # to a factor of two
-        factor *= step
-        passes += 1
-        if rises(factor) != above:
-            break
-    else:
-        return None
-    low, high = (factor, 2 * factor) if above else (factor / 2, factor)
-    while passes < _PASSES:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if rises(middle) else (middle, high)
-        passes += 1
-    return rate * math.sqrt(low * high)
 
 
 def _rise(objective: Objective, direction: Tensors, scale: float) -> float:

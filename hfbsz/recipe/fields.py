@@ -25,11 +25,13 @@ from hfbsz.recipe.training_sections import (
     Optim,
     Scaling,
     Schedule,
+    Sharpness,
 )
 
 __all__ = [
     "FINAL_SHARE", "MUCH_MORE", "PRESETS", "SMALL_CORPUS", "Batch", "Checkpoint", "Data", "Eval", "EvalSet", "Log",
     "Lora", "Measure", "Model", "Noise", "Optim", "Origin", "Recipe", "Scaling", "Schedule",
+    "Sharpness",
     "differences", "fields", "is_script", "leaves",
 ]  # fmt: skip
 PRESETS = ("model", "data")  # sections that may name a preset, a YAML file in recipes/model or recipes/data
@@ -119,6 +121,19 @@ class Recipe(Section):
         for section, origin in sections.items():
             if names := [name for name in unsupported if getattr(origin, name, None)]:
                 raise ValueError(f"{section}.{names[0]} does not belong to task={self.task}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sharpness(self) -> "Recipe":
+        sharpness = self.measure.sharpness
+        if sharpness.method == "hessian" and self.model.compile:
+            raise ValueError(
+                "measure.sharpness.method=hessian needs second derivatives, which a compiled model does not have: set "
+                "model.compile=false, or method=critical"
+            )
+        if unknown := [name for name in sharpness.sets if name not in self.eval.sets]:
+            known = ", ".join(self.eval.sets) or "there are none"
+            raise ValueError(f"measure.sharpness.sets: no evaluation set {unknown[0]!r} in eval.sets ({known})")
         return self
 
     def to_dict(self) -> dict[str, Any]:

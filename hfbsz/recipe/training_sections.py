@@ -210,10 +210,36 @@ class Noise(Section):
     )
 
 
+class Sharpness(Section):
+    """The sharpness of the loss along the optimizer's updates: how far the learning rate is from one that fails."""
+
+    every: AmountField = Field(
+        Amount(10, "%"), description="interval between measurements, each at a logged step (log.every)"
+    )
+    method: Annotated[Literal["critical", "hessian", "off"], BeforeValidator(off_from_false)] = Field(
+        "critical",
+        description="critical: the learning rate at which the step would raise the loss of its rows, by seven forward "
+        "passes; hessian: also the largest eigenvalue of the Hessian and adaptive SAM, at the cost of some fifty steps "
+        "on these rows",
+    )
+    rows: int | None = Field(
+        None,
+        ge=1,
+        description="rows of the step on each device that are measured, at most a micro-batch; null: as many as keep "
+        "critical within 2 % of the training, 8 at least",
+    )
+    sets: list[str] = Field(
+        [],
+        description="evaluation sets (eval.sets) whose loss is measured along the updates too: the relative sharpness, "
+        "such as of the text of pretraining during fine-tuning",
+    )
+
+
 class Measure(Section):
     """What is measured during training; it does not change the result."""
 
     noise: Noise = Noise()
+    sharpness: Sharpness = Sharpness()
 
 
 class Log(Section):

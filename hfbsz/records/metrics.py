@@ -7,12 +7,13 @@ Names follow the Trainer of transformers where it has one.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-QUALITY, AT_END, BATCH, THROUGHPUT, NOISE, OVERFITTING = (
+QUALITY, AT_END, BATCH, THROUGHPUT, NOISE, SHARPNESS, OVERFITTING = (
     "Quality over tokens",
     "Quality at the end",
     "Batch and learning rate",
     "Throughput",
     "Noise",
+    "Sharpness",
     "Overfitting",
 )  # sections of a dashboard
 
@@ -235,6 +236,46 @@ METRICS: dict[str, Metric] = {
         "error of the noise scale of the norms", "sequences", "standard error of noise/norm_scale", ",.0f"
     ),
     "noise/norm_ratio": Metric("ratio of the noise scales", "", "noise/scale ÷ noise/norm_scale", ".3g", "", NOISE),
+    "sharpness/critical": Metric(
+        "critical sharpness",
+        "1/learning rate",
+        "2 ÷ the critical learning rate: the curvature that the optimizer's update meets (Kalra et al. 2026)",
+        ".4g",
+        "",
+        SHARPNESS,
+    ),
+    "sharpness/critical_rate": Metric(
+        "critical learning rate",
+        "",
+        "the least learning rate at which the step raises the loss of rows of the step, in evaluation mode",
+        ".3g",
+        "",
+        SHARPNESS,
+    ),
+    "sharpness/rate_ratio": Metric(
+        "rate ÷ critical rate",
+        "",
+        "learning rate ÷ critical learning rate: above 1, the step raised the loss of its own rows",
+        ".3f",
+        "1: the edge of stability",
+        SHARPNESS,
+    ),
+    "sharpness/eigenvalue": Metric(
+        "largest eigenvalue",
+        "",
+        "largest eigenvalue of the Hessian of the loss of the same rows, at the weights before the step",
+        ".4g",
+        "",
+        SHARPNESS,
+    ),
+    "sharpness/adaptive_sam": Metric(
+        "adaptive SAM",
+        "nats/target",
+        "rise of that loss in the worst case of an adaptive ball of radius 0.5 (Kwon et al. 2021)",
+        ".3g",
+        "",
+        SHARPNESS,
+    ),
     **_of_evaluations(),
     "model/step": Metric("step of the weights", "steps", "optimizer step of the weights in the saved model", ",.0f"),
     "overfit/train_loss": Metric(
@@ -315,7 +356,8 @@ _HEAD = """# Metrics
 What a run writes to `records.jsonl` and sends to Weights & Biases. Every record holds the four axes
 `train/num_input_tokens_seen`, `train/sequences`, `train/global_step` and `train/seconds`. A further evaluation set has
 its own name in its metrics: `eval/<set>/loss`, `full/<set>/loss`. `noise/layer/<layer>` is the noise scale of a single
-normalization layer, in sequences.
+normalization layer, in sequences; `sharpness/<set>/critical` the critical sharpness of the loss of an evaluation set
+(`measure.sharpness.sets`) along the same updates.
 """
 
 

@@ -247,6 +247,7 @@ def branched(state: Mapping[str, Any]) -> dict[str, Any]:
         "progress": {**state["progress"], "decisions": [], "micro_limit": None},
         "final": None,
         "noise": None,
+        "sharpness": None,
         "ramp": None,
     }
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hfbsz.measure.critical_sharpness import SharpnessCollector
 from hfbsz.measure.noise import NoiseCollector
 from hfbsz.measure.noise_ramp import NoiseRamp
 from hfbsz.measure.utilization import flops_per_token, peak_flops
@@ -25,13 +26,20 @@ class Measurements:
         if plan.recipe.measure.noise.method != "off":
             ranks, parts = setup.accelerator.num_processes, setup.optimizer.parts
             self._noise = NoiseCollector(plan, setup.model, ranks, state.get("noise"), parts)
+        self._sharpness = None
+        if plan.recipe.measure.sharpness.method != "off":
+            sets = setup.data.evaluation_sets()
+            chosen = {name: sets[name] for name in plan.recipe.measure.sharpness.sets}
+            self._sharpness = SharpnessCollector(
+                plan, setup.model, setup.task, setup.accelerator, chosen, state.get("sharpness")
+            )
         self._peak_speed = _peak_speed(setup)
         self._ramp = NoiseRamp(plan, state.get("ramp")) if plan.recipe.follows_noise else None
 
     @property
     def collectors(self) -> list[Collector]:
         """What the training loop calls in measured steps."""
-        return [] if self._noise is None else [self._noise]
+        return [one for one in (self._noise, self._sharpness) if one is not None]
 
     @property
     def noise(self) -> NoiseSummary | None:
@@ -52,7 +60,7 @@ class Measurements:
 
     def to_dict(self) -> dict[str, Any]:
         """The state as plain data, for a checkpoint."""
-        parts = {"noise": self._noise, "ramp": self._ramp}
+        parts = {"noise": self._noise, "sharpness": self._sharpness, "ramp": self._ramp}
         return {name: part.to_dict() for name, part in parts.items() if part is not None}
 
 

@@ -14,7 +14,7 @@ from hfbsz.data.batches import Batch
 from hfbsz.data.prepare.corpus import Progress as Show
 from hfbsz.data.rows import Rows
 from hfbsz.errors import UserError
-from hfbsz.recipe.fields import Recipe
+from hfbsz.recipe.fields import EvalSet, Recipe
 from hfbsz.recipe.load import from_mapping
 from hfbsz.system.yaml import read_yaml
 from hfbsz.train.device import to_device
@@ -45,9 +45,10 @@ class Weights:
             yield to_device(batch, self.setup.accelerator.device)
 
 
-def load_weights(path: Path, show: Show = lambda *_: None) -> Weights:
+def load_weights(path: Path, show: Show = lambda *_: None, shifted: str | None = None) -> Weights:
     """The model and data of the folder of a run, or of a checkpoint in one; the loss is that of the logits, which has
-    second derivatives. Raises UserError for other folders, and for LoRA."""
+    second derivatives. `shifted`: paths or a glob of files, a further evaluation set of that name. Raises UserError for
+    other folders, and for LoRA."""
     run = path if (path / "recipe.yaml").is_file() else path.parent
     if not (path / WEIGHTS).is_file() or not (run / "recipe.yaml").is_file():
         raise UserError(f"{path}: not the folder of a finished run, or of a checkpoint in one (no {WEIGHTS})")
@@ -58,7 +59,11 @@ def load_weights(path: Path, show: Show = lambda *_: None) -> Weights:
         update={"fused_loss": False, "compile": False, "activation_checkpointing": False, "attention": "sdpa"}
     )
     batch = recipe.batch.model_copy(update={"micro_max": 1}) if recipe.batch.micro_max == "auto" else recipe.batch
-    built = setup(recipe.model_copy(update={"model": plain, "batch": batch, "precision": "fp32"}), show=show)
+    changed: dict[str, Any] = {"model": plain, "batch": batch, "precision": "fp32"}
+    if shifted is not None:
+        sets = {**recipe.eval.sets, "shifted": EvalSet(files=shifted)}
+        changed["eval"] = recipe.eval.model_copy(update={"sets": sets})
+    built = setup(recipe.model_copy(update=changed), show=show)
     weights = Weights(path, recipe, built)
     _fill(weights.model, path / WEIGHTS)
     return weights

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,22 +28,21 @@ from hfbsz.train.step_timer import StepTimer
 from hfbsz.train.tasks import Task
 
 
-class Collector(Protocol):
-    """Measures gradients inside the window of a logged step at which it is due, on every rank.
+class Collector:
+    """Measures gradients and the update of a logged step at which it is due, on every rank; a base class.
 
-    It may read gradients and communicate (every rank makes the same calls in the same order), but it must not change
-    gradients, weights or the state of random number generators: collectors do not change the results of a run, bit for
-    bit.
+    It may read gradients and weights and communicate (every rank makes the same calls in the same order), but whenever
+    a method returns, gradients, weights and the state of random number generators are as they were: collectors do not
+    change the results of a run, bit for bit.
     """
 
     def due(self, at: Clock) -> bool:
         """Whether it measures the logged step that ends `at`, if the run has got there; the same on every rank."""
-        ...
+        raise NotImplementedError
 
     def before_window(self, model: Any, planned: PlannedStep, at: Clock) -> None:
         """Called before the first forward pass of the window; the step ends `at` (its tokens and seconds are not
         counted yet). `model` is prepared by the accelerator (DDP) or sharded (FSDP2); every `.grad` is None."""
-        ...
 
     def after_micro(self, index: int, batch: Batch) -> None:
         """Called after the backward pass of micro-batch `index` (from 0) of this rank; `batch` is on the host.
@@ -52,16 +51,19 @@ class Collector(Protocol):
         window. Before the last micro-batch it is local to this rank (under FSDP2, of full weights, not of shards);
         after the last, it is the mean over ranks: the gradient of the mean loss over all targets, in nats per target.
         """
-        ...
 
     def after_window(self) -> Mapping[str, float]:
         """Called when the gradient of the window is complete, before clipping and the optimizer's step. Returns values
         for `Step.collected` by metric name (`records/metrics`); those of rank 0 are recorded."""
-        ...
+        return {}
+
+    def after_update(self) -> Mapping[str, float]:
+        """Called after the optimizer's step, in which the weights change unless the gradient was not finite. Returns
+        values as `after_window` does."""
+        return {}
 
     def cancel(self) -> None:
         """Called instead of `after_window` where the step ran out of memory: it is repeated without a measurement."""
-        ...
 
 
 class Agreement:
@@ -195,6 +197,10 @@ class _State:
         collected = {name: value for collector in collectors for name, value in collector.after_window().items()}
         self.timer.start("optimizer")
         self._apply(planned)
+        if collectors:
+            self.timer.start("measurement")
+        for collector in collectors:
+            collected |= collector.after_update()
         self.timer.start(None)
         return planned, batches, collected
 

@@ -150,6 +150,11 @@ def sharding_of(recipe: Recipe) -> Sharding | None:
             f"optim.name: {recipe.optim.name} has not been tested with sharded weights (FSDP2): "
             "use adamw or muon, or launch with DDP (accelerate_configs/ddp.yaml)"
         )
+    if sharding is not None and recipe.measure.sharpness.method == "hessian":
+        raise UserError(
+            "measure.sharpness.method: hessian does not support sharded weights (FSDP2): use critical, or measure a "
+            "checkpoint with hfbsz sharpness"
+        )
     if sharding is not None and recipe.model.lora is not None:
         raise UserError(
             "model.lora: it has not been tested with sharded weights (FSDP2): launch with DDP "

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hfbsz.commands.sharpness import main
-from hfbsz.measure.minimum import rank_correlation
+from hfbsz.measure.rank_correlation import rank_correlation
 from hfbsz.system.disk import sha256
 
 QUICK = ["rows=8", "micro_batch=4", "seconds=0"]
@@ -74,6 +74,16 @@ def test_it_is_the_same_twice_and_kept_beside_the_weights(runs, capsys):
     )
 
 
+def test_the_loss_on_shifted_text(runs, tmp_path, capsys):
+    (tmp_path / "other.txt").write_text("Call me Ishmael. Some years ago, never mind how long precisely. " * 40)
+    (run,) = measured(capsys, runs[0], "shifted=other.txt")["runs"].values()
+    assert list(run["shifted"]) == ["shifted"] and run["shifted"]["shifted"] > 0
+    assert "Loss on shifted" in (tmp_path / f"sharpness/{runs[0].name}/report.html").read_text()
+    (tmp_path / "other.txt").write_text("It was the best of times, it was the worst of times. " * 40)
+    (changed,) = measured(capsys, runs[0], "shifted=other.txt")["runs"].values()
+    assert changed["shifted"] != run["shifted"] and changed["loss"] == run["loss"]
+
+
 def test_text_for_people(runs, capsys):
     assert main([str(runs[1]), *QUICK]) == 0
     out = capsys.readouterr().out
@@ -103,6 +113,18 @@ def test_rank_correlations_have_an_interval():
 def test_wrong_words_are_told(words, told, capsys):
     assert main([*QUICK, *words]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_told(runs, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "recipe.yaml").write_bytes((runs[0] / "recipe.yaml").read_bytes())
+    weights = load_file(runs[0] / "model.safetensors")
+    next(iter(weights.values())).fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors")
+    assert main([str(broken), *QUICK]) == 2 and "no finite curvature" in capsys.readouterr().err
 
 
 def test_other_files_and_other_models_are_told(runs, hfbsz, ragged, tmp_path, capsys):

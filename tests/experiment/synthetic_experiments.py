@@ -66,6 +66,9 @@ def make_outcome(arm: Arm, seed: int, share: float = 1.0, **changes) -> Outcome:
         steps_to_target=1e4 / arm.batch + seed,
         peak_memory_bytes=1.2e9 + 2e7 * arm.micro_batch,
         optimizer_steps=run.records[-1]["train/global_step"],
+        eigenvalue=10 + 0.4 * arm.batch + seed,
+        adaptive_sam=0.2 + 0.002 * arm.batch + 0.01 * seed,
+        critical_sharpness=300 + arm.batch + 10 * seed,
     )
     fields = {
         "best_step": best["train/global_step"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hfbsz.experiment.gather import gather, outcome_of, target_of, trial_of
+from hfbsz.experiment.gather import arm_of, gather, outcome_of, target_of, trial_of
 from hfbsz.experiment.page.terminal import lines_of
 from hfbsz.experiment.results import ArmResult, Experiment, TriedValue, rows
 from hfbsz.experiment.statistics.evidence import Verdict
@@ -76,6 +76,26 @@ def test_a_trial_has_the_loss_of_the_saved_model(tmp_path):
     outcome = result.outcomes[0]
     assert (outcome.best_step, outcome.best_epoch, outcome.seconds_to_best) == (20, 2.0, 10.0)
     assert outcome.padding == pytest.approx(0.1)
+
+
+def test_the_sharpness_is_that_of_the_saved_weights_where_it_is_known(tmp_path):
+    folder = write(tmp_path / "run")
+    outcome = outcome_of(folder, 0)
+    arm = arm_of(outcome.run.plan)
+    assert trial_of(outcome, arm, None).eigenvalue is None
+    with (folder / "records.jsonl").open("a") as records:
+        for value in (5.0, 7.0):
+            record = {"event": "step", "train/global_step": 30, "sharpness/eigenvalue": value}
+            records.write("\n" + json.dumps({**record, "sharpness/adaptive_sam": 0.2, "sharpness/critical": 90.0}))
+    during = trial_of(outcome_of(folder, 0), arm, None)
+    assert (during.eigenvalue, during.adaptive_sam, during.critical_sharpness) == (7.0, 0.2, 90.0)
+    (folder / "sharpness.json").write_text(
+        json.dumps({"key": {}, "minimum": {"eigenvalues": [12.0, 3.0], "adaptive_sam": {"0.5": 0.4}}})
+    )
+    after = trial_of(outcome_of(folder, 0), arm, None)
+    assert (after.eigenvalue, after.adaptive_sam, after.critical_sharpness) == (12.0, 0.4, 90.0)
+    (folder / "sharpness.json").write_text('{"minimum": {"eigenvalues": []}}')
+    assert trial_of(outcome_of(folder, 0), arm, None).eigenvalue == 7.0
 
 
 def test_steps_to_the_target_are_interpolated_between_evaluations(tmp_path):

@@ -156,6 +156,13 @@ def test_table_of_measurements(full: str) -> None:
     assert all(cell.endswith("–") for cell in rows_of(full, "Arms")[7][5:])  # its runs failed
 
 
+def test_sharpness_is_correlated_with_the_batch_and_the_gap(full: str) -> None:
+    heads = [row[0].removeprefix('scope="row">') for row in rows_of(full, "Sharpness")]
+    assert heads == ["Largest eigenvalue of the Hessian", "Adaptive SAM", "Critical sharpness"]
+    assert "n = 33" in text_of(section_of(full, "Sharpness")) and "contested" in section_of(full, "Sharpness")
+    assert "Sharpness</h2>" not in render(with_losses([4.1, 4.2, 4.3], [4.2, 4.3, 4.5]))
+
+
 def test_a_measure_that_no_arm_has_has_neither_column_nor_figure() -> None:
     page = render(with_losses([4.1, 4.2, 4.3], [4.2, 4.3, 4.5]))
     heads = text_of(section_of(page, "Arms").split("</thead>")[0])
@@ -202,7 +209,7 @@ def test_runs_of_several_settings_are_not_ranked() -> None:
     first, second = experiment.arms
     trial = second.outcomes[0].trial
     assert trial is not None
-    outcomes = (replace(second.outcomes[0], trial=replace(trial, setting="other data")), *second.outcomes[1:])
+    outcomes = (replace(second.outcomes[0], trial=replace(trial, setting=(("data", "other"),))), *second.outcomes[1:])
     mixed = replace(experiment, arms=(first, replace(second, outcomes=outcomes)))
     assert "differ in more than" in conclusions_of(mixed)
     assert "differ in more than" in text_of(render(mixed))
@@ -243,10 +250,10 @@ def test_every_belief_has_its_verdict_its_measurements_and_what_it_needs() -> No
 
 def test_every_axis_has_a_unit_and_every_picture_a_caption(full: str) -> None:
     figures = full.split("<figure ")[1:]
-    assert len(figures) == 9
+    assert len(figures) == 12
     for figure in figures:
         drawn = figure.split("</svg>")[0]
-        assert re.search(r"\((nats/target|share of rows|s|tokens/s)\)", drawn)
+        assert re.search(r"\((nats/target|share of rows|s|tokens/s|no unit|1/learning rate)\)", drawn)
         assert re.search(r"sequences per optimizer step|tokens seen|optimizer steps|no unit|nats/target", drawn)
         assert len(text_of(figure.split("<figcaption>")[1].split("</figcaption>")[0])) > 40
 

@@ -149,23 +149,6 @@ def test_first_order_rises_of_a_quadratic():
     assert sharpness.sam(objective, 0.05) == pytest.approx(0.05 * norm + 0.5 * 0.05**2 * curved, rel=1e-9)
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.3])
-def test_the_critical_rate_of_gradient_descent_is_two_over_the_curvature(rate):
-    objective = quadratic(at=0.3)
-    gradient = objective.gradient()
-    product = objective.product(gradient)
-    squares = sum(float(part.square().sum()) for part in gradient)
-    curvature = sum(float((one * other).sum()) for one, other in zip(gradient, product, strict=True)) / squares
-    found = sharpness.critical_rate(objective, [-rate * part for part in gradient], rate)
-    assert found == pytest.approx(2 / curvature, rel=0.3)  # six passes: a bracket of a quarter of a doubling or more
-
-
-def test_no_critical_rate_where_the_loss_keeps_falling():
-    objective = quadratic(at=0.3)
-    tiny = [-1e-9 * part for part in objective.gradient()]
-    assert sharpness.critical_rate(objective, tiny, 1e-9) is None
-
-
 def test_lines_through_weight_space():
     objective = quadratic(at=0.3)
     points = landscape.between(objective, [torch.zeros_like(weight) for weight in objective.weights])

@@ -10,7 +10,7 @@ from hfbsz.measure.dual_norms import DualNorm
 from hfbsz.measure.noise import NoiseCollector
 from hfbsz.recipe.load import load
 from hfbsz.records.metrics import NOISE_LEAST
-from hfbsz.train.loop import train
+from hfbsz.train.loop import Collector, train
 from hfbsz.train.setup import setup
 
 WORDS = [TINY, "batch.micro_max=2", "measure.noise.every=1step", "precision=fp64", "duration=6steps"]
@@ -38,7 +38,7 @@ def collected(ragged, *words, resumed=False):
     return run, [step.collected for step in steps], states, gradients.windows
 
 
-class Gradients:
+class Gradients(Collector):
     """The gradients of the first two micro-batches of every step and of the whole step, from what accumulates."""
 
     def __init__(self, model):

@@ -12,6 +12,7 @@ from hfbsz.errors import UserError
 from hfbsz.train.fsdp import Sharding, fsdp_from_env
 
 REQUEST = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+HESSIAN = "measure.sharpness.method=hessian"
 MODELS = ("tiny-fp32", "tiny_gpt2-fp32", "loaded-fp32")  # two families, tied embeddings, and weights from a folder
 
 
@@ -47,16 +48,18 @@ def first_steps(hfbsz, ragged, loaded, tmp_path_factory):
 
     models = ("tiny", "tiny_gpt2", loaded)
 
-    def run(config, *models, split="batch.micro_max=2", **options):
+    def run(config, *models, split="batch.micro_max=2", more=(), **options):
         out = tmp_path_factory.mktemp("steps")
-        words = [out, *models, "--", TINY, f"data.files={ragged}", split, "measure.noise.every=1step"]
+        every = ["measure.noise.every=1step", "measure.sharpness.every=1step"]
+        words = [out, *models, "--", TINY, f"data.files={ragged}", split, *every, *more]
         ended = hfbsz(str(ROOT / "tests" / "first_steps.py"), *words, config=config, **options)
         assert ended.code == 0, ended.err
         return out
 
     return {
         "one process": run(None, *models),
-        "DDP": run("cpu_2proc.yaml", *models),
+        "one process by 4": run(None, *models, split="batch.micro_max=4", more=[HESSIAN]),
+        "DDP": run("cpu_2proc.yaml", *models, more=[HESSIAN]),
         "FSDP2": run("fsdp2_cpu_2proc.yaml", *models, "tiny:bf16"),
         "DDP by tokens": run("cpu_2proc.yaml", "tiny", split="batch.micro_tokens=100"),
         "FSDP2 by tokens": run("fsdp2_cpu_2proc.yaml", "tiny", split="batch.micro_tokens=100"),
@@ -99,6 +102,22 @@ def test_the_noise_scale_is_that_of_ddp_and_of_one_process(first_steps, model):
             assert other["layers"][layer] == pytest.approx(sums, rel=1e-3, abs=1e-9)
     for name in ("DDP", "FSDP2"):
         assert noise[name, 0] == noise[name, 1]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_sharpness_is_that_of_ddp_and_of_one_process(first_steps, model):
+    """The same four rows on one process, and on two with DDP and FSDP2; and the same on every rank."""
+    found = {
+        (name, rank): json.loads((first_steps[name] / f"{model}-{rank}.json").read_text())["sharpness"]
+        for name, ranks in (("one process by 4", 1), ("DDP", 2), ("FSDP2", 2))
+        for rank in range(ranks)
+    }
+    single = found["one process by 4", 0]
+    assert single["sharpness/critical_rate"] > 0 and single["sharpness/eigenvalue"] > 0
+    for name in ("DDP", "FSDP2"):
+        assert found[name, 0] == found[name, 1]
+        assert found[name, 0] == pytest.approx({key: single[key] for key in found[name, 0]}, rel=1e-3)
+    assert found["DDP", 0].keys() == single.keys() and "sharpness/critical" in found["FSDP2", 0]
 
 
 def test_micro_batches_of_tokens_have_the_same_gradient(first_steps):

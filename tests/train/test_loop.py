@@ -13,7 +13,7 @@ from hfbsz.errors import TrainingError
 from hfbsz.recipe.load import load
 from hfbsz.train.checkpoint import collect, read, restore, save
 from hfbsz.train.evaluate import evaluate
-from hfbsz.train.loop import seed_of, train, within
+from hfbsz.train.loop import Collector, seed_of, train, within
 from hfbsz.train.progress import Progress
 from hfbsz.train.setup import setup
 from hfbsz.train.tasks.language_modeling import IGNORED
@@ -32,7 +32,7 @@ class Bench:
         return train(self.plan, self.model, self.optimizer, self.task, self.windows, self.accelerator, **given)
 
 
-class Gradients:
+class Gradients(Collector):
     """Keeps the whole gradient of each measured step, before clipping."""
 
     def due(self, at):

@@ -48,6 +48,24 @@ BY_BATCH = (
         "Training time until the lowest validation loss, without evaluations.",
     ),
     (
+        "Largest eigenvalue",
+        "eigenvalue",
+        "largest eigenvalue of the Hessian (no unit)",
+        "At the end of a run. It changes with a rescaling of the weights that changes no output.",
+    ),
+    (
+        "Adaptive SAM",
+        "adaptive_sam",
+        "adaptive SAM (nats/target)",
+        "At the end of a run: the rise of the training loss in the worst case of a ball that scales with the weights.",
+    ),
+    (
+        "Critical sharpness",
+        "critical_sharpness",
+        "critical sharpness (1/learning rate)",
+        "At the last measurement of a run: 2 ÷ the learning rate at which the step would have raised the loss.",
+    ),
+    (
         "Speed",
         "tokens_per_second",
         "speed (tokens/s)",

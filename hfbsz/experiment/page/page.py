@@ -13,11 +13,13 @@ from typing import Any
 
 from hfbsz.experiment.page.curves import curves, tuning
 from hfbsz.experiment.page.figures import by_batch, families, forest, line_styles, values
+from hfbsz.experiment.page.sharpness import correlations
 from hfbsz.experiment.page.verdict import arm_names, conclusions, p_text, ranking, result_of_test
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.statistics.evidence import Finding, Verdict
 from hfbsz.experiment.statistics.factorial import Effect
 from hfbsz.experiment.statistics.trials import MEASURES, Arm, Comparison
+from hfbsz.records.sharpness import CONTESTED
 from hfbsz.report.page.page import environment
 from hfbsz.report.page.style import style
 
@@ -73,6 +75,8 @@ def render(experiment: Experiment) -> str:
             measure=MEASURES[MEASURE],
             forest=forest(experiment.comparisons, by_arm),
             beliefs=[_belief(finding) for finding in experiment.findings],
+            sharpness=correlations(experiment),
+            contested=CONTESTED,
         )
     )
 
@@ -140,6 +144,8 @@ def _table(experiment: Experiment) -> tuple[list[Column], list[tuple[ArmResult, 
         Column("Best evaluation", "epoch, median", _over_seeds("best_epoch", ".2f", statistics.median)),
         Column("Time to best", "s, median", _over_seeds("seconds_to_best", ",.0f", statistics.median)),
         Column("Steps to target", f"steps, median{target}", _to_target),
+        Column("Largest eigenvalue", "no unit, mean ± sd", _mean("eigenvalue", ".3g")),
+        Column("Adaptive SAM", "nats/target, mean ± sd", _mean("adaptive_sam", ".3g")),
         Column("Padding", "% of positions, mean", _padding),
         Column("Optimizer steps", "steps, mean", _over_seeds("optimizer_steps", ",.0f", statistics.fmean)),
         Column("Training time", "s, mean", _over_seeds("seconds", ",.0f", statistics.fmean)),

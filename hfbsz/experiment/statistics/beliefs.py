@@ -19,6 +19,7 @@ class SmallestEffects:
 
     loss: float = 0.02  # nats/target
     ratio: float = 0.05  # of tokens/s and memory, a share
+    sharpness: float = 0.1  # a share
     scaling: float = 0.1  # halvings of the steps per doubling of the batch; 1 is perfect scaling
 
 
@@ -152,6 +153,17 @@ def _generalizes(measure: str, guard: str) -> Callable[[Runs, SmallestEffects], 
     return cases
 
 
+def _flatter(runs: Runs, smallest: SmallestEffects) -> list[Case]:
+    """Largest against smallest tuned batch, in a plain and in an adaptive measure: a rescaling of the weights that
+    changes no output changes the plain one."""
+    measures = ("eigenvalue", "adaptive_sam")
+    ladder = _ladder(runs, measures, lambda arm: arm.tuned, 2)
+    if not ladder:
+        return []
+    small, large = ladder[0], ladder[-1]
+    return [Case(tuple(_pair(runs, large, small, measure, math.log1p(smallest.sharpness)) for measure in measures))]
+
+
 def _rate_follows(runs: Runs, smallest: SmallestEffects) -> list[Case]:
     """Arms that differ in the rule alone and whose rate is not tuned at this batch: a tuned rate needs no rule."""
     cases: dict[int, list[Case]] = {}
@@ -243,6 +255,14 @@ BELIEFS: Mapping[str, Belief] = {
         "Keskar et al. 2017 (flat minima); disputed by Shallue et al. 2019, Geiping et al. 2022",
         "two fixed batches, the rate tuned at each, with the loss on shifted data and the final validation loss",
         _generalizes("shift_rise", "shifted_loss"),
+    ),
+    "flat": Belief(
+        "small batches find flatter minima",
+        "Keskar et al. 2017; that flatness is what generalizes is disputed by Dinh et al. 2017, Andriushchenko et al. "
+        "2023",
+        "two fixed batches, the rate tuned at each, with the largest eigenvalue and adaptive SAM "
+        "(measure.sharpness.method=hessian, or hfbsz sharpness on their runs)",
+        _flatter,
     ),
     "rate": Belief(
         "the learning rate must be scaled with the batch",

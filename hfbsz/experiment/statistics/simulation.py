@@ -68,8 +68,8 @@ def world(design: Design, holds: bool, generator: np.random.Generator) -> list[T
     """Simulated trials of all arms that the beliefs need, where every belief holds by `design.effect` or none does.
 
     If none holds, arms do not differ, except that small micro-batches use less memory and that growing batches take
-    fewer steps, at a loss worse by exactly the margin. Tokens/s and steps to the target have 1 % noise and, if beliefs
-    hold, differ by much more.
+    fewer steps, at a loss worse by exactly the margin. Tokens/s, steps to the target and sharpness have 1 % noise and,
+    if beliefs hold, differ by much more.
     """
     batches, effect = (8, 16, 32, 64), design.effect if holds else 0.0
     losses = {Arm(batch, 2e-3, batch, rule="sqrt", tuned=True): effect * (batch == 64) for batch in batches}
@@ -99,6 +99,7 @@ def _trial(design: Design, arm: Arm, seed: int, loss: float, holds: bool, genera
 
     large = design.effect * (arm.batch == 64 and holds)
     final, octaves = loss + noise(), float(np.log2(arm.batch / 8))
+    sharpness = 1.5 if large else 1.0
     saved = 1.0 * min(octaves, 2.0) if holds else octaves  # halvings of the steps
     speed = 2.0 ** min(octaves, 2.0) * (0.8 if arm.accumulation != 1 else 1) if holds else 1.0
     return Trial(
@@ -111,6 +112,8 @@ def _trial(design: Design, arm: Arm, seed: int, loss: float, holds: bool, genera
         tokens_per_second=scaled(15_000 * speed),
         peak_memory_bytes=1e9 + 1e7 * (arm.micro_batch or 0),
         optimizer_steps=825 if arm.grows else 1172,
+        eigenvalue=scaled(20 * sharpness),
+        adaptive_sam=scaled(0.3 * sharpness),
     )
 
 

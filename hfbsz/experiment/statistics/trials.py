@@ -55,7 +55,10 @@ class Trial:
     tokens_per_second: float | None = None
     peak_memory_bytes: float | None = None
     optimizer_steps: float | None = None
-    setting: str = ""  # equal for all trials that can be compared: task, model, data, optimizer, hardware
+    eigenvalue: float | None = None  # the largest one of the Hessian, at the end
+    adaptive_sam: float | None = None  # rise in the worst case of an adaptive ball, nats/target, at the end
+    critical_sharpness: float | None = None  # 2 ÷ critical learning rate, at the end
+    setting: tuple[tuple[str, str], ...] = ()  # (name, value), equal for all trials that can be compared
 
     @property
     def shift_rise(self) -> float | None:
@@ -90,6 +93,7 @@ class Measure:
         return "%" if self.relative else self.unit
 
 
+_SHORT = 30  # characters of a value in a message
 MEASURES = {
     "best_loss": Measure("best validation loss", "nats/target"),
     "final_loss": Measure("final validation loss", "nats/target"),
@@ -102,6 +106,9 @@ MEASURES = {
     "tokens_per_second": Measure("tokens/s", "tokens/s", relative=True),
     "peak_memory_bytes": Measure("peak memory", "B", relative=True, exact=True),
     "optimizer_steps": Measure("optimizer steps", "steps", relative=True, exact=True),
+    "eigenvalue": Measure("largest eigenvalue of the Hessian", "", relative=True),
+    "adaptive_sam": Measure("adaptive SAM", "nats/target", relative=True),
+    "critical_sharpness": Measure("critical sharpness", "1/learning rate", relative=True),
 }
 
 Runs = Mapping[Arm, Mapping[int, Trial]]  # arm → seed → trial
@@ -116,10 +123,19 @@ def by_arm(trials: Iterable[Trial]) -> dict[Arm, dict[int, Trial]]:
         if runs.setdefault(trial.arm, {}).setdefault(trial.seed, trial) is not trial:
             raise ValueError(f"seed {trial.seed} of {trial.arm} is given twice")
     if len(settings) > 1:
-        raise ValueError(
-            f"runs with {len(settings)} different settings are not compared: {', '.join(sorted(settings))}"
-        )
+        raise ValueError(f"runs that differ in {_differences(settings)} are not compared")
     return runs
+
+
+def _differences(settings: Iterable[tuple[tuple[str, str], ...]]) -> str:
+    """What settings differ in, with the values where they are short."""
+    pairs = sorted({pair for setting in settings for pair in setting})
+    values = {name: [value for other, value in pairs if other == name] for name, _ in pairs}
+    different = {name: found for name, found in values.items() if len(found) > 1}
+    return ", ".join(
+        name + (f" ({' and '.join(found)})" if max(map(len, found)) <= _SHORT else "")
+        for name, found in (different or values).items()
+    )
 
 
 def values_by_seed(runs: Runs, arm: Arm, measure: str) -> dict[int, float]:

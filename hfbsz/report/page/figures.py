@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from hfbsz.records.metrics import metric as entry_of
 from hfbsz.records.noise import DUAL_SCALE, ERROR, NORM_SCALE, SCALE
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, Array, RunData, is_number
+from hfbsz.records.sharpness import CRITICAL_RATE
 from hfbsz.report.page.step_parts import parts_of, step_parts
 from hfbsz.report.page.style import CARD, DASHED, LOOK, PLACE, SIZE, style, svg, tick
 
@@ -47,6 +48,9 @@ def pictures(runs: Sequence[RunData]) -> dict[str, Markup]:
     if any(run.values(SCALE) or run.values(NORM_SCALE) for run in runs):
         with matplotlib.rc_context({**LOOK, "svg.hashsalt": "noise"}):
             pictures["noise"] = _noise_picture(runs)
+    if any(run.values(CRITICAL_RATE) for run in runs):
+        with matplotlib.rc_context({**LOOK, "svg.hashsalt": "sharpness"}):
+            pictures["sharpness"] = _critical_rates(runs)
     if any(map(parts_of, runs)):
         with matplotlib.rc_context({**LOOK, "svg.hashsalt": "parts"}):
             pictures["parts"] = step_parts(runs)
@@ -80,6 +84,23 @@ def _noise_picture(runs: Sequence[RunData]) -> Markup:
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(tick)
     return svg(figure, "noise scale and batch over tokens seen")
+
+
+def _critical_rates(runs: Sequence[RunData]) -> Markup:
+    """The learning rate at which a step would raise the loss, and that of the steps, over tokens."""
+    figure = Figure(figsize=SIZE)
+    axes = figure.add_axes(PLACE)
+    for index, run in enumerate(runs):
+        color, _ = style(index)
+        x, y = run.series(CRITICAL_RATE, TOKENS)
+        axes.plot(x, y, color=color, marker="o", markersize=4, zorder=3)
+        x, rate = run.series("train/learning_rate", TOKENS)
+        axes.plot(x[rate > 0], rate[rate > 0], color=color, linestyle=(0, (5, 2)))
+    axes.set(xlabel=_axis(runs, TOKENS)[0], ylabel=f"critical learning rate ({DASHED} learning rate)", yscale="log")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(tick)
+    return svg(figure, "learning rate and critical learning rate over tokens seen")
 
 
 def _powers_of_two(axes: Axes, values: Sequence[float]) -> None:

@@ -30,6 +30,7 @@ from hfbsz.records.metrics import MEASURES, Metric, metric
 from hfbsz.records.noise import noise_of
 from hfbsz.records.overfitting import overfitting_of
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS, RunData, is_number, read_run, short_names
+from hfbsz.records.sharpness import sharpness_of
 from hfbsz.report.page.figures import loss_range, pictures
 from hfbsz.report.page.overfitting import loss_limits, panel
 from hfbsz.report.page.style import style
@@ -130,6 +131,7 @@ def _view(run: RunData, name: str, index: int) -> dict[str, Any]:
         "last_evaluation": evaluations[-1] if evaluations else {},
         "overfitting": overfitting_of(run),
         "noise": noise_of(run.records),
+        "sharpness": sharpness_of(run),
         "saved_weights": saved_weights(run),
         "stopped_early": stopped_early(run),
         "cause": run.status.get("cause"),

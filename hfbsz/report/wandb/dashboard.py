@@ -19,6 +19,7 @@ from hfbsz.records.metrics import (
     OVERFITTING,
     PARTS_OF_A_STEP,
     QUALITY,
+    SHARPNESS,
     THROUGHPUT,
     metric,
     section,
@@ -68,6 +69,7 @@ TOPICS = (
         (Panel(tuple(f"perf/{part}_seconds" for part in PARTS_OF_A_STEP)),),
     ),
     Topic(NOISE, "How large is the batch relative to the gradient noise scale, and are steps skipped?"),
+    Topic(SHARPNESS, "How far is the learning rate from one that raises the loss, and how sharp does the loss become?"),
     Topic(
         OVERFITTING,
         "Does validation loss diverge from training loss, and after how many epochs?",

@@ -147,6 +147,17 @@ def test_a_smaller_gap_of_a_model_that_fits_less_is_not_decisive():
         assert finding_of(small + level, name).verdict is Verdict.CONTRADICTED
 
 
+def test_a_minimum_is_sharper_only_in_a_plain_and_an_adaptive_measure():
+    noise = np.array([1.01, 0.98, 1.0, 1.02, 0.99])
+    small = trials(SMALL, eigenvalue=20 * noise, adaptive_sam=0.3 * noise)
+    sharper = trials(LARGE, eigenvalue=40 / noise, adaptive_sam=0.5 / noise)
+    rescaled = trials(LARGE, eigenvalue=40 / noise, adaptive_sam=0.3 * noise**2)
+    flatter = trials(LARGE, eigenvalue=10 / noise, adaptive_sam=0.2 / noise)
+    assert finding_of(small + sharper, "flat").verdict is Verdict.SUPPORTED
+    assert finding_of(small + rescaled, "flat").verdict is Verdict.NOT_SUPPORTED
+    assert finding_of(small + flatter, "flat").verdict is Verdict.CONTRADICTED
+
+
 def test_untuned_rates_do_not_compare_batches():
     runs = [replace(trial, arm=replace(trial.arm, tuned=trial.arm != LARGE)) for trial in logged()]
     assert finding_of(runs, "start").needs == BELIEFS["start"].needs
@@ -162,6 +173,7 @@ UNLIKE = {
     "throughput: two batches": ("throughput", [Arm(b, 2e-3, b) for b in (16, 32)]),
     "diminishing: untuned": ("diminishing", [Arm(b, 2e-3, b) for b in (16, 32, 64)]),
     "diminishing: growing": ("diminishing", [replace(RAMP, batch=b) for b in (16, 32, 64)]),
+    "flat: untuned": ("flat", [Arm(b, 2e-3, b) for b in (8, 64)]),
     "gap: some decay": ("gap", [SMALL, replace(LARGE, decays=False)]),
     "accumulation: other rates": ("accumulation", [UNSCALED, Arm(64, 1e-3, 8, accumulation=8)]),
     "growth: decays too": ("growth", [SMALL, RAMP]),
@@ -221,8 +233,10 @@ def test_arms_of_a_sweep_with_one_seed_do_not_stand_in_for_arms_with_three():
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match=r"seed 0 of .* twice"):
         findings([*logged(), logged()[0]])
-    with pytest.raises(ValueError, match="2 different settings"):
-        findings([*logged(), replace(logged()[0], seed=9, setting="another model")])
+    with pytest.raises(ValueError, match=r"differ in model, optimizer \(adamw and muon\) are not compared"):
+        one, other = (("model", "a" * 99), ("optimizer", "adamw")), (("model", "b" * 99), ("optimizer", "muon"))
+        runs = [replace(trial, setting=one) for trial in logged()]
+        findings([*runs, replace(runs[0], seed=9, setting=other)])
 
 
 def test_evidence_needs_no_torch():

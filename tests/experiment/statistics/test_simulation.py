@@ -95,6 +95,6 @@ def test_no_belief_is_supported_or_contradicted_where_none_holds(seeds):
 
 def test_with_enough_runs_no_effect_is_found_to_be_none():
     counts = verdicts(Design(seeds=40), False, 20)
-    for name in ("throughput", "diminishing", "gap", "shift", "rate", "accumulation", "start"):
+    for name in ("throughput", "diminishing", "gap", "shift", "flat", "rate", "accumulation", "start"):
         assert counts[name][Verdict.NOT_SUPPORTED] >= 18, name
     assert counts["growth"][Verdict.SUPPORTED] <= 5  # worse by just its margin: neither
