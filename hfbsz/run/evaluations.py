@@ -12,6 +12,7 @@ from hfbsz.measure.quality import Quality, extractable
 from hfbsz.recipe.fields import FINAL_SHARE
 from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.record import Reading, Step
+from hfbsz.train.device import free, is_out_of_memory
 from hfbsz.train.evaluate import Evaluation
 from hfbsz.train.setup import Setup
 
@@ -28,6 +29,8 @@ class Evaluator:
     quality: Quality
     show: Progress = lambda *_: None  # shows the progress of the evaluation at the end
     newest: dict[str | None, Evaluation] = field(default_factory=dict)  # of the fixed part of each set
+    warn: Callable[[str], None] = lambda line: None
+    limits: list[int] = field(default_factory=list)  # rows of a forward pass, after evaluations ran out of memory
     complete_losses: dict[str, float] = field(default_factory=dict)  # of validation, by prefix: full, last
 
     @property
@@ -87,7 +90,19 @@ class Evaluator:
     def _evaluate(
         self, rows: Rows, numbers: Sequence[int], show: Callable[[int, int], None] = lambda done, total: None
     ) -> Evaluation:
-        return self.setup.evaluate(rows, numbers, self._micro_batch(rows), show)
+        """Evaluate rows; where a single process runs out of memory, again with half the rows of a forward pass, as all
+        later evaluations then do."""
+        micro = min([self._micro_batch(rows), *self.limits])
+        while True:
+            try:
+                return self.setup.evaluate(rows, numbers, micro, show)
+            except (MemoryError, RuntimeError) as problem:
+                if self.setup.accelerator.num_processes > 1 or micro == 1 or not is_out_of_memory(problem):
+                    raise
+            free(self.setup.accelerator.device)
+            micro //= 2
+            self.limits.append(micro)
+            self.warn(f"an evaluation ran out of memory and is repeated with {micro} rows per forward pass")
 
     def _micro_batch(self, rows: Rows) -> int:
         """Rows per forward pass: `eval.micro_batch`; by default, as many of the longest rows as a training micro-batch

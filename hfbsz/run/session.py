@@ -157,7 +157,8 @@ class Session:
         self.watch = OverfittingMonitor(self.recipe.eval.patience, watch_state)
         quality = on_all(accelerator, lambda: Quality(self.recipe.row_kind, self.recipe.eval.metrics))
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
-        self.evaluator = Evaluator(self.setup, self.watch, quality, self._show)
+        warn = console.warn if console is not None else lambda line: None
+        self.evaluator = Evaluator(self.setup, self.watch, quality, self._show, warn=warn)
         if console is not None:
             console.notes(self.evaluator.notes())
 

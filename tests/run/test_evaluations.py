@@ -10,12 +10,19 @@ import numpy as np
 import pytest
 from conftest import TINY, records
 
+from hfbsz.data.batches import Batch
+from hfbsz.measure.overfit import OverfittingMonitor
+from hfbsz.measure.quality import Quality
+from hfbsz.recipe.load import load
 from hfbsz.records import run_data as runs
 from hfbsz.records.evaluations import best_evaluation, final_result, not_better, validation_curve
 from hfbsz.records.folder import read_status
 from hfbsz.records.overfitting import overfitting_of
+from hfbsz.records.record import Clock, Step
 from hfbsz.report.page import page as html
+from hfbsz.run.evaluations import Evaluator
 from hfbsz.train.checkpoint import steps
+from hfbsz.train.setup import setup
 
 STEP = "train/global_step"
 
@@ -49,6 +56,29 @@ def worse(hfbsz, ragged, tmp_path_factory):
     ended = hfbsz("pretrain.py", *words)
     assert ended.code == 0, ended.err
     return folder, ended
+
+
+def test_an_evaluation_that_runs_out_of_memory_is_repeated_with_fewer_rows(ragged, cache, monkeypatch):
+    monkeypatch.setenv("HFBSZ_CACHE", str(cache))
+    run = setup(load([TINY, f"data.files={ragged}", "precision=fp64"]).recipe)
+    evaluate_batch, passes, told = run.task.evaluate_batch, [], []
+    quality = Quality(run.plan.recipe.row_kind, ())
+    expected = Evaluator(run, OverfittingMonitor(None), quality).evaluate(Step(Clock(), 0, 0, 0, 0.0, 0.0, 0.0, 0, 0))
+
+    def limited(model, batch):
+        passes.append(len(batch.labels))
+        if len(batch.labels) > 2:
+            raise MemoryError
+        return evaluate_batch(model, batch)
+
+    run.task.evaluate_batch = limited
+    evaluator = Evaluator(run, OverfittingMonitor(None), quality, warn=told.append)
+    found = evaluator.evaluate(Step(Clock(), 0, 0, 0, 0.0, 0.0, 0.0, 0, 0))
+    assert passes[:3] == [8, 4, 2] and set(passes[3:]) == {2} and len(told) == 2
+    assert found.values["eval/loss"] == pytest.approx(expected.values["eval/loss"], rel=1e-12)
+    run.task.evaluate_batch = lambda model, batch: limited(model, Batch(batch.inputs, [0] * 3, 0, 0))
+    with pytest.raises(MemoryError):
+        evaluator.evaluate(Step(Clock(), 0, 0, 0, 0.0, 0.0, 0.0, 0, 0))
 
 
 def test_case_12_every_point_of_the_curve_is_of_the_same_rows(overfitted):
