@@ -52,7 +52,7 @@ def _draw_batches(axes: Axes, run: RunData) -> None:
     at, scale = run.series(name, TOKENS)
     positive = scale > 0
     if positive.any():
-        axes.plot(at[positive], scale[positive], color=PALETTE[2], label=metric(name).heading)
+        axes.plot(at[positive], scale[positive], color=PALETTE[2], marker=".", label=metric(name).heading)
         drawn += scale[positive].tolist()
         errors_at, errors = run.series(ERROR, TOKENS)
         if name == SCALE and len(errors_at):

@@ -11,6 +11,7 @@ from huggingface_hub.utils import disable_progress_bars, get_session, logging
 import hfbsz
 from hfbsz.display import one_line
 from hfbsz.errors import UserError
+from hfbsz.records.folder import read_status
 from hfbsz.report.hub.contents import contents
 from hfbsz.report.hub.request import Outcome, Request
 
@@ -56,9 +57,15 @@ def _upload(request: Request) -> Outcome:
         commit = api.create_commit(
             url.repo_id,
             [CommitOperationAdd(name, content) for name, content in files.items()],
-            commit_message=f"{request.folder.resolve().name}, pushed by hfbsz",
+            commit_message=f"{request.folder.resolve().name}: {_state(request)}",
         )
     return Outcome(url=str(url), is_new=commit.oid != before.sha, notes=tuple(notes))
+
+
+def _state(request: Request) -> str:
+    """What is pushed, for the history of the repository."""
+    status = read_status(request.folder)
+    return str(status.get("state", "unknown")) if request.model == request.folder else "in training"
 
 
 def _reason(fault: Exception, repository: str, token: str | None) -> str:
