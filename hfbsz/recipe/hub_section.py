@@ -18,8 +18,8 @@ def repository_id(value: object) -> object:
         validate_repo_id(value)  # type: ignore[arg-type]  # it checks the type
     except HFValidationError:
         raise ValueError(
-            f"{value!r} is not the id of a repository: write OWNER/NAME, each of letters, digits, '-', '_' and '.', "
-            "with at most 96 characters"
+            f"{value!r} is not the id of a repository, which is OWNER/NAME or NAME: letters, digits, '-', '_' and '.', "
+            "at most 96 characters"
         ) from None
     return value
 

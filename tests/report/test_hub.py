@@ -9,10 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import watched
-from conftest import ROOT
 from fake_hub import TOKEN, FakeHub, fake_hub
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import close_session
@@ -20,6 +18,7 @@ from pyarrow import parquet
 
 from hfbsz.commands import push
 from hfbsz.errors import UserError
+from hfbsz.experiment.jobs import assign_folders, product
 from hfbsz.recipe.load import load
 from hfbsz.records.evaluations import final_result
 from hfbsz.records.run_data import read_run
@@ -263,6 +262,19 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: FakeHub, run: P
     assert len(hub.repositories["me/small"].commits) == 2
 
 
+def test_an_interrupted_run_is_pushed(hub: FakeHub, run: Path):
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"state": "preempted"}))
+    assert upload(request(run)).is_new and hub.repositories["me/small"].messages == ["run: preempted"]
+
+
+def test_runs_of_a_comparison_do_not_replace_each_other():
+    with pytest.raises(
+        UserError, match=r"hub\.id=me/x: 2 runs would replace each other there: leave it out, and push one"
+    ):
+        assign_folders(product(["recipe=debug", "hub.id=me/x", "seed=0,1"]))
+
+
 def test_a_model_that_is_gone_is_not_pushed(hub: FakeHub, run: Path):
     (run / "model.safetensors").unlink()
     assert upload(request(run)).error == f"{run}: model.safetensors of the saved model is gone"
@@ -277,7 +289,7 @@ def test_an_id_of_another_form_is_one_line_before_training(name: str):
     with pytest.raises(UserError) as caught:
         load(["recipe=debug", f"hub.id={name}"])
     (line,) = caught.value.lines
-    assert line.startswith(f"hub.id: {name!r} is not the id of a repository: write OWNER/NAME")
+    assert line.startswith(f"hub.id: {name!r} is not the id of a repository, which is OWNER/NAME or NAME: ")
 
 
 def test_the_hub_does_not_change_the_digest():
@@ -384,7 +396,3 @@ def test_a_full_disk_is_one_warning(run: Path):
 def test_a_process_that_breaks_off(run: Path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert Push(run, run, "me/small", True).wait(lambda *_: None) == Outcome(error="it broke off")
-
-
-def test_the_stand_in_speaks_the_protocol_of_this_version():
-    assert huggingface_hub.__version__ in (ROOT / "constraints.txt").read_text()
