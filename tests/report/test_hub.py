@@ -262,6 +262,18 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: FakeHub, run: P
     assert len(hub.repositories["me/small"].commits) == 2
 
 
+def test_a_file_outside_the_folder_is_not_pushed(hub: FakeHub, run: Path):
+    secret = _written(run.parent / "secret", b"PLANTED")
+    (run / "config.json").unlink()
+    (run / "config.json").symlink_to(secret)
+    assert (
+        upload(request(run)).error == f"{run}/config.json: this leads out of the folder of the run: nothing is pushed"
+    )
+    (run / "status.json").write_text(json.dumps({"state": "finished", "saved": {"../secret": ""}}))
+    assert "../secret: this leads out of the folder" in upload(request(run)).error
+    assert all(b"PLANTED" not in content for content in hub.repositories["me/small"].files.values())
+
+
 def test_an_interrupted_run_is_pushed(hub: FakeHub, run: Path):
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"state": "preempted"}))

@@ -6,7 +6,7 @@ Checkpoints, logs, W&B's files, status.json and machine.json stay here.
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ Files = dict[str, Path | bytes]  # by path in the repository
 def contents(folder: Path, model: Path, repository: str) -> tuple[Files, list[str]]:
     """The files to push, and notes on those that are left out. `model`: the folder of the model and its card, that of
     the run or another one. Raises UserError if no model is there."""
+    _refuse_outside(folder, ("recipe.yaml", "plan.json", RECORDS, "report.html"))
+    _refuse_outside(model, [CARD, PICTURE, *_model_files(folder, model)])
     run, hidden = read_run(folder), LocalPaths(folder)
     files: Files = {name: model / name for name in _model_files(folder, model)}
     if (model / PICTURE).is_file():
@@ -56,6 +58,13 @@ def contents(folder: Path, model: Path, repository: str) -> tuple[Files, list[st
     files[RECORDS] = (folder / RECORDS).read_bytes().rpartition(b"\n")[0] + b"\n"  # the last line may be incomplete
     files[TABLE] = _table(run)
     return files, notes
+
+
+def _refuse_outside(folder: Path, names: Iterable[str]) -> None:
+    """Raise UserError for a file outside the folder: names in status.json, and links, may lead anywhere."""
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{folder / name}: this leads out of the folder of the run: nothing is pushed")
 
 
 def _model_files(folder: Path, model: Path) -> list[str]:

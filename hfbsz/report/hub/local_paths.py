@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +21,13 @@ class LocalPaths:
 
     def __init__(self, folder: Path) -> None:
         runs = {folder.absolute(), folder.resolve()}
-        places = {**dict.fromkeys(map(str, runs), folder.resolve().name), str(Path.cwd()): ".", str(Path.home()): "~"}
+        places = {**dict.fromkeys(map(str, runs), folder.resolve().name), str(Path.cwd()): "."}
+        places[os.path.expanduser("~")] = "~"
         places |= {str(run.parent): HIDDEN for run in runs}
         variants = {
             shown: replacement
             for place, replacement in places.items()
-            if place != "/"
+            if len(place) > 1  # neither the root nor an unknown home
             for shown in (place, html.escape(place), json.dumps(place)[1:-1])
         }
         self._places = {name: variants[name] for name in sorted(variants, key=len, reverse=True)}  # innermost first

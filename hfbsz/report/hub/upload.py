@@ -76,6 +76,8 @@ def _reason(fault: Exception, repository: str, token: str | None) -> str:
     if status in (401, 403):
         return f"the Hub does not accept the token for {repository} ({status}): it needs the right to write; {LOG_IN}"
     message = " ".join(str(fault).split())
+    if type(fault).__module__.startswith("httpx"):
+        message += f" ({constants.ENDPOINT})"
     if token:
         message = message.replace(token, "****")
     return one_line(f"{type(fault).__name__}: {message}".removesuffix(": "))[:300]
