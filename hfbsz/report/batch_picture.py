@@ -39,14 +39,9 @@ def _draw_losses(axes: Axes, run: RunData) -> None:
 
 def _draw_batches(axes: Axes, run: RunData) -> None:
     x, batch = run.series("batch/global", TOKENS)
-    axes.plot(
-        np.r_[0, x],
-        np.r_[batch[:1], batch],
-        drawstyle="steps-pre",
-        color=PALETTE[1],
-        linestyle=(0, (5, 2)),
-        label="batch",
-    )
+    if len(x):
+        x, y = np.r_[0, x], np.r_[batch[:1], batch]  # the first value holds from the start of the run
+        axes.plot(x, y, drawstyle="steps-pre", color=PALETTE[1], linestyle=(0, (5, 2)), label="batch")
     drawn = [value for value in batch if value > 0]
     name = SCALE if run.values(SCALE) else NORM_SCALE
     at, scale = run.series(name, TOKENS)
@@ -63,4 +58,5 @@ def _draw_batches(axes: Axes, run: RunData) -> None:
     if drawn:
         powers_of_two(axes, drawn)
     axes.set_ylabel(f"sequences ({DASHED} batch)")
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)

@@ -202,6 +202,14 @@ def test_metrics_of_other_weights_are_not_in_the_card(run: Path):
         assert ("model-index" in (run / "README.md").read_text()) == is_known
 
 
+def test_a_run_without_a_recorded_step_has_a_card(run: Path):
+    text = (run / "records.jsonl").read_text().splitlines(keepends=True)
+    for kept in (1, 0):
+        (run / "records.jsonl").write_text("".join([line for line in text if '"eval/loss"' in line][:kept]))
+        write_card(run, run, load([f"recipe={run}/recipe.yaml"]), watched.plan_of(), "", {}, 0, pytest.fail)
+        assert "## The batch" not in (run / "README.md").read_text() and (run / "batch.png").is_file()
+
+
 def test_the_story_of_a_ramp(tmp_path):
     batches = [8, 8, 16, 16, 32, 64, 128, 256, 512, 1024]
     records = [
