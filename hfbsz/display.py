@@ -8,6 +8,7 @@ _CONTROL = re.compile(
 )  # C0, C1, line separators, text direction, surrogates
 _NOT_IN_A_NAME = re.compile(rf"[/\\\n]|{_CONTROL.pattern}")
 _PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@", re.IGNORECASE)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")  # of the Hugging Face Hub
 _MAX_LENGTH = 2000  # characters of a line
 _HEAD, _TAIL = 1400, 400  # characters shown from the start and the end of a longer line
 
@@ -33,13 +34,13 @@ def quoted(value: object) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """The text with user names, passwords and tokens in URLs replaced by ****."""
-    return _PASSWORD.sub(r"\1****@", text)
+    """The text with user names, passwords and tokens in URLs, and tokens of the Hub, replaced by ****."""
+    return _TOKEN.sub("hf_****", _PASSWORD.sub(r"\1****@", text))
 
 
 def has_password(text: str) -> bool:
-    """Whether a URL in the text contains a user name, token or password."""
-    return _PASSWORD.search(text) is not None
+    """Whether the text contains a token of the Hub, or a URL with a user name, token or password."""
+    return _PASSWORD.search(text) is not None or _TOKEN.search(text) is not None
 
 
 def file_name(text: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from hfbsz.display import command, file_name, one_line, shortened, visible, without_passwords
 from hfbsz.errors import UserError, describe_error
+from hfbsz.recipe.load import load
 from hfbsz.report.console import Console
 
 STEERING = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\u2066\x00\x7f\udc80"
@@ -50,6 +51,15 @@ def test_an_error_is_one_visible_line_of_bounded_length():
 def test_passwords_in_urls_are_hidden(url):
     assert "PLANTED" not in one_line(f"cannot reach {url}: down") and "****@h" in without_passwords(url)
     assert without_passwords("https://host/a@b") == "https://host/a@b"
+
+
+def test_tokens_of_the_hub_are_hidden_and_not_in_a_recipe():
+    token = "hf_PLANTED" + "x" * 27
+    for word in (f"hub_token={token}", f"log.group={token}", f"hub.id=me/{token}"):
+        with pytest.raises(UserError) as caught:
+            load(["recipe=debug", word])
+        assert all("PLANTED" not in line for line in caught.value.lines)
+    assert one_line("hf_hub_download and hf_xet are names") == "hf_hub_download and hf_xet are names"
 
 
 def test_commands_are_quoted_for_a_shell():

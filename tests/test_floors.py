@@ -28,6 +28,7 @@ LIGHT = {name for name in FLOOR if FLOOR[name] < FLOOR["records"]}  # nothing he
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy"}
 ALLOWED = {  # folders that may import a package
     "wandb": {"report", "experiment"},
+    "huggingface_hub": {"recipe", "report", "measure"},
     "omegaconf": {"recipe", "system"},
     "pydantic": {"recipe", "records", "train"},
     "accelerate": {"train", "run"},

@@ -10,6 +10,7 @@ COMMANDS = {
     "critical": "fit the critical batch to steps over batches",
     "sharpness": "measure how sharp the minima are that runs reached",
     "report": "write an HTML report of one or more runs",
+    "push": "push a run that has ended to the Hugging Face Hub",
     "sync": "upload the missing records of runs to Weights & Biases",
     "dashboard": "create a W&B view and report for a project",
 }

@@ -11,6 +11,7 @@ from hfbsz.errors import UserError
 from hfbsz.recipe.load import LoadedRecipe, load
 from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.folder import path_of
+from hfbsz.system.command_name import command_name
 from hfbsz.system.yaml import as_text
 
 _SPLIT_FIELDS = ("batch.micro_max=", "batch.micro_tokens=")
@@ -114,7 +115,15 @@ def _word(value: object) -> str:
 
 def assign_folders(jobs: Sequence[Job]) -> list[Job]:
     """The jobs with distinct folders. The recipe's digest leaves out the micro-batch, which affects only speed and
-    memory: jobs that differ in it alone get a suffix. Raises UserError if two jobs are the same run."""
+    memory: jobs that differ in it alone get a suffix. Raises UserError if two jobs are the same run, or would be pushed
+    to the same repository of the Hub."""
+    repositories = [name for job in jobs if (name := job.loaded.recipe.hub.id) is not None]
+    for name in repositories:
+        if repositories.count(name) > 1:
+            raise UserError(
+                f"hub.id={name}: {repositories.count(name)} runs would replace each other there: leave it out, and "
+                f"push one of them with {command_name('push')}"
+            )
     owner: dict[Path, Job] = {}
     assigned = []
     for job in jobs:

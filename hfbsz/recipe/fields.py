@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from hfbsz.recipe.amounts import Amount
 from hfbsz.recipe.data_section import MUCH_MORE, SMALL_CORPUS, Data, EvalSet, Origin
+from hfbsz.recipe.hub_section import Hub
 from hfbsz.recipe.law_name import LawName
 from hfbsz.recipe.model_section import Lora, Model
 from hfbsz.recipe.section import AmountField, PathField, Section
@@ -29,13 +30,13 @@ from hfbsz.recipe.training_sections import (
 )
 
 __all__ = [
-    "FINAL_SHARE", "MUCH_MORE", "PRESETS", "SMALL_CORPUS", "Batch", "Checkpoint", "Data", "Eval", "EvalSet", "Log",
-    "Lora", "Measure", "Model", "Noise", "Optim", "Origin", "Recipe", "Scaling", "Schedule",
+    "FINAL_SHARE", "MUCH_MORE", "PRESETS", "SMALL_CORPUS", "Batch", "Checkpoint", "Data", "Eval", "EvalSet", "Hub",
+    "Log", "Lora", "Measure", "Model", "Noise", "Optim", "Origin", "Recipe", "Scaling", "Schedule",
     "Sharpness",
     "differences", "fields", "is_script", "leaves",
 ]  # fmt: skip
 PRESETS = ("model", "data")  # sections that may name a preset, a YAML file in recipes/model or recipes/data
-_NOT_IN_DIGEST = ("output_dir", "threads", "log", "eval", "measure", "checkpoint", "resume")
+_NOT_IN_DIGEST = ("output_dir", "threads", "log", "eval", "measure", "checkpoint", "hub", "resume")
 # those of them that do change it where evaluations select the final weights or stop the run
 _SELECTION_FIELDS = ("eval.every", "eval.rows", "eval.patience", "eval.target", "checkpoint.save")
 # where the batch follows the noise scale: which steps are measured
@@ -70,6 +71,7 @@ class Recipe(Section):
     measure: Measure = Measure()
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
+    hub: Hub = Hub()
     resume: PathField = Field(
         "auto",
         description="auto: resume from the newest complete checkpoint in output_dir, if any; never: start over; or the "

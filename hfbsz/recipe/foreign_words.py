@@ -59,7 +59,12 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
-_HUB = unsupported("nothing is uploaded to the Hub; the run's folder is a complete model folder that you can upload")
+def _repository(option: Option) -> str:
+    """The word for the repository that the Trainer's options name."""
+    return f"hub.id={option.options.get('hub_model_id') or 'OWNER/NAME'}"
+
+
+_TOKEN = unsupported("a token is never written to a recipe: hf auth login, or the environment variable HF_TOKEN")
 _QUANTIZED = unsupported("quantized weights are not supported; model.lora={} trains few weights")
 _LOADING = unsupported("rows are memory-mapped, no loader processes are needed: leave it out")
 _ANSWERS = unsupported("task=instruction trains on the answers only; with data.answers=last on the last one only")
@@ -165,7 +170,11 @@ _ENTRIES: dict[str, Answer] = {
         "the launcher sets it; for CPU only, put CUDA_VISIBLE_DEVICES= before the command"
     ),
     "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt": _ANSWERS,
-    "push_to_hub hub_model_id hub_token": _HUB,
+    "push_to_hub": lambda option: write("hub.id=null" if option.is_no else _repository(option)),
+    "hub_model_id repo_id": renamed("hub.id", "OWNER/NAME"),
+    "hub_private_repo": switch("hub.private=true", "hub.private=false"),
+    "hub_strategy": lambda option: write(_repository(option), *([] if option.value == "end" else ["hub.every=25%"])),
+    "hub_token": _TOKEN,
     "trust_remote_code": unsupported("code from the Hub is never executed"),
     "do_train do_eval do_predict remove_unused_columns disable_tqdm log_level": _NOTHING,
     "n_layer n_head n_embd n_positions hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size":

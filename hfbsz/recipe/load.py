@@ -184,7 +184,7 @@ class _Draft:
                 isinstance(text, str) and has_password(text) for text in (value if isinstance(value, list) else [value])
             ):
                 yield (
-                    f"{key}: its URL contains a password or token, which would be written to the run's files: remove "
+                    f"{key}: it contains a password or token, which would be written to the run's files: remove "
                     "it, and use netrc, HF_TOKEN or pip's settings instead"
                 )
 

@@ -1,11 +1,17 @@
-"""The model card of a run: what it is, how it was trained, how to load it."""
+"""The model card of a run: what it is, what became of its batch, how it was trained, how to load it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hfbsz.plan.explain import explain
 from hfbsz.plan.plan import Plan
 from hfbsz.recipe.tasks import RowKind
+from hfbsz.records.evaluations import FinalResult
+from hfbsz.records.run_data import RunData
+from hfbsz.report.batch_story import batch_story
+from hfbsz.report.card_metadata import metadata
+from hfbsz.system.yaml import yaml_text
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,7 @@ print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
 }
 
 _TEMPLATE = """---
-library_name: transformers
-pipeline_tag: {kind.tag}
-tags:
-- hfbsz
+{metadata}
 ---
 # {name}
 
@@ -57,7 +60,7 @@ A {kind.what} ({model}) trained by [hfbsz](#how-it-was-trained) on `{data}`. {st
 | | |
 | --- | --- |
 {table}
-
+{story}
 ## How to load it
 ```python
 from transformers import {kind.model}, AutoTokenizer
@@ -67,19 +70,69 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 {kind.use}
 ```
 
+## The recipe
+What differs from the defaults of hfbsz:
+```yaml
+{recipe}```
+
 ## How it was trained
 ```
 {plan}
 ```
-Every number is in `plan.json`, every measurement in `records.jsonl`, the recipe in `recipe.yaml`.
+{machine}Every number is in `plan.json`, every measurement in `records.jsonl`, the recipe in `recipe.yaml`.
 """
+PICTURE = "batch.png"  # beside the card
+_NOT_IN_CARD = ("output_dir", "threads", "log", "hub", "resume")  # how it ran, not what it is
 
 
 def model_card(
-    name: str, model: str, data: str, folder: str, state: str, reached: Mapping[str, str], plan: Plan
+    name: str,
+    model: str,
+    data: str,
+    folder: str,
+    state: str,
+    reached: Mapping[str, str],
+    plan: Plan,
+    run: RunData | None = None,
+    result: FinalResult | None = None,
+    has_picture: bool = False,
 ) -> str:
-    """The text of the run's README.md."""
-    table, kind = "\n".join(f"| {key} | {value} |" for key, value in reached.items()), _KINDS[plan.recipe.row_kind]
+    """The text of the run's README.md. `folder`: what the model is loaded from. `run`: its records and machine; None:
+    not known. `result`: the evaluation of the weights; None: they were not evaluated. `has_picture`: beside it."""
+    kind = _KINDS[plan.recipe.row_kind]
     return _TEMPLATE.format(
-        name=name, model=model, data=data, folder=folder, state=state, table=table, plan=explain(plan), kind=kind
+        metadata=metadata(name, data, kind.tag, plan.recipe, result).to_yaml(),
+        name=name,
+        model=model,
+        data=data,
+        folder=folder,
+        state=state,
+        table="\n".join(f"| {key} | {value} |" for key, value in reached.items()),
+        story=_story(run, has_picture),
+        recipe=recipe_text(plan.recipe.model_dump(mode="json", exclude_defaults=True)),
+        plan=explain(plan),
+        machine=_machine(run),
+        kind=kind,
     )
+
+
+def recipe_text(changed: Mapping[str, Any]) -> str:
+    """The YAML text in the card, of the fields that differ from the defaults."""
+    return yaml_text({name: value for name, value in changed.items() if name not in _NOT_IN_CARD})
+
+
+def _story(run: RunData | None, has_picture: bool) -> str:
+    """The section about the batch; empty if no step was recorded."""
+    if run is None or not (story := batch_story(run)):
+        return ""
+    picture = f"![Loss, batch and noise scale over tokens]({PICTURE})\n\n" if has_picture else ""
+    return f"\n## The batch\n{picture}{story}\n"
+
+
+def _machine(run: RunData | None) -> str:
+    """A line about software and hardware; empty if they are not known."""
+    known = {} if run is None else run.machine
+    software = [f"{name} {known[name]}" for name in ("hfbsz", "torch", "transformers") if known.get(name)]
+    if not software:
+        return ""
+    return f"With {', '.join(software)}, on {known.get('processes')} × {known.get('device')}.\n\n"

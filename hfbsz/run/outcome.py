@@ -17,6 +17,7 @@ from hfbsz.records.metrics import MEASURES
 from hfbsz.records.noise import NoiseSummary
 from hfbsz.records.record import Reading, Step
 from hfbsz.report.console import Console
+from hfbsz.report.hub.pushes import push_command
 from hfbsz.system.command_name import command_name
 
 _SIZES_SHOWN = 10
@@ -139,8 +140,20 @@ def label(loaded: LoadedRecipe, part: str) -> str:
     return Path(model.path or model.package or str(shape.get("model_type", "model"))).name
 
 
-def hints(path: Path, loaded: LoadedRecipe) -> list[str]:
-    """What to do next, one line each. The two recipes of the README's comparison refer to each other."""
+def hints(path: Path, loaded: LoadedRecipe, pushed: str | None = None) -> list[str]:
+    """What to do next, one line each. The two recipes of the README's comparison refer to each other. `pushed`: the
+    address on the Hub; None: not pushed."""
+    return [*_local_hints(path, loaded), *_hub_hints(path, loaded, pushed)]
+
+
+def _hub_hints(path: Path, loaded: LoadedRecipe, pushed: str | None) -> list[str]:
+    """Where the run is on the Hub, or how to push it, if the recipe names a repository."""
+    if loaded.recipe.hub.id is None:
+        return []
+    return [f"on the Hub           {pushed}" if pushed else f"push to the Hub      {push_command(path)}"]
+
+
+def _local_hints(path: Path, loaded: LoadedRecipe) -> list[str]:
     name = loaded.name
     loads = _MODEL_CLASS.get(loaded.recipe.row_kind, "AutoModelForCausalLM")
     if (path / "report.html").is_file():

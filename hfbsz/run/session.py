@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate import Accelerator
 
@@ -18,7 +19,6 @@ from hfbsz.records.evaluations import LOSS
 from hfbsz.records.folder import Cause, RunFolder, announce_interruption, path_of
 from hfbsz.records.jsonl import trim
 from hfbsz.records.record import Reading, Step
-from hfbsz.report.card import model_card
 from hfbsz.report.console import Console
 from hfbsz.report.sinks import Reports
 from hfbsz.run.checkpoints import Checkpoints, final_of, state_of
@@ -26,6 +26,7 @@ from hfbsz.run.evaluations import Evaluator
 from hfbsz.run.failure import interruption_behind, outage_of, record_failure, record_interruption
 from hfbsz.run.measurements import Measurements
 from hfbsz.run.outcome import hints, label, reached, show_finished, why_stopped
+from hfbsz.run.publication import open_pushes, write_card
 from hfbsz.run.saved_model import save_model
 from hfbsz.system import launcher
 from hfbsz.system.files import write_text
@@ -98,6 +99,8 @@ def run(loaded: LoadedRecipe, job: str, stop: Interrupt) -> int:
     finally:
         if console is not None:
             console.end_work()
+        if session is not None and session.pushes is not None:
+            session.pushes.stop()
         if folder is not None:
             folder.release()
         accelerator.end_training()
@@ -157,6 +160,7 @@ class Session:
         self.watch = OverfittingMonitor(self.recipe.eval.patience, watch_state)
         quality = on_all(accelerator, lambda: Quality(self.recipe.row_kind, self.recipe.eval.metrics))
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
+        self.pushes = open_pushes(folder.path, loaded, console) if folder is not None and console is not None else None
         warn = console.warn if console is not None else lambda line: None
         self.evaluator = Evaluator(self.setup, self.watch, quality, self._show, warn=warn)
         if console is not None:
@@ -205,12 +209,13 @@ class Session:
             before, self.last = self.last, step
             if self.evaluate_if_due(before, step):
                 self.save_checkpoint()
+            self.push_if_due(before, step)
         if self.ended:
             self.select_weights()
         else:
             self.save_checkpoint()
         cause, why = self.why_ended(stop)
-        self.save(self.last, self.final, "finished" if self.ended else "preempted", cause, why)
+        self.save("finished" if self.ended else "preempted", cause, why, stop)
         return 0 if self.ended else INTERRUPTED
 
     def _tell_of_memory(self, step: Step) -> None:
@@ -359,23 +364,53 @@ class Session:
             self.check_finite()
         return reading
 
-    def save(self, last: Step, final: Reading, state: str, cause: Cause, why: str | None) -> None:
-        """Save the model in Hugging Face format, its card and the page; the status last, so that it is always true."""
+    def push_if_due(self, before: Step, step: Step) -> None:
+        """Start a push of the current weights to the Hub if one is due and none is in progress; all ranks call it."""
+        every = self.recipe.hub.every
+        if every is None or self.ended:
+            return
+        if not self.plan.due(every, step.at.step, before.at.sequences, step.at.sequences):
+            return
+        if not shared(self.accelerator, self.pushes is not None and self.pushes.is_ready()):
+            return
+        self.check_finite()
+        with self.optimizer.averaged():
+            weights = full_weights(self.model)  # a collective call: on every rank
+        if self.pushes is not None:
+            self.pushes.start(lambda into: self._write_unfinished(weights, into))
+
+    def _write_unfinished(self, weights: dict[str, torch.Tensor] | None, into: Path) -> None:
+        """Rank 0: save the current weights and a card of the run so far to a folder."""
+        assert self.folder is not None and self.console is not None
+        save_model(self.setup, weights, into)
+        at, state = self.last.at, f"In training: these are the weights of step {self.last.at.step:,}."
+        write_card(self.folder.path, into, self.loaded, self.plan, state, self._results(), at.step, self.console.warn)
+
+    def _results(self) -> dict[str, str]:
+        """What the run has reached, for people."""
+        assert self.final is not None
+        counts, noise = self.data.manifest.validation, self.measurements.noise
+        return reached(self.plan, counts, self.watch, self.last, self.final, self.final_measures, self.skipped, noise)
+
+    def save(self, state: str, cause: Cause, why: str | None, stop: Interrupt) -> None:
+        """Save the model in Hugging Face format, its card and the page; the status last, so that it is always true. A
+        finished run is then pushed to the Hub, if the recipe asks for it."""
         with self.optimizer.averaged():
             weights = full_weights(self.model)  # a collective call: on every rank
         if self.folder is not None and self.console is not None:
-            folder, path = self.folder, self.folder.path
+            folder, path, last = self.folder, self.folder.path, self.last
             files = save_model(self.setup, weights, path)
-            counts, measures = self.data.manifest.validation, self.final_measures
-            noise = self.measurements.noise
-            results = reached(self.plan, counts, self.watch, last, final, measures, self.skipped, noise)
-            names = (self.loaded.name, label(self.loaded, "model"), label(self.loaded, "data"))
+            results = self._results()
             ended = f"Stopped before the end of its budget: {why}." if why else "Trained to the end of its budget."
-            write_text(path / "README.md", model_card(*names, str(path), ended, results, self.plan))
+            step = None if state == "finished" else last.at.step
+            write_card(path, path, self.loaded, self.plan, ended, results, step, self.console.warn)
             self.checkpoints.prune()
             position = {"step": last.at.step, "clock": last.at.sequences, "of": self.plan.total}
             body = folder.body(state, cause, why, **position, reached=results, saved=folder.saved(files))
             self.close(state, body)
             folder.write(body)  # last: until then, the same command repeats what is missing
-            self.console.last_page(f"{self.loaded.name} {state}", results, path, hints(path, self.loaded))
+            pushed = None
+            if self.pushes is not None and state == "finished":
+                pushed = self.pushes.finish(self.console.work, stop)
+            self.console.last_page(f"{self.loaded.name} {state}", results, path, hints(path, self.loaded, pushed))
         self.accelerator.wait_for_everyone()  # a launcher ends all ranks once one has exited

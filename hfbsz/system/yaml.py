@@ -70,7 +70,12 @@ def _location(problem: Exception) -> str:
 
 def write_yaml(data: Mapping[str, Any], path: Path) -> None:
     """Write plain data to a YAML file so that `read_yaml` returns the same data; an existing file is replaced."""
-    write_text(path, OmegaConf.to_yaml(OmegaConf.create(_escaped(data))))
+    write_text(path, yaml_text(data))
+
+
+def yaml_text(data: Mapping[str, Any]) -> str:
+    """Plain data as the text of a YAML file."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(data)))
 
 
 def _escaped(data: Any) -> Any:

@@ -102,7 +102,7 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path):
 
 def test_case_s04_a_url_with_a_password_is_refused(tmp_path):
     for word in ("data.files=https://me:hf_PLANTED@host/x.txt", "data.hub=https://hf_PLANTED@host/x"):
-        with pytest.raises(UserError, match="URL contains a password or token") as caught:
+        with pytest.raises(UserError, match="it contains a password or token") as caught:
             load(["recipe=debug", word])
         assert "PLANTED" not in str(caught.value)
 

@@ -78,7 +78,7 @@ def _noise_picture(runs: Sequence[RunData]) -> Markup:
         x, dual = run.series(DUAL_SCALE, TOKENS)
         axes.plot(x, dual, color=color, linestyle="-", linewidth=0.8, alpha=0.8)
         drawn += [value for value in dual if value > 0]
-    _powers_of_two(axes, drawn)
+    powers_of_two(axes, drawn)
     axes.set(xlabel=_axis(runs, TOKENS)[0], ylabel=f"sequences ({DASHED} batch)")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -103,7 +103,7 @@ def _critical_rates(runs: Sequence[RunData]) -> Markup:
     return svg(figure, "learning rate and critical learning rate over tokens seen")
 
 
-def _powers_of_two(axes: Axes, values: Sequence[float]) -> None:
+def powers_of_two(axes: Axes, values: Sequence[float]) -> None:
     """A log₂ axis that shows all values."""
     axes.set_yscale("log", base=2)
     axes.set_ylim(2 ** (math.floor(math.log2(min(values))) - 0.3), 2 ** (math.ceil(math.log2(max(values))) + 0.3))
@@ -125,7 +125,7 @@ def _picture(runs: Sequence[RunData], axis: str, metrics: Sequence[str], label: 
     if metrics == _LOSSES:
         axes.set_ylim(*loss_range(runs)[:2])
     elif entry_of(metrics[0]).logarithmic:
-        _powers_of_two(axes, [value for run in runs for value in run.values(metrics[0]) if value > 0] or [1.0])
+        powers_of_two(axes, [value for run in runs for value in run.values(metrics[0]) if value > 0] or [1.0])
     elif not metrics[0].startswith("eval/"):
         axes.set_ylim(bottom=0)
     if metrics[0] == "perf/tokens_per_second":
@@ -162,7 +162,7 @@ def _draw(axes: Axes, run: RunData, index: int, axis: str, scale: float, metric:
         x, y = np.r_[0, x[drawn]], np.r_[y[drawn[:1]], y[drawn]]  # the first value holds from the start of the run
         axes.plot(x / scale, y, drawstyle="steps-pre", **line)
         return
-    x, y = _means(x, y)
+    x, y = means(x, y)
     mark = "." if len(x) == 1 else ""
     axes.plot(x / scale, y, marker=mark, alpha=0.45 if metric == "train/loss" else 1, **line)
 
@@ -180,7 +180,7 @@ def saved_model_points(run: RunData, metric: str, axis: str) -> tuple[Array, Arr
     return x, np.where(np.isfinite(y), y, np.nan)
 
 
-def _means(x: Array, y: Array) -> tuple[Array, Array]:
+def means(x: Array, y: Array) -> tuple[Array, Array]:
     """A curve of at most DENSE points: means over consecutive points if it has more."""
     parts = np.array_split(np.arange(len(x)), min(len(x), DENSE)) if len(x) else []
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
@@ -194,7 +194,7 @@ def loss_range(runs: Sequence[RunData]) -> tuple[float | None, float | None, flo
     """
     losses, tops = [], []
     for run in runs:
-        curves = [(metric, _means(*run.series(metric, TOKENS))) for metric in _LOSSES]
+        curves = [(metric, means(*run.series(metric, TOKENS))) for metric in _LOSSES]
         for metric, (x, y) in [*curves, ("full/loss", saved_model_points(run, "eval/loss", TOKENS))]:
             x, y = x[np.isfinite(y)], y[np.isfinite(y)]
             late = y[x > 0.05 * (run.largest(TOKENS) or 0)] if metric in _LOSSES else y

@@ -1,0 +1,1 @@
+"""Pushes runs to the Hugging Face Hub."""
