@@ -5,11 +5,11 @@ or changes its meaning makes a new one.
 """
 
 import json
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA = 1
+SCHEMA: Final = 1
 MARK = '{\n "kind": "hfbsz comparison",'  # how the text begins
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _LOSS = "validation loss of the saved model, nats/target"

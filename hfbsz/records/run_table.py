@@ -5,8 +5,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,20 @@ COLUMNS: dict[str, Column] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A run of the table. `values`: by column, None: unknown; `recipe`: all fields, nested as in a recipe file."""
+    """A run of the table."""
 
-    values: Mapping[str, Any]
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any]  # by column; None: unknown
+    planned: Mapping[str, Any]  # the recipe in its plan; empty: it has none
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def recipe(self) -> Mapping[str, Any]:
+        """All fields, nested as in a recipe file: those of the plan, or of recipe.yaml if the run ended before it was
+        planned."""
+        try:
+            return self.planned or read_yaml(Path(self.values["folder"]) / "recipe.yaml")
+        except UserError:
+            return {}
 
     def value(self, name: str) -> Any:
         """The value of a column, or of the field of the recipe with this dotted name; None: unknown, or null."""
@@ -136,7 +146,7 @@ def read_row(folder: Path, name: str, now: float) -> Row:
         run = _read(folder)
         if not run.records and not run.plan and run.status.get("state") not in STATES:
             raise UserError(f"{folder}: not the folder of a run")
-        return Row(_values(run, folder, name, now), _recipe(run), run.notes)
+        return Row(_values(run, folder, name, now), run.plan.get("recipe") or {}, run.notes)
     except OSError as problem:
         raise UserError(f"{problem.filename or folder}: {problem.strerror}") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
@@ -151,16 +161,6 @@ def _read(folder: Path) -> RunData:
     plan = folder / "plan.json"
     text = plan.read_text(encoding="utf-8", errors="replace") if plan.is_file() else ""
     return RunData(folder.resolve(), (), parse_plan(text) or {}, read_status(folder), "")
-
-
-def _recipe(run: RunData) -> Mapping[str, Any]:
-    """The recipe of a run: that of its plan, or its recipe.yaml if it ended before it was planned."""
-    if recipe := run.plan.get("recipe"):
-        return recipe
-    try:
-        return read_yaml(run.folder / "recipe.yaml")
-    except UserError:
-        return {}
 
 
 def _values(run: RunData, folder: Path, name: str, now: float) -> dict[str, Any]:

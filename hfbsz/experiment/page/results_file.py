@@ -96,7 +96,7 @@ def _run(outcome: Outcome) -> RunResult:
         state=outcome.state,
         why=outcome.why,
         done=outcome.share,
-        loss=outcome.loss,
+        loss=outcome.loss if outcome.trial is None else outcome.trial.final_loss,
         steps=steps,
         tokens=tokens,
         seconds=seconds,
