@@ -15,16 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hfbsz.display import one_line, shortened
 from hfbsz.errors import UserError, complain, did_you_mean
 from hfbsz.recipe.words import split_options
+from hfbsz.records.run_filter import Filter, check_column, in_order, parse_filter
+from hfbsz.records.run_table import COLUMNS, Row, read_rows
+from hfbsz.report.run_table import SHOWN, as_csv, as_json, columns_help, print_table, without_repeated
 from hfbsz.system.command_name import command_name
-
-if TYPE_CHECKING:
-    from hfbsz.records.run_filter import Filter
-    from hfbsz.records.run_table import Row
 
 _FOLDER = Path("runs")
 _OPTIONS = ("sort", "columns", "format")
@@ -35,12 +33,12 @@ _FORMATS = ("text", "json", "csv")
 class _Request:
     folders: tuple[Path, ...]
     patterns: tuple[str, ...]  # of names: any of them
-    filters: tuple["Filter", ...]  # all of them
+    filters: tuple[Filter, ...]  # all of them
     sort: tuple[str, ...]
     columns: tuple[str, ...]  # empty: those of the format
     format: str
 
-    def keeps(self, row: "Row") -> bool:
+    def keeps(self, row: Row) -> bool:
         """Whether a run is in the table."""
         name = str(row.values["name"])
         parts = (name, name.rpartition("/")[2], str(row.values["folder"]))
@@ -51,8 +49,6 @@ class _Request:
 def main(words: list[str]) -> int:
     """Print the table; returns the exit code."""
     if "--help" in words or "-h" in words:
-        from hfbsz.report.run_table import columns_help
-
         print("\n".join([__doc__.rstrip(), "\ncolumns:", *columns_help()]))
         return 0
     try:
@@ -63,10 +59,6 @@ def main(words: list[str]) -> int:
 
 
 def _print(request: _Request) -> None:
-    from hfbsz.records.run_filter import in_order  # imports numpy: only once the words are checked
-    from hfbsz.records.run_table import COLUMNS, read_rows
-    from hfbsz.report.run_table import SHOWN, as_csv, as_json, print_table, without_repeated
-
     rows = read_rows([folder for folder in request.folders if folder.is_dir()], _note)
     kept = in_order([row for row in rows if request.keeps(row)], request.sort)
     if request.format != "text":
@@ -87,8 +79,6 @@ def _note(line: str) -> None:
 
 def _parse(words: list[str]) -> _Request:
     """The request of the words. Raises UserError with a line for each mistake."""
-    from hfbsz.records.run_filter import check_column, parse_filter
-
     options, others = split_options(words, _OPTIONS)
     folders: list[Path] = []
     files: list[str] = []
@@ -133,19 +123,19 @@ def _names(options: Mapping[str, str], name: str) -> tuple[str, ...]:
     if name not in options:
         return ()
     names = tuple(part.strip() for part in options[name].split(","))
-    if not all(names):
+    if not all(part.strip("-") for part in names):
         raise UserError(f"{name}={options[name]}: a name is missing")
     return names
 
 
 def _no_folder(word: str, command: str) -> str:
     """The error line for a word that is neither a folder, a filter nor a pattern."""
-    from hfbsz.records.run_table import COLUMNS
-
     name = word.lstrip("-")
     if name in _OPTIONS:
         return f"{word}: write {name}=…"
     if name in COLUMNS:
         return f"{word}: no such folder; for a comparison write {command} '{name}<…', in quotes"
     name = shortened(name)
+    if os.sep in word:
+        return f"{shortened(word)}: no such folder"
     return f"{shortened(word)}: no such folder; for runs of such a name write {command} '*{name}*'"

@@ -15,6 +15,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _LOSS = "validation loss of the saved model, nats/target"
 State = Literal["waiting", "running", "finished", "preempted", "failed", "diverged"]
 Number = float | None
+Count = int | None
 
 
 class _Part(BaseModel):
@@ -30,8 +31,8 @@ class RunResult(_Part):
     why: str | None = Field(description="why it failed or diverged")
     done: float = Field(description="share of its training budget, 0 to 1")
     loss: Number = Field(description=f"{_LOSS}; null until the run has ended, and if it diverged")
-    steps: Number = Field(description="optimizer steps so far")
-    tokens: Number = Field(description="input tokens so far, without padding")
+    steps: Count = Field(description="optimizer steps so far")
+    tokens: Count = Field(description="input tokens so far, without padding")
     seconds: Number = Field(description="training time so far, s, without evaluations")
 
 
@@ -52,8 +53,8 @@ class ArmResults(_Part):
     words: str = Field(description="what was varied, as requested; names the arm in this file")
     name: str = Field(description="a short name, as on the page")
     baseline: bool = Field(description="whether the tests compare the other arms with this one")
-    batch: int | None = Field(description="largest global batch, sequences; null until a run has a plan")
-    first_batch: int | None = Field(description="first global batch, sequences")
+    batch: Count = Field(description="largest global batch, sequences; null until a run has a plan")
+    first_batch: Count = Field(description="first global batch, sequences")
     learning_rate: Number = Field(description="peak learning rate, at the largest batch")
     rule: str | None = Field(description="how the rate scales with the batch")
     tuned: bool = Field(description="whether the rate is the best of several, not at the end of their range")
@@ -63,7 +64,7 @@ class ArmResults(_Part):
     loss: Number = Field(description=f"mean of: {_LOSS}")
     loss_sd: Number = Field(description="standard deviation of loss, n − 1 in the denominator")
     bits_per_byte: Number = Field(description="mean")
-    steps: Number = Field(description="optimizer steps")
+    steps: Count = Field(description="optimizer steps")
     seconds: Number = Field(description="mean training time, s")
     runs: list[RunResult]
     tried: list[TriedResult]

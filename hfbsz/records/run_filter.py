@@ -13,7 +13,7 @@ from hfbsz.recipe.amounts import Amount, parse_number, parse_seconds
 from hfbsz.recipe.values import is_field, known_fields
 from hfbsz.records.run_table import COLUMNS, ROW_STATES, Row
 
-_FILTER = re.compile(r"([^<>=!]+)(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
+_FILTER = re.compile(r"([^<>=!]+)(<=|>=|!=|==?|<|>)(.*)", re.DOTALL)
 _ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -63,7 +63,7 @@ def parse_filter(word: str, others: Sequence[str] = ()) -> Filter | None:
     match = _FILTER.fullmatch(word)
     if match is None:
         return None
-    name, sign, text = match[1].strip(), match[2], match[3].strip()
+    name, sign, text = match[1].strip(), match[2].replace("==", "="), match[3].strip()
     check_column(name, others)
     texts = [text] if sign in _ORDERS else [part.strip() for part in text.split(",")]
     if not all(texts):
@@ -87,7 +87,8 @@ def check_column(name: str, others: Sequence[str] = ()) -> None:
     if inner := [field for field in fields if field.startswith(f"{name}.")]:
         raise UserError(f"{name}: no such column; fields of the recipe are {', '.join(inner)}")
     near = did_you_mean(name, [*COLUMNS, *others, *fields])
-    raise UserError(f"{name}: no such column or field of a recipe{near}; the columns are {', '.join(COLUMNS)}")
+    listed = near or f"; the columns are {', '.join(COLUMNS)}"
+    raise UserError(f"{name}: no such column or field of a recipe{listed}")
 
 
 def in_order(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -102,11 +103,11 @@ def read_rows(roots: Sequence[Path], note: Callable[[str], None]) -> list[Row]:
         for folder in run_folders(root, note):
             name = folder.relative_to(root).as_posix()
             found.setdefault(folder.resolve(), (folder, folder.resolve().name if name == "." else name))
-    names = [name for _, name in found.values()]
+    count = Counter(name for _, name in found.values())
     rows = []
     for folder, name in found.values():
         try:
-            row = read_row(folder, name if names.count(name) == 1 else str(folder), time.time())
+            row = read_row(folder, name if count[name] == 1 else str(folder), time.time())
         except UserError as problem:
             note(f"{problem.lines[0]}: skipped")
             continue

@@ -114,6 +114,7 @@ def test_a_loss_of_the_fixed_part_is_marked(folder, capsys):
     [
         (["state=finished"], ["small-0000aaaa"]),
         (["state!=finished,failed,stale"], ["again/large", "ramp"]),
+        (["batch==8"], ["small-0000aaaa"]),
         (["batch>=64"], ["again/large", "ramp"]),
         (["batch=8,32"], ["killed", "small-0000aaaa"]),
         (["batch<64seq"], ["killed", "small-0000aaaa"]),
@@ -251,6 +252,9 @@ def test_no_run_that_fits_is_one_line(folder, capsys):
         ("batch=8,,16", "a value is missing"),
         ("sort=los", "sort=los: los: no such column"),
         ("sort=", "sort=: a name is missing"),
+        ("sort=name,-", "sort=name,-: a name is missing"),
+        ("batch==x", "'x' is not a number"),
+        ("runs/nothing", "runs/nothing: no such folder"),
         ("columns=name,los", "columns=name,los: los: no such column"),
         ("format=jsn", "format=jsn: must be text, json, csv; did you mean 'json'?"),
         ("nowhere", "nowhere: no such folder; for runs of such a name write"),

@@ -22,7 +22,7 @@ from hfbsz.records.run_data import SECONDS, STEPS, TOKENS
 
 MEASURE = "final_loss"  # the measure of the paired tests
 _FROM_ROW = (
-    "learning_rate", "tuned", "failed", "diverged", "loss", "loss_sd", "bits_per_byte", "steps", "seconds",
+    "learning_rate", "tuned", "failed", "diverged", "loss", "loss_sd", "bits_per_byte", "seconds",
 )  # fmt: skip
 
 
@@ -68,9 +68,10 @@ def _arm(experiment: Experiment, result: ArmResult, row: dict[str, Any], name: s
         words=result.words,
         name=name,
         baseline=arm is not None and arm == experiment.baseline,
-        batch=arm.batch if arm else None,
-        first_batch=(arm.start or arm.batch) if arm else None,
+        batch=_whole(arm.batch) if arm else None,
+        first_batch=_whole(arm.start or arm.batch) if arm else None,
         rule=arm.rule if arm else None,
+        steps=_whole(row["steps"]),
         seeds=row["runs"],
         runs=[_run(outcome) for outcome in result.outcomes],
         tried=[
@@ -87,6 +88,10 @@ def _arm(experiment: Experiment, result: ArmResult, row: dict[str, Any], name: s
     )
 
 
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
 def _run(outcome: Outcome) -> RunResult:
     run = outcome.run
     steps, tokens, seconds = (None if run is None else run.largest(axis) for axis in (STEPS, TOKENS, SECONDS))
@@ -97,8 +102,8 @@ def _run(outcome: Outcome) -> RunResult:
         why=outcome.why,
         done=outcome.share,
         loss=outcome.loss if outcome.trial is None else outcome.trial.final_loss,
-        steps=steps,
-        tokens=tokens,
+        steps=_whole(steps),
+        tokens=_whole(tokens),
         seconds=seconds,
     )
 
