@@ -118,26 +118,27 @@ def read_rows(roots: Sequence[Path], note: Callable[[str], None]) -> list[Row]:
 
 
 def run_folders(root: Path, note: Callable[[str], None]) -> Iterator[Path]:
-    """Yield the folders of runs at `root` and below, ordered by name; links are followed, and each folder is visited
-    once. Checkpoints and earlier attempts inside the folder of a run are not visited, nor are hidden folders."""
+    """Yield the folders of runs at `root` and below, ordered by name, those behind links at the end, each once.
+    Checkpoints and earlier attempts inside the folder of a run are not visited, nor are hidden folders."""
     seen: set[str] = set()
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
+    waiting, links = [root], list[Path]()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
         if (place := os.path.realpath(folder)) in seen:
             continue
         seen.add(place)
         try:
             with os.scandir(folder) as entries:
                 inside = sorted(entries, key=lambda entry: entry.name)
-            folders = [entry.name for entry in inside if not entry.name.startswith(".") and entry.is_dir()]
+            folders = [entry for entry in inside if not entry.name.startswith(".") and entry.is_dir()]
         except OSError as problem:
             note(f"{folder}: {problem.strerror}: skipped")
             continue
         if any(entry.name in _FILES for entry in inside):
             yield folder
-            folders = [name for name in folders if not any(fnmatch(name, pattern) for pattern in _NOT_RUNS)]
-        waiting += [folder / name for name in reversed(folders)]
+            folders = [entry for entry in folders if not any(fnmatch(entry.name, pattern) for pattern in _NOT_RUNS)]
+        links += [folder / entry.name for entry in folders if entry.is_symlink()]
+        waiting += [folder / entry.name for entry in reversed(folders) if not entry.is_symlink()]
 
 
 def read_row(folder: Path, name: str, now: float) -> Row:

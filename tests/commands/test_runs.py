@@ -45,7 +45,8 @@ def written(tmp_path_factory):
     write_yaml(load(["recipe=small_batch_pretrain", "optim.lr=5e-3"]).recipe.to_dict(), runs / "refused/recipe.yaml")
     (runs / "small-0000aaaa" / "attempt-1").mkdir()
     set_status(runs / "small-0000aaaa" / "attempt-1", state="failed")
-    (runs / "again").symlink_to("sweep-x1")
+    (runs / "again").symlink_to("sweep-x1")  # a run has the name of its folder, not of a link
+    (runs / "ramp" / "loop").symlink_to("..")
     (runs / "notes").mkdir()
     return runs
 
@@ -72,7 +73,7 @@ def test_every_run_is_a_row_with_the_same_keys(folder, capsys):
     rows, err = listed(capsys)
     assert err == "" and all(list(row) == list(COLUMNS) for row in rows)
     by_name = {row["name"]: row for row in rows}
-    assert list(by_name) == ["again/large", "killed", "ramp", "refused", "small-0000aaaa"]
+    assert list(by_name) == ["killed", "ramp", "refused", "small-0000aaaa", "sweep-x1/large"]
     small, ramp, refused = (by_name[name] for name in ("small-0000aaaa", "ramp", "refused"))
     records = [json.loads(line) for line in (folder / "small-0000aaaa/records.jsonl").read_text().splitlines()]
     assert small["loss"] == records[-1]["full/loss"] and small["loss_part"] == "full"
@@ -85,7 +86,7 @@ def test_every_run_is_a_row_with_the_same_keys(folder, capsys):
     assert (ramp["first_batch"], ramp["batch"], ramp["state"], ramp["loss"]) == (8, 64, "diverged", None)
     assert ramp["noise"] is None and ramp["why"] == "the loss is not finite" and ramp["recipe"] is None
     assert refused["state"] == "failed" and refused["tokens"] is refused["loss"] is refused["batch"] is None
-    assert by_name["again/large"]["recipe"] == "mine"
+    assert by_name["sweep-x1/large"]["recipe"] == "mine"
 
 
 def test_a_run_is_running_only_while_a_process_uses_its_folder(folder, capsys):
@@ -113,31 +114,31 @@ def test_a_loss_of_the_fixed_part_is_marked(folder, capsys):
     ("words", "expected"),
     [
         (["state=finished"], ["small-0000aaaa"]),
-        (["state!=finished,failed,stale"], ["again/large", "ramp"]),
+        (["state!=finished,failed,stale"], ["ramp", "sweep-x1/large"]),
         (["batch==8"], ["small-0000aaaa"]),
-        (["batch>=64"], ["again/large", "ramp"]),
+        (["batch>=64"], ["ramp", "sweep-x1/large"]),
         (["batch=8,32"], ["killed", "small-0000aaaa"]),
         (["batch<64seq"], ["killed", "small-0000aaaa"]),
-        (["tokens>1M", "time<1.1min"], ["again/large"]),
+        (["tokens>1M", "time<1.1min"], ["sweep-x1/large"]),
         (["tokens>1.1Mtok", "time>90"], ["killed", "ramp", "small-0000aaaa"]),
         (["age>1h"], ["small-0000aaaa"]),
         (["done>=99%", "cause=budget"], ["small-0000aaaa"]),
-        (["noise=null", "state!=failed"], ["again/large", "killed", "ramp"]),
+        (["noise=null", "state!=failed"], ["killed", "ramp", "sweep-x1/large"]),
         (["noise!=null"], ["small-0000aaaa"]),
-        (["recipe=m*"], ["again/large"]),
-        (["optim.lr>2e-3"], ["again/large", "refused"]),
-        (["batch.size=128seq,32seq"], ["again/large", "killed"]),
+        (["recipe=m*"], ["sweep-x1/large"]),
+        (["optim.lr>2e-3"], ["refused", "sweep-x1/large"]),
+        (["batch.size=128seq,32seq"], ["killed", "sweep-x1/large"]),
         (["batch.size<64tok"], []),
         (["batch.size<64seq", "batch.ramp=null", "optim.name=adamw"], ["killed", "refused", "small-0000aaaa"]),
-        (["data.pack=true", "seed=0", "killed*", "*large"], ["again/large", "killed"]),
-        (["s*"], ["small-0000aaaa"]),
+        (["data.pack=true", "seed=0", "killed*", "*large"], ["killed", "sweep-x1/large"]),
+        (["sm*"], ["small-0000aaaa"]),
         (["runs/sweep-x1"], ["large"]),
         (["runs/small-0000aaaa"], ["small-0000aaaa"]),
         (["runs/sweep-x1", "runs", "sort=name"], ["killed", "large", "ramp", "refused", "small-0000aaaa"]),
-        (["sort=loss"], ["small-0000aaaa", "killed", "again/large", "ramp", "refused"]),
-        (["sort=-loss"], ["again/large", "killed", "small-0000aaaa", "ramp", "refused"]),
-        (["sort=-batch,name", "state!=failed"], ["again/large", "ramp", "killed", "small-0000aaaa"]),
-        (["sort=optim.lr,-batch", "batch>8"], ["ramp", "killed", "again/large"]),
+        (["sort=loss"], ["small-0000aaaa", "killed", "sweep-x1/large", "ramp", "refused"]),
+        (["sort=-loss"], ["sweep-x1/large", "killed", "small-0000aaaa", "ramp", "refused"]),
+        (["sort=-batch,name", "state!=failed"], ["sweep-x1/large", "ramp", "killed", "small-0000aaaa"]),
+        (["sort=optim.lr,-batch", "batch>8"], ["ramp", "killed", "sweep-x1/large"]),
     ],
     ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
 )
@@ -204,7 +205,7 @@ def test_what_is_no_run_or_damaged_is_one_line_and_the_rest_is_shown(folder, cap
     (folder / "ramp" / "plan.json").write_text("[]")
     rows, err = listed(capsys)
     by_name = {row["name"]: row for row in rows}
-    assert list(by_name) == ["again/large", "killed", "ramp", "refused", "small-0000aaaa"]
+    assert list(by_name) == ["killed", "ramp", "refused", "small-0000aaaa", "sweep-x1/large"]
     assert by_name["ramp"]["batch"] == 64 and by_name["ramp"]["rate"] is None and by_name["killed"]["loss"] > 0
     assert err.splitlines() == [
         "note: runs/foreign: not the folder of a run: skipped",
