@@ -34,6 +34,7 @@ MANY = ["recipe=small_batch_pretrain", "batch.size=2048seq", "world_size=1024"]
 STARTUP = {  # name: (command, limit in seconds)
     "import hfbsz": (["-c", "import hfbsz"], 0.1),
     "plan.py for 1,024 processes": ([HERE / "plan.py", *MANY], 1.0),
+    "runs.py in an empty folder": ([HERE / "runs.py", HERE.parent / "accelerate_configs"], 1.0),
     "pretrain.py --help": ([HERE / "pretrain.py", "recipe=large_batch", "--help"], 1.0),
 }
 

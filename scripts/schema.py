@@ -1,4 +1,5 @@
-"""Generate files from the code: recipes/**/schema.json for editors, docs/fields.md and docs/metrics.md for readers.
+"""Generate files from the code: recipes/**/schema.json for editors, docs/fields.md and docs/metrics.md for readers,
+docs/compare.schema.json for programs.
 
     python scripts/schema.py [check]
 
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from hfbsz.recipe.schema import files
+from hfbsz.records.comparison_results import schema_text
 from hfbsz.records.metrics import metrics_page
 from hfbsz.system.streams import script
 
@@ -19,7 +21,7 @@ def main(words: list[str]) -> int:
     if words not in ([], ["check"]):
         print(__doc__)
         return 0 if words == ["--help"] else 2
-    generated = files() | {"docs/metrics.md": metrics_page()}
+    generated = files() | {"docs/metrics.md": metrics_page(), "docs/compare.schema.json": schema_text()}
     stale = [
         name for name, text in generated.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text
     ]

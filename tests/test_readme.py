@@ -144,8 +144,8 @@ def test_a_small_comparison_runs_skips_and_draws(hfbsz, ragged, tmp_path):
     first, second = (hfbsz("compare.py", *words) for _ in range(2))
     assert first.code == 0 and first.out.count(": finished (") == 2, first.out + first.err
     assert second.code == 0 and "2 of 2 runs" in second.out and ": finished (" not in second.out
-    (row,) = json.loads((tmp_path / "t.json").read_text())
-    assert row["runs"] == len(row["losses"]) == 2 and row["steps"] == 3 and row["loss_sd"] > 0
+    (row,) = json.loads((tmp_path / "t.json").read_text())["arms"]
+    assert row["seeds"] == len({run["loss"] for run in row["runs"]}) == 2 and row["steps"] == 3 and row["loss_sd"] > 0
     assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
     for folder in re.findall(r"\((runs/tiny-\w+)\)", first.out):
         subprocess.run(["rm", "-rf", ROOT / folder, ROOT / f"{folder}.log"], check=True)

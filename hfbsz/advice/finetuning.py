@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from hfbsz.advice.advice import Advice, Choice, Line, Measurement, Sure, Wish
 from hfbsz.advice.evidence import Evidence, PastRun
-from hfbsz.advice.frontier import duration
 from hfbsz.advice.measurement import replaced
 from hfbsz.display import command
 from hfbsz.errors import UserError
 from hfbsz.plan.plan import Facts, Plan
 from hfbsz.plan.resolve import resolve
-from hfbsz.recipe.amounts import counted, shown_batches
+from hfbsz.recipe.amounts import counted, duration, shown_batches
 from hfbsz.recipe.load import LoadedRecipe, load
 from hfbsz.system.command_name import command_name
 

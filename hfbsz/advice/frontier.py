@@ -28,7 +28,7 @@ from hfbsz.measure.frontier import (
 )
 from hfbsz.plan.laws import CRITICAL
 from hfbsz.plan.plan import Plan
-from hfbsz.recipe.amounts import Amount, counted, short
+from hfbsz.recipe.amounts import Amount, counted, duration, short, unit_of
 from hfbsz.records.probe import Probe, probe_from_dict
 from hfbsz.system.files import read_object
 
@@ -40,7 +40,6 @@ OPTIONS = (
 _FLOPS, _UTILIZATION = 989.4e12, 0.4  # H100 in bf16
 _BUSY = 4096  # tokens
 _STEP_BYTES, _MEMORY = 28, 3.35e12  # AdamW in float32: reads 16 bytes a weight and writes 12; H100's bandwidth
-_TIMES = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
 _UNITS = {"": 1.0, "K": 1e3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
@@ -268,20 +267,8 @@ def lines_of(result: Frontier) -> Iterator[str]:
     yield f"take      {counted(balanced.devices, 'device')} at {counted(balanced.batch, 'sequence')}: {beyond}"
 
 
-def duration(seconds: float) -> str:
-    """A time as people read it: 41 s, 12.5 min, 3.2 h, 14 d."""
-    unit, size = unit_of(seconds)
-    value = seconds / size
-    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
-
-
 def _gigabytes(count: float) -> str:
     return f"{count / 1e9:,.3g} GB"
-
-
-def unit_of(seconds: float) -> tuple[str, float]:
-    """The largest unit of which a time has at least two, and its seconds."""
-    return next(((unit, size) for unit, size in _TIMES if seconds >= 2 * size), ("s", 1.0))
 
 
 def save_picture(result: Frontier, path: Path) -> None:

@@ -3,13 +3,13 @@
 from collections.abc import Collection, Iterator
 
 from hfbsz.advice.advice import Choice, Line, Sure, Wish
-from hfbsz.advice.frontier import Frontier, duration
+from hfbsz.advice.frontier import Frontier
 from hfbsz.advice.known import LIKE, Known
 from hfbsz.advice.rates import Rate
 from hfbsz.advice.schedule import REACHED
 from hfbsz.measure.frontier import Point
 from hfbsz.plan.plan import Plan
-from hfbsz.recipe.amounts import counted, short, shown_batches, sized
+from hfbsz.recipe.amounts import counted, duration, short, shown_batches, sized
 
 
 def batch_lines(advised: Plan, taken: Point, known: Known, plan: Plan, wish: Wish, speed: Sure) -> Iterator[Line]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from hfbsz.advice.advice import Advice, Choice, Sure, Wish
 from hfbsz.advice.critical import OVER_THE_RUN
 from hfbsz.advice.evidence import Evidence, PastRun
-from hfbsz.advice.frontier import Frontier, duration, frontier_of
+from hfbsz.advice.frontier import Frontier, frontier_of
 from hfbsz.advice.known import Known, effective_for, is_like, known_of
 from hfbsz.advice.lines import batch_lines, hardware_lines, loss_line, optimizer_lines
 from hfbsz.advice.measurement import next_measurement
@@ -18,7 +18,7 @@ from hfbsz.errors import UserError
 from hfbsz.measure.frontier import Point, point
 from hfbsz.plan.plan import Facts, Plan
 from hfbsz.plan.resolve import resolve
-from hfbsz.recipe.amounts import Amount, counted, shown_batches, sized
+from hfbsz.recipe.amounts import Amount, counted, duration, shown_batches, sized
 from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.law_name import LawName
 from hfbsz.recipe.load import LoadedRecipe, load

@@ -12,12 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from hfbsz.advice.advice import MEANING, Advice
-from hfbsz.advice.frontier import duration, unit_of
 from hfbsz.advice.progress import critical_at
 from hfbsz.display import one_line
 from hfbsz.errors import UserError
 from hfbsz.plan.explain import explain
-from hfbsz.recipe.amounts import sized
+from hfbsz.recipe.amounts import duration, sized, unit_of
 from hfbsz.recipe.load import load
 from hfbsz.report.page.page import environment
 from hfbsz.report.page.style import INK, PALETTE, page_axes, svg, tick

@@ -26,10 +26,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from hfbsz.advice.advice import Advice, Wish
-from hfbsz.advice.frontier import PREFIX, duration
+from hfbsz.advice.frontier import PREFIX
 from hfbsz.display import command, one_line, visible
 from hfbsz.errors import MISUSED, UserError, complain
-from hfbsz.recipe.amounts import counted, short
+from hfbsz.recipe.amounts import counted, duration, parse_seconds, short
 from hfbsz.recipe.load import load
 from hfbsz.recipe.tasks import RowKind
 from hfbsz.recipe.words import split_options
@@ -39,7 +39,6 @@ from hfbsz.system.command_name import command_name
 _OPTIONS = (
     "devices", "deadline", "budget", "target_loss", "evidence", "out", "check", "format", "parameters", "train_rows",
 )  # fmt: skip
-_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def main(words: list[str]) -> int:
@@ -145,15 +144,12 @@ def _devices(options: Mapping[str, str]) -> str:
 
 
 def _seconds(text: str) -> float:
-    """A time such as 40min, 2h or 3d in seconds. Raises UserError."""
-    for unit in sorted(_UNITS, key=len, reverse=True):
-        if text.endswith(unit):
-            try:
-                value = float(text.removesuffix(unit)) * _UNITS[unit]
-            except ValueError:
-                break
-            if math.isfinite(value) and value > 0:
-                return value
+    """A time above 0 such as 40min, 2h or 3d in seconds. Raises UserError."""
+    try:
+        if (seconds := parse_seconds(text)) > 0:
+            return seconds
+    except ValueError:
+        pass
     raise UserError(f"deadline={text}: not a time: write 40min, 2h or 3d")
 
 

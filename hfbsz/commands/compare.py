@@ -5,11 +5,12 @@
 
 Every combination is an ordinary run of `hfbsz pretrain` or `hfbsz finetune`, depending on its task. Finished runs are
 not repeated, and an interrupted comparison resumes where it stopped. Its report, comparisons/NAME/report.html, shows
-progress and results.
+progress and results; results.json beside it has them for scripts (docs/compare.schema.json describes it).
 """
 
-import json
 import signal
+import sys
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def compare(words: list[str]) -> tuple[int, "Experiment | None"]:
         from hfbsz.experiment.compare import ComparisonRunner  # imports matplotlib: only after the words are checked
         from hfbsz.report.console import Console
 
-        console = Console()
+        console = Console(sys.stderr if request.format == "json" else None)
         runner = ComparisonRunner(request, console)
     except UserError as problem:
         return complain(problem.lines), None
@@ -52,17 +53,19 @@ def compare(words: list[str]) -> tuple[int, "Experiment | None"]:
     except OSError as problem:
         place = problem.filename or request.folder
         return complain([f"{place}: {problem.strerror}: the same command resumes"], FAILED), None
-    from hfbsz.experiment.page.terminal import lines_of
-    from hfbsz.experiment.results import rows
+    if request.format == "text":
+        from hfbsz.experiment.page.terminal import lines_of
 
-    console.line("\n".join(map(one_line, lines_of(experiment))))
+        console.line("\n".join(map(one_line, lines_of(experiment))))
     try:
-        _write(request, rows(experiment))
+        text = _write(request, experiment)
     except UserError as problem:
         return complain(problem.lines, FAILED), experiment
     except OSError as problem:
         what = problem.filename or "out=, picture="
         return complain([f"{what}: cannot be written: {problem.strerror}"], FAILED), experiment
+    if request.format == "json":
+        print(text, end="", flush=True)
     if not experiment.finished:
         return INTERRUPTED, experiment
     diverged = [outcome for result in experiment.arms for outcome in result.diverged]  # not those of tuning: expected
@@ -83,14 +86,22 @@ def stop_on_signals(launcher: "Launcher", console: "Console") -> None:
             signal.signal(number, stop)
 
 
-def _write(request: Request, table: list[dict[str, object]]) -> None:
-    """Write the requested table (`out`) and picture; raises UserError if hfbsz did not write an existing file there."""
+def _write(request: Request, experiment: "Experiment") -> str:
+    """Write the results, and the requested copy of them (`out`) and picture; returns the results as JSON. Raises
+    UserError if hfbsz did not write an existing file there."""
+    from hfbsz.experiment.page.results_file import results_of
+    from hfbsz.experiment.results import rows
+
     refuse_overwriting({name: str(path) for name in ("out", "picture") if (path := getattr(request, name))})
     for path in filter(None, (request.out, request.picture)):
         path.parent.mkdir(parents=True, exist_ok=True)
-    if request.out is not None:
-        write_text(request.out, json.dumps(table, indent=1))
+    table = rows(experiment)
     if request.picture is not None and any(row["runs"] for row in table):
         from hfbsz.experiment.page.picture import draw
 
         draw(table, request.picture)
+        experiment = replace(experiment, picture=request.picture)
+    text = results_of(experiment).text()
+    for path in filter(None, (experiment.results, request.out)):
+        write_text(path, text)
+    return text

@@ -146,6 +146,8 @@ def _branch(words: list[str]) -> int:
     options, others = split_options(words, _BRANCH_OPTIONS)
     if not options.get("checkpoint"):
         raise UserError("checkpoint=RUN/checkpoint-N is missing: the checkpoint to branch from")
+    if form := next((word for word in others if word.lstrip("-").startswith("format=")), None):
+        raise UserError(f"{form}: not an option of method=branch: comparisons/NAME/results.json has the results")
     from hfbsz.experiment import branch  # imports torch: only once the words are checked
 
     point = branch.point_of(Path(options["checkpoint"]))

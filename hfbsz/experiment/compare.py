@@ -15,6 +15,7 @@ from hfbsz.experiment.gather import gather, outcome_of
 from hfbsz.experiment.jobs import Job, assign_folders, product, seeds_first, with_group
 from hfbsz.experiment.launch import Launcher, launch_command
 from hfbsz.experiment.page import page, wandb
+from hfbsz.experiment.page.results_file import results_of
 from hfbsz.experiment.request import Request, refuse_scripts
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome, TriedValue
 from hfbsz.recipe.amounts import Amount
@@ -198,7 +199,7 @@ class ComparisonRunner:
 
     def experiment(self) -> Experiment:
         """The current state of the comparison, read from the folders of its runs."""
-        tune = self.request.tune
+        tune, picture = self.request.tune, self.request.picture
         field = tune.field if tune else ""
         arms, planned = [], set()
         for arm in self.arms:
@@ -225,6 +226,7 @@ class ComparisonRunner:
             pretraining=tuple(pretraining),
             planned=len(planned) + len(pretraining),
             finished=self._finished,
+            picture=picture if picture is not None and picture.is_file() else None,
         )
         experiment = gather(empty, arms)
         return replace(experiment, seconds_left=None if self._finished else self._seconds_left(experiment))
@@ -259,6 +261,7 @@ class ComparisonRunner:
             state = f"{ended} of {experiment.planned} runs{self._time_left}"
             self.console.work("comparing", ended, experiment.planned, state)
         try:
+            write_text(experiment.results, results_of(experiment).text())
             write_text(experiment.page, page.render(experiment))
         except Exception as fault:  # a figure that cannot be drawn must not stop the runs
             self.console.warn(f"the page was not updated ({type(fault).__name__}: {fault})")

@@ -14,6 +14,7 @@ from hfbsz.recipe.fields import fields, is_script
 from hfbsz.recipe.load import script_in_file
 from hfbsz.recipe.presets import ROOTS, find_preset, names_of
 from hfbsz.recipe.words import read_pairs
+from hfbsz.records.comparison_results import MARK
 from hfbsz.system.command_name import command_name
 from hfbsz.system.files import refuse_others
 from hfbsz.system.yaml import read_yaml
@@ -26,13 +27,22 @@ OPTIONS = {
     "equal": "epochs or steps: what all arms share (default: epochs; steps: those of the largest batch)",
     "name": "the comparison's name: its folder in comparisons/ and its W&B group",
     "checkpoints": "drop or keep the checkpoints of runs that finish (default: drop, to save disk space)",
-    "out": "FILE.json for the table of results",
+    "out": "FILE.json for the results, which are in comparisons/NAME/results.json too",
     "picture": "FILE.png or .svg for a figure of loss over steps",
+    "format": "text or json: what is printed at the end (json: the results alone, progress goes to stderr)",
 }
-_WORDS = {"launch": ("accelerate", "python"), "equal": ("epochs", "steps"), "checkpoints": ("drop", "keep")}
+_WORDS = {
+    "launch": ("accelerate", "python"),
+    "equal": ("epochs", "steps"),
+    "checkpoints": ("drop", "keep"),
+    "format": ("text", "json"),
+}
 _FOLDER = "comparisons"
-_WITHOUT_EFFECT = ("jobs", "launch", "checkpoints", "out", "picture", "threads")  # do not affect results
-_MARKERS = {"out": (b'[\n {\n  "choices": ',), "picture": (b"Matplotlib",)}  # bytes in files that compare wrote
+_WITHOUT_EFFECT = ("jobs", "launch", "checkpoints", "out", "picture", "format", "threads")  # do not affect results
+_MARKERS = {  # bytes in files that compare wrote; those of a table: in earlier versions
+    "out": (MARK.encode(), b'[\n {\n  "choices": '),
+    "picture": (b"Matplotlib",),
+}
 MIN_VALUES, MAX_VALUES = 3, 15  # of a tuned field
 
 
@@ -74,6 +84,7 @@ class Request:
     keep_checkpoints: bool = False
     out: Path | None = None
     picture: Path | None = None
+    format: str = "text"  # text | json
     typed: tuple[str, ...] = ()  # the words of the command line, without those of a file
 
     @property
@@ -101,7 +112,7 @@ def parse(words: Sequence[str]) -> Request:
     jobs = options.get("jobs", "1")
     if not jobs.isdigit() or int(jobs) < 1:
         raise UserError(f"jobs={jobs}: the number of runs at a time must be 1 or more")
-    launch, equal, checkpoints = (_one_of(options, name, *allowed) for name, allowed in _WORDS.items())
+    launch, equal, checkpoints, form = (_one_of(options, name, *allowed) for name, allowed in _WORDS.items())
     tune = options.get("tune")
     picture = options.get("picture")
     if picture and not picture.endswith((".png", ".svg")):
@@ -121,6 +132,7 @@ def parse(words: Sequence[str]) -> Request:
         checkpoints == "keep",
         Path(options["out"]) if options.get("out") else None,
         Path(picture) if picture else None,
+        form,
         tuple(words),
     )
 

@@ -109,11 +109,17 @@ class Experiment:
     pretraining: tuple[ArmResult, ...] = ()  # runs whose models the arms fine-tune
     planned: int = 0  # number of runs, including those whose tuned value is not known yet
     finished: bool = False  # no run is left to do; some may have failed
+    picture: Path | None = None  # a figure that was drawn on request
 
     @property
     def page(self) -> Path:
         """The path of the HTML page."""
         return self.folder / "report.html"
+
+    @property
+    def results(self) -> Path:
+        """The path of the results as JSON."""
+        return self.folder / "results.json"
 
     @property
     def distinct_arms(self) -> tuple[ArmResult, ...]:

@@ -35,7 +35,7 @@ TUNED = "optim.lr"
 _CAP = 3  # times the sequences that the recipe's own rate needs
 _WARMUP, _EVERY = 5, 1  # % of the duration: warmup, interval of evaluations
 _AVERAGE = 0.1  # mean age of the averaged weights
-_NOT_OPTIONS = ("tune=", "equal=", "out=", "picture=")  # of compare
+_NOT_OPTIONS = ("tune=", "equal=", "out=", "picture=", "format=")  # of compare
 _PAGE_SECONDS = 15.0  # minimum time between two calls of `on_change`
 
 

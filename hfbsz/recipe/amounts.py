@@ -14,7 +14,9 @@ _UNITS = {
 }
 _UNIT_OF = {name: unit for unit, names in _UNITS.items() for name in names}
 _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
-PATTERN = r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kKMBGT]?)\s*([A-Za-z%]+)\s*"
+_NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kKMBGT]?)"
+PATTERN = rf"\s*{_NUMBER}\s*([A-Za-z%]+)\s*"
+_TIMES = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0}  # seconds
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,34 @@ class Amount:
 
     def __str__(self) -> str:
         return f"{self.value:.12g}%" if self.unit == "%" else f"{self.value:.12g} {self.unit}"
+
+
+def parse_number(text: str) -> float:
+    """A number that may have a factor, such as `64`, `1e-3` or `1.2M`; raises ValueError for any other text."""
+    match = re.fullmatch(rf"\s*{_NUMBER}\s*", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a number, such as 64, 1e-3 or 1.2M")
+    return float(match[1]) * _FACTORS[match[2]]
+
+
+def parse_seconds(text: str) -> float:
+    """A time such as `40min`, `2h` or `3d` in seconds; raises ValueError for any other text, and below 0."""
+    match = re.fullmatch(rf"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*({'|'.join(_TIMES)})\s*", text)
+    if match is None or not math.isfinite(seconds := float(match[1]) * _TIMES[match[2]]):
+        raise ValueError(f"{text!r} is not a time: write 40min, 2h or 3d")
+    return seconds
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it: 41 s, 12.5 min, 3.2 h, 14 d."""
+    unit, size = unit_of(seconds)
+    value = seconds / size
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def unit_of(seconds: float) -> tuple[str, float]:
+    """The largest unit of which a time has at least two, and its seconds."""
+    return next(((unit, size) for unit, size in _TIMES.items() if seconds >= 2 * size), ("s", 1.0))
 
 
 def counted(count: int, noun: str) -> str:

@@ -51,7 +51,7 @@ SWEEP_FIELDS = (  # that a sweep sets itself
 SWEEP_FILE = "sweep.json"  # beside the tables of a sweep: what was swept
 STATES = ("running", "finished", "preempted", "failed", "diverged")
 _TYPES: dict[str, type[Any] | UnionType] = {
-    **dict.fromkeys(("state", "host"), str),
+    **dict.fromkeys(("state", "recipe", "host"), str),
     **dict.fromkeys(("cause", "why"), str | None),
     **dict.fromkeys(("step", "clock", "of", "pid", "exceeded"), int),
     **dict.fromkeys(("started", "updated"), int | float),
@@ -144,7 +144,7 @@ class RunFolder:
     """The folder of a run, locked by rank 0. `finished`: it contains this run, complete, with its saved model."""
 
     def __init__(self, loaded: LoadedRecipe) -> None:
-        self.path = path_of(loaded)
+        self.path, self._recipe = path_of(loaded), loaded.name
         self._lock = claim(self.path, "wait, or choose output_dir=…", "choose output_dir=…")
         self._started = time.time()
         self.notes: list[str] = []
@@ -232,6 +232,7 @@ class RunFolder:
             raise ValueError(state)
         return {
             "state": state,
+            "recipe": self._recipe,
             "cause": cause,
             "why": why,
             **({"exceeded": self.exceeded} if self.exceeded else {}),

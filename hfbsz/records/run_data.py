@@ -50,6 +50,13 @@ class RunData:
         """The number of training rows, which is one epoch; None if the plan does not give it."""
         return (self.plan.get("facts") or {}).get("rows")
 
+    @property
+    def batches(self) -> list[float]:
+        """The global batches in order, sequences: planned, or those of the records if the run decides them."""
+        phases = self.plan.get("phases") or []
+        decided = all(phase.get("steps") != 0 for phase in phases)
+        return [phase["batch"] for phase in phases] if phases and decided else self.values("batch/global")
+
     def values(self, metric: str) -> list[float]:
         """The finite values of a metric, in the order of the records."""
         values = [record.get(metric) for record in self.records]

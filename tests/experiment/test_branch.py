@@ -95,6 +95,7 @@ def test_branches_start_where_the_run_was_and_train_on_the_same_tokens(run, fork
         (["checkpoint={run}/checkpoint-30", "length=2epochs"], "length"),
         (["checkpoint={run}/checkpoint-30", "length=many"], "length"),
         (["checkpoint={run}/checkpoint-30", "tolerance=-1"], "tolerance"),
+        (["checkpoint={run}/checkpoint-30", "format=json"], "results.json"),
         (["method=brunch", "checkpoint={run}/checkpoint-30"], "brunch"),
     ],
 )

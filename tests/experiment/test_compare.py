@@ -106,11 +106,36 @@ def test_an_arm_that_fails_is_reported_and_the_rest_is_shown(compare, ragged, tm
     assert code == 1
     (failed,) = (line for line in text.splitlines() if line.startswith("diverged: "))
     assert "not finite" in failed
-    table = json.loads((tmp_path / "w" / "table.json").read_text())
-    assert [row["runs"] for row in table] == [1, 1] and table[1]["diverged"] == 1 and table[0]["loss"] > 0
+    results = json.loads((tmp_path / "w" / "table.json").read_text())
+    table = results["arms"]
+    assert [row["seeds"] for row in table] == [1, 1] and table[1]["diverged"] == 1 and table[0]["loss"] > 0
+    assert table[1]["loss"] is None and table[1]["runs"][0]["state"] == "diverged" and results["finished"]
     (report,) = (tmp_path / "w" / "comparisons").glob("*/report.html")
     html = report.read_text()
     assert "not finite" in html and f"{table[0]['loss']:.4f}" in html and 'http-equiv="refresh"' not in html
+
+
+def test_the_results_are_json_alone_and_beside_the_page(compare, ragged, tmp_path, capsys):
+    words = (TINY, f"data.files={ragged}", "duration=32seq", "batch.size=4seq,8seq", *QUICK, "name=n")
+    code, text = compare("w", *words, "picture=p.png")
+    assert code == 0 and "loss (nats/target)" in text
+    assert main([*words, "picture=p.png", "out=copy.json", "format=json"]) == 0  # nothing is run again
+    out, err = capsys.readouterr()
+    results = json.loads(out)
+    assert "2 of 2 runs are already finished" in err and results["kind"] == "hfbsz comparison"
+    assert (
+        out
+        == (tmp_path / "w" / "copy.json").read_text()
+        == (tmp_path / "w" / results["page"]).with_name("results.json").read_text()
+    )
+    assert results["page"] == "comparisons/n/report.html" and results["picture"] == "p.png"
+    assert [arm["batch"] for arm in results["arms"]] == [4, 8] and results["finished"] and results["ended"] == 2
+    for arm in results["arms"]:
+        (run,) = arm["runs"]
+        final = json.loads((tmp_path / "w" / run["folder"] / "records.jsonl").read_text().splitlines()[-2])
+        assert run["loss"] == arm["loss"] == final["full/loss"] and run["steps"] == 32 / arm["batch"]
+        assert run["tokens"] == final["train/num_input_tokens_seen"] and run["seconds"] >= final["train/seconds"]
+    assert [pair["verdict"] for pair in results["pairs"]] == ["not tested"]
 
 
 @pytest.mark.process

@@ -11,6 +11,7 @@ from hfbsz.errors import UserError
 from hfbsz.experiment.jobs import assign_folders, by_arm, product, seeds_first, split_values
 from hfbsz.experiment.page.picture import draw
 from hfbsz.experiment.request import Tune, parse
+from hfbsz.records.comparison_results import MARK
 
 TINY = ("recipe=tests/tiny.yaml", "data.files=x")
 
@@ -156,6 +157,9 @@ def test_case_s06_only_an_earlier_table_or_picture_is_overwritten(tmp_path, opti
         draw([row], path)
     earlier = path.read_bytes()
     assert getattr(parse(words), option) == path
+    if option == "out":
+        path.write_text(f"{MARK} ...")
+        assert parse(words).out == path
     for content in (b"precious", b"[1, 2]", b"\x89PNG\r\n\x1a\n another's"):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"^{option}="):

@@ -16,6 +16,7 @@ from test_html import make_run, plan_of, records_of
 from hfbsz.errors import UserError
 from hfbsz.experiment.gather import gather, outcome_of
 from hfbsz.experiment.page import page
+from hfbsz.experiment.page.results_file import results_of
 from hfbsz.experiment.page.terminal import lines_of
 from hfbsz.experiment.results import ArmResult, Experiment, rows
 from hfbsz.records.run_data import read_run
@@ -134,6 +135,6 @@ def test_whatever_is_changed_in_a_folder_the_pages_are_drawn(run, tmp_path, seed
     outcomes = (outcome_of(folder, 0), outcome_of(run, 1))
     stands = Experiment(name="n", command="c", task="language_modeling", folder=tmp_path, arms=())
     comparison = gather(stands, [(ArmResult("a", None, outcomes), ("a",), False)])
-    assert rows(comparison) and lines_of(comparison) and page.render(comparison)
+    assert rows(comparison) and lines_of(comparison) and page.render(comparison) and results_of(comparison).text()
     with suppress(UserError), ExitStack() as held:
         _read(folder, held)

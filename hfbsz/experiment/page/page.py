@@ -13,17 +13,17 @@ from typing import Any
 
 from hfbsz.experiment.page.curves import curves, tuning
 from hfbsz.experiment.page.figures import by_batch, families, forest, line_styles, values
+from hfbsz.experiment.page.results_file import MEASURE
 from hfbsz.experiment.page.sharpness import correlations
-from hfbsz.experiment.page.verdict import arm_names, conclusions, p_text, ranking, result_of_test
+from hfbsz.experiment.page.verdict import arm_names, conclusions, lowest, p_text, result_of_test
 from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.statistics.evidence import Finding, Verdict
 from hfbsz.experiment.statistics.factorial import Effect
-from hfbsz.experiment.statistics.trials import MEASURES, Arm, Comparison
+from hfbsz.experiment.statistics.trials import MEASURES, Comparison
 from hfbsz.records.sharpness import CONTESTED
 from hfbsz.report.page.page import environment
 from hfbsz.report.page.style import style
 
-MEASURE = "final_loss"  # the measure of the paired tests
 MARKS = {
     Verdict.SUPPORTED: "✓",
     Verdict.CONTRADICTED: "✗",
@@ -61,7 +61,7 @@ def render(experiment: Experiment) -> str:
             failures=[(named[result.words], *failure) for result in everything for failure in _failures(result)],
             progress=[(named[result.words], _runs(result)) for result in everything],
             conclusions=conclusions(experiment, named),
-            best=_lowest(experiment),
+            best=lowest(experiment),
             columns=columns,
             rows=rows,
             families=[(name, style(index)[0]) for index, name in enumerate(families(experiment.arms))],
@@ -118,15 +118,6 @@ def _failures(result: ArmResult) -> list[tuple[str, str]]:
         if outcome.state in ("failed", "diverged"):
             by_reason.setdefault(f"{outcome.state}: {outcome.why or 'reason unknown'}", []).append(label)
     return [(", ".join(labels), why) for why, labels in by_reason.items()]
-
-
-def _lowest(experiment: Experiment) -> Arm | None:
-    """The arm with the lowest mean loss, if at least two arms can be ranked."""
-    try:
-        ranked, _ = ranking(experiment)
-    except ValueError:
-        return None
-    return ranked[0].arm if len(ranked) > 1 else None
 
 
 def _table(experiment: Experiment) -> tuple[list[Column], list[tuple[ArmResult, list[Cell]]]]:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 
 from hfbsz.experiment.results import ArmResult, Experiment
 from hfbsz.experiment.statistics.factorial import Effect
@@ -78,6 +79,15 @@ def ranking(experiment: Experiment) -> tuple[list[Summary], list[Summary]]:
     return sorted(ranked, key=lambda summary: summary.mean), others
 
 
+def lowest(experiment: Experiment) -> Arm | None:
+    """The arm with the lowest mean loss, if at least two arms can be ranked."""
+    try:
+        ranked, _ = ranking(experiment)
+    except ValueError:
+        return None
+    return ranked[0].arm if len(ranked) > 1 else None
+
+
 def _lowest_mean(ranked: Sequence[Summary], names: Mapping[Arm, str], finished: bool) -> str:
     best = ranked[0]
     seeds = f"{best.n} seeds" if best.n > 1 else "1 seed"
@@ -125,19 +135,34 @@ def _higher(pair: Comparison) -> Arm:
     return pair.left if pair.contrast.mean > 0 else pair.right
 
 
-def result_of_test(tested: Comparison | Effect) -> str:
-    """The result of a paired test in a few words."""
+class Significance(StrEnum):
+    """The result of a paired test at 5 % after Holm's correction."""
+
+    HIGHER = "significantly higher"
+    LOWER = "significantly lower"
+    NONE = "not significant"
+    NOT_TESTED = "not tested"
+
+
+def significance(tested: Comparison | Effect) -> tuple[Significance, str | None]:
+    """The result of a paired test, and why it was not tested."""
     contrast = tested.contrast
     if not contrast.finite:
         lost = sum(not math.isfinite(value) for value in contrast.differences)
-        return f"not tested: {lost} of {contrast.n} seeds diverged"
+        return Significance.NOT_TESTED, f"{lost} of {contrast.n} seeds diverged"
     if contrast.n < MIN_SEEDS:
-        return f"not tested: fewer than {MIN_SEEDS} seeds"
+        return Significance.NOT_TESTED, f"fewer than {MIN_SEEDS} seeds"
     if math.isnan(tested.p_holm):
-        return "not tested: no variation over seeds"
+        return Significance.NOT_TESTED, "no variation over seeds"
     if tested.p_holm >= ALPHA:
-        return "not significant"
-    return "significantly higher" if contrast.mean > 0 else "significantly lower"
+        return Significance.NONE, None
+    return (Significance.HIGHER if contrast.mean > 0 else Significance.LOWER), None
+
+
+def result_of_test(tested: Comparison | Effect) -> str:
+    """The result of a paired test in a few words."""
+    result, why = significance(tested)
+    return result if why is None else f"{result}: {why}"
 
 
 def p_text(p: float) -> str:

@@ -176,18 +176,15 @@ def _test(pair: Comparison, words: Mapping[Arm, str]) -> Row:
     """The difference left − right over the shared seeds; in percent for a relative measure."""
     measure, contrast = MEASURES[pair.measure], pair.contrast
 
-    def shown(difference: float) -> float:
-        return 100 * math.expm1(difference) if measure.relative else difference
-
     return {
         "left": words.get(pair.left, pair.left.name),
         "right": words.get(pair.right, pair.right.name),
         "measure": measure.words,
         "unit": measure.unit_of_difference,
         "n (seeds)": contrast.n,
-        "mean of left − right": shown(contrast.mean),
-        "95 % CI, low": shown(contrast.low),
-        "95 % CI, high": shown(contrast.high),
+        "mean of left − right": measure.in_unit(contrast.mean),
+        "95 % CI, low": measure.in_unit(contrast.low),
+        "95 % CI, high": measure.in_unit(contrast.high),
         "effect (mean ÷ sd, Hedges)": contrast.effect,
         "p after Holm": pair.p_holm,
         "sign-flip p": contrast.sign_flip_p,

@@ -83,9 +83,13 @@ class Measure:
             return left - right
         return math.log(left / right) if left > 0 and right > 0 and math.isfinite(left / right) else NAN
 
+    def in_unit(self, difference: float) -> float:
+        """A difference in `unit_of_difference`."""
+        return 100 * math.expm1(difference) if self.relative else difference
+
     def show(self, difference: float) -> str:
         """A difference as text without unit: in percent if relative, else in `unit`."""
-        return f"{100 * math.expm1(difference):+.1f}" if self.relative else f"{difference:+.3f}"
+        return f"{self.in_unit(difference):+{'.1f' if self.relative else '.3f'}}"
 
     @property
     def unit_of_difference(self) -> str:

@@ -144,7 +144,7 @@ def _view(run: RunData, name: str, index: int) -> dict[str, Any]:
         "speed": tokens / seconds if tokens and seconds else None,
         "utilization": _median(run.values("perf/mfu")),
         "memory": run.largest("perf/peak_memory_bytes"),
-        "batch": _range(_planned_batches(plan) or run.values("batch/global")),
+        "batch": _range(run.batches),
         "rate": run.largest("train/learning_rate"),
         "split": _split(plan),
         "explanation": _explanation(plan),
@@ -208,12 +208,6 @@ def _explanation(plan: Mapping[str, Any]) -> str:
         return explain(from_dict(plan))
     except Exception as problem:  # written by another version of hfbsz, or by another program
         return f"plan.json cannot be read by this version of hfbsz: {problem}"
-
-
-def _planned_batches(plan: Mapping[str, Any]) -> list[int]:
-    """The batches of a plan's phases; empty if the run decides them."""
-    phases = plan.get("phases", ())
-    return [] if any(phase.get("steps") == 0 for phase in phases) else [phase["batch"] for phase in phases]
 
 
 def _median(values: Sequence[float]) -> float | None:
