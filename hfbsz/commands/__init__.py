@@ -9,6 +9,7 @@ COMMANDS = {
     "compare": "compare batch sizes",
     "critical": "fit the critical batch to steps over batches",
     "sharpness": "measure how sharp the minima are that runs reached",
+    "harness": "score runs on tasks of lm-evaluation-harness",
     "report": "write an HTML report of one or more runs",
     "sync": "upload the missing records of runs to Weights & Biases",
     "dashboard": "create a W&B view and report for a project",

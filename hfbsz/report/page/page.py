@@ -26,6 +26,7 @@ from hfbsz.records.evaluations import (
     saved_weights,
     stopped_early,
 )
+from hfbsz.records.harness import scores
 from hfbsz.records.metrics import MEASURES, Metric, metric
 from hfbsz.records.noise import noise_of
 from hfbsz.records.overfitting import overfitting_of
@@ -130,6 +131,7 @@ def _view(run: RunData, name: str, index: int) -> dict[str, Any]:
         "last_evaluation": evaluations[-1] if evaluations else {},
         "overfitting": overfitting_of(run),
         "noise": noise_of(run.records),
+        "scores": scores(run.records, result.step if result else None),
         "saved_weights": saved_weights(run),
         "stopped_early": stopped_early(run),
         "cause": run.status.get("cause"),
