@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from hfbsz.records.harness import Score
 
 _OPTIONS = ("tasks", "limit", "batch_size", "format")
-_DEFAULT = "python_next_line"
 
 
 def main(words: list[str]) -> int:

@@ -20,7 +20,7 @@ from hfbsz.data.next_line import examples_file
 from hfbsz.data.prepare.corpus import Progress as Show
 from hfbsz.errors import UserError, describe_error, did_you_mean
 from hfbsz.recipe.fields import is_task_file
-from hfbsz.records.harness import ERROR, EXAMPLES, PREFIX
+from hfbsz.records.harness import ERROR, EXAMPLES, PREFIX, SECONDS
 from hfbsz.system.yaml import read_yaml
 
 OWN = {"python_next_line": Path(__file__).parent / "python_next_line.yaml"}  # tasks that need no network
@@ -63,7 +63,7 @@ def score(model: Any, tokenizer: Any, request: Request, show: Show) -> dict[str,
         torch.manual_seed(_SEED)
         lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=request.batch_size)
         results = evaluate(lm=lm, task_dict=tasks, limit=request.limit, log_samples=False)
-    return {**_values(results), f"{PREFIX}seconds": round(time.perf_counter() - started, 1)}
+    return {**_values(results), SECONDS: round(time.perf_counter() - started, 1)}
 
 
 @cache  # reading the index and the data sets takes long, and a run may score often

@@ -8,6 +8,7 @@ from hfbsz.records.metrics import metric
 from hfbsz.records.shapes import is_number
 
 EVENT, PREFIX, ERROR, EXAMPLES = "harness", "harness/", "_stderr", "examples"
+SECONDS = "harness/seconds"  # wall time of scoring all tasks
 WEIGHTS = "model/step"  # optimizer step of the weights that were scored
 
 
@@ -48,8 +49,8 @@ def scores(records: Iterable[Mapping[str, Any]], step: float | None = None) -> l
 
 
 def same(record: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    """Whether a record holds exactly these scores."""
-    names = {name for name in (*record, *values) if name.startswith(PREFIX) or name == WEIGHTS}
+    """Whether a record holds exactly these scores; the time that they took is ignored."""
+    names = {name for name in (*record, *values) if name == WEIGHTS or (name.startswith(PREFIX) and name != SECONDS)}
     return record.get("event") == EVENT and all(record.get(name) == values.get(name) for name in names)
 
 

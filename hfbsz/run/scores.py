@@ -9,7 +9,7 @@ import torch
 
 from hfbsz.data.prepare.corpus import Progress as Show
 from hfbsz.errors import UserError, describe_error
-from hfbsz.measure.harness import BATCH, Request, check_tasks, score
+from hfbsz.measure.harness import BATCH, OWN, Request, check_tasks, score
 from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.load import from_mapping
 from hfbsz.recipe.tasks import RowKind
@@ -95,7 +95,7 @@ def score_saved(path: Path, tasks: Sequence[str] | None, limit: int | None, batc
     try:
         data = read_run(run)
         at, step = _position(data) if path == run else _position_of_checkpoint(path)
-        request = Request(tuple(tasks or recipe.eval.harness.tasks or ("python_next_line",)), limit, batch_size)
+        request = Request(tuple(tasks or recipe.eval.harness.tasks or (next(iter(OWN)),)), limit, batch_size)
         model, tokenizer = _saved(path) if path == run else _checkpoint(path, show)
         values = {WEIGHTS: step, **score(model, tokenizer, request, show)}
         _record(run, data, Reading(EVENT, at, values))
@@ -141,10 +141,12 @@ def _position_of_checkpoint(path: Path) -> tuple[Clock, int]:
 def _saved(path: Path) -> tuple[Any, Any]:
     """The saved model of a run in float32, on the device, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
         return model.to(device), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as problem:  # each class of model and tokenizer raises errors of its own
         raise UserError(f"{path}: its model cannot be loaded: {describe_error(problem)}") from None

@@ -12,9 +12,9 @@ from hfbsz.records.folder import claim
 from hfbsz.records.jsonl import from_json
 from hfbsz.records.run_data import read_run
 from hfbsz.report.trackers.tensorboard import TensorBoardStore
-from hfbsz.report.trackers.tracker import Row, Store, ThreadedTracker, Tracker
+from hfbsz.report.trackers.tracker import Row, Store, ThreadedTracker, Tracker, reason_of
 from hfbsz.report.trackers.trackio import TrackioStore
-from hfbsz.report.wandb.reporter import Identity, config_of, one_line_fault, read_identity
+from hfbsz.report.wandb.reporter import Identity, config_of, read_identity
 from hfbsz.system.command_name import command_name
 from hfbsz.system.extras import require
 
@@ -41,14 +41,12 @@ def send(folder: Path, name: str) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     read_run(folder)  # first, since the lock creates a file
-    lock = claim(folder, "sync it once that has ended", "its lock must be held")
+    identity, lock = read_identity(folder), claim(folder, "sync it once that has ended", "its lock must be held")
     try:
         rows = _rows(folder)
-        _opener(name, folder, read_identity(folder), rows)().close()
-    except UserError:
-        raise
-    except Exception as fault:
-        raise UserError(f"{folder}: {NAMES[name]}: {one_line_fault(fault)}") from None
+        _opener(name, folder, identity, rows)().close()
+    except Exception as fault:  # of a package
+        raise UserError(f"{folder}: {NAMES[name]}: {reason_of(fault)}") from None
     finally:
         lock.release()
     return len(rows)
@@ -66,7 +64,7 @@ def _rows(folder: Path) -> list[Row]:
     """The records of a run as they were logged; empty if there are none."""
     path = folder / "records.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    rows = []
+    rows: list[Row] = []
     for line in lines:
         try:
             rows.append({name: from_json(value) for name, value in json.loads(line).items()})

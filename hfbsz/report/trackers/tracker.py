@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from hfbsz.display import one_line
+from hfbsz.errors import UserError
 
 Row = Mapping[str, Any]  # one line of records.jsonl
 OPEN_SECONDS = 30.0  # time limit for opening a store, which may import large packages
@@ -100,7 +101,7 @@ class ThreadedTracker:
                     store.close()
                     break
         except Exception as fault:  # no fault of a tracker may end the run
-            self._switch_off(one_line(f"{type(fault).__name__}: {fault}".splitlines()[0])[:200])
+            self._switch_off(reason_of(fault))
         finally:
             self._opened.set()
 
@@ -110,3 +111,10 @@ class ThreadedTracker:
         while rows[-1] is not None and not self._queue.empty():
             rows.append(self._queue.get())
         return rows
+
+
+def reason_of(fault: Exception) -> str:
+    """One line for a fault: that of a UserError, else the exception's type and the first line of its message."""
+    if isinstance(fault, UserError):
+        return fault.lines[0]
+    return one_line(f"{type(fault).__name__}: {fault}".splitlines()[0].removesuffix(": "))[:200]

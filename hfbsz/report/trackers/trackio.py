@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hfbsz.errors import UserError
 from hfbsz.records.metrics import LAYERS
 from hfbsz.records.run_data import STEPS, TOKENS
 from hfbsz.report.trackers.tracker import Row
@@ -19,7 +20,11 @@ _PRINTING = ("trackio", "trackio.run", "trackio.utils", "trackio.deploy")  # mod
 
 class TrackioStore:
     """A run of Trackio, created or continued: a `Store`. Rows of `earlier` that are not there are written at once, and
-    rows that are there already, because an interrupted start wrote them, are not written again."""
+    rows that are there already, because an interrupted start wrote them, are not written again.
+
+    With TRACKIO_SERVER_URL or TRACKIO_SPACE_ID, Trackio sends the rows to a server, whose rows are not read back:
+    `earlier` then counts as sent.
+    """
 
     def __init__(
         self, project: str, name: str, group: str | None, config: Mapping[str, Any], earlier: Sequence[Row]
@@ -29,7 +34,8 @@ class TrackioStore:
 
         options: dict[str, Any] = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
         self._run = trackio.init(project, name=name, group=group, config=dict(config), resume="allow", **options)
-        self._there = self._stored()
+        self._is_remote = trackio.context_vars.current_server.get() is not None
+        self._there = Counter(map(_key, earlier)) if self._is_remote else self._stored()
         self._written: Counter[tuple[Any, ...]] = Counter()
         self.write(earlier)
 
@@ -45,10 +51,17 @@ class TrackioStore:
             self._run.log(values, step=int(row.get(TOKENS, 0)))
 
     def close(self) -> None:
-        """End the run; raises RuntimeError if rows are not in the database: Trackio only warns of its faults."""
+        """End the run; raises UserError if rows did not arrive: Trackio itself only warns of its faults."""
+        from trackio.sqlite_storage import SQLiteStorage
+
         self._run.finish()
-        if missing := (self._written - self._stored()).total():
-            raise RuntimeError(f"{missing:,} of {self._written.total():,} rows are not in its database")
+        if self._is_remote:
+            if SQLiteStorage.has_pending_data(self._run.project):
+                raise UserError(
+                    "its server did not take all rows; Trackio sends them with the next run of this project"
+                )
+        elif missing := (self._written - self._stored()).total():
+            raise UserError(f"{missing:,} of {self._written.total():,} rows are not in its database")
 
     def _stored(self) -> Counter[tuple[Any, ...]]:
         """The keys of the rows in Trackio's database."""
