@@ -1,6 +1,7 @@
 """Trackio and TensorBoard get each row once, over tokens, and no fault of theirs stops a run."""
 
 import json
+import sys
 import threading
 import types
 from pathlib import Path
@@ -59,7 +60,9 @@ def test_a_fault_is_one_warning():
         one.log(row(step))
     assert not one.finish() and not one.finish()
     (warning,) = warnings
-    assert warning == "TensorBoard is off for the rest of the run, OSError: [Errno 28] No space left on device; run sync"
+    assert (
+        warning == "TensorBoard is off for the rest of the run, OSError: [Errno 28] No space left on device; run sync"
+    )
 
 
 def test_a_store_that_does_not_open_is_one_warning():
@@ -83,7 +86,7 @@ def test_a_store_that_hangs_does_not_hold_the_run(monkeypatch):
     released.set()
 
 
-TRACKIO = '''
+TRACKIO = """
 import json, os
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,8 +113,8 @@ def init(project: str, name: str | None = None, group: str | None = None, space_
     assert resume == "allow" and not embed and auto_log_gpu is False and auto_log_cpu is False
     print("* Trackio project initialized")
     return Run(project, name, config)
-'''  # what `TrackioStore` uses of trackio 0.43, with its signatures
-STORAGE = '''
+"""  # what `TrackioStore` uses of trackio 0.43, with its signatures
+STORAGE = """
 import json, os
 from pathlib import Path
 
@@ -127,14 +130,12 @@ class SQLiteStorage:
     @staticmethod
     def has_pending_data(project: str) -> bool:
         return bool(os.environ.get("PENDING"))
-'''
+"""
 
 
 @pytest.fixture
 def fake_trackio(tmp_path, monkeypatch):
     """A folder in which a fake of trackio keeps a file for each run."""
-    import sys
-
     package = tmp_path / "fake" / "trackio"
     package.mkdir(parents=True)
     context = "from contextvars import ContextVar\ncurrent_server = ContextVar('server', default=None)\n"

@@ -98,14 +98,14 @@ def test_a_missing_package_or_file_is_told_before_training(monkeypatch):
 
 def test_a_recipe_file_cannot_name_a_task_file(tmp_path):
     (tmp_path / "mine.yaml").write_text("base: debug\neval: {harness: {tasks: [a, ./t.yaml]}}\n")
-    with pytest.raises(UserError, match="eval.harness.tasks: './t.yaml' .* runs code with your permissions"):
+    with pytest.raises(UserError, match=r"eval.harness.tasks: './t.yaml' .* runs code with your permissions"):
         load(["recipe=mine.yaml"])
     (tmp_path / "mine.yaml").write_text("base: debug\neval: {harness: {tasks: [a]}}\n")
     assert load(["recipe=mine.yaml"]).recipe.eval.harness.tasks == ["a"]
 
 
 def test_a_classifier_has_no_tasks():
-    with pytest.raises(UserError, match="eval.harness.tasks does not belong to task=classification"):
+    with pytest.raises(UserError, match=r"eval.harness.tasks does not belong to task=classification"):
         load(["recipe=debug", "task=classification", "data.label=label", "eval.harness.tasks=[a]"])
 
 
@@ -117,7 +117,7 @@ def fake_score(monkeypatch):
     def score(model, tokenizer, request, show):
         assert not hasattr(model, "module") and tokenizer.eos_token_id is not None
         asked.append(request)
-        return {name: value for name, value in SCORES.items()} | {"harness/seconds": float(len(asked))}
+        return SCORES | {"harness/seconds": float(len(asked))}
 
     monkeypatch.setattr(scoring, "score", score)
     monkeypatch.setattr(command, "require", lambda *_: None)
