@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-NEVER = ("wandb", "__m")  # W&B reads the environment when it is imported
+NEVER = ("wandb", "trackio", "__m")  # they read the environment when they are imported
 IMPORTS = (
     "hfbsz.run.cli",
     "hfbsz.run.session",

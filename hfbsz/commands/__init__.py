@@ -9,6 +9,7 @@ COMMANDS = {
     "compare": "compare batch sizes",
     "critical": "fit the critical batch to steps over batches",
     "sharpness": "measure how sharp the minima are that runs reached",
+    "harness": "score runs on tasks of lm-evaluation-harness",
     "runs": "list runs: filter, sort, as text, JSON or CSV",
     "report": "write an HTML report of one or more runs",
     "push": "push a run that has ended to the Hugging Face Hub",

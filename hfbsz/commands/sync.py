@@ -1,14 +1,21 @@
 """Upload records of runs that are missing on Weights & Biases: of offline runs, or after failed uploads.
 
-    hfbsz sync RUN [RUN …]
+    hfbsz sync RUN [RUN …] [to=wandb|trackio|tensorboard]
 
-RUN: the folder of a run that has ended. Records that W&B already has are not uploaded again.
+RUN: the folder of a run that has ended. Records that are there already are not sent again. to: where to (default: W&B);
+Trackio's local database and the TensorBoard events in the run's folder are written without a network.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hfbsz.errors import INTERRUPTED, UserError, complain
+from hfbsz.recipe.words import split_options
+
+if TYPE_CHECKING:
+    from hfbsz.report.console import Console
 
 
 def main(words: list[str]) -> int:
@@ -17,11 +24,12 @@ def main(words: list[str]) -> int:
         print(__doc__.strip(), file=sys.stdout if "--help" in words else sys.stderr)
         return 0 if "--help" in words else 2
     from hfbsz.report.console import Console
-    from hfbsz.report.wandb.sync import sync
 
+    options, paths = split_options(words, ("to",))
+    folders, target = [Path(path) for path in paths], options.get("to", "wandb")
     console = Console()
     try:
-        sync([Path(word) for word in words], console.work, console.line)
+        _send(folders, target, console)
     except UserError as problem:
         return complain(problem.lines)
     except KeyboardInterrupt:
@@ -29,3 +37,18 @@ def main(words: list[str]) -> int:
     finally:
         console.end_work()
     return 0
+
+
+def _send(folders: Sequence[Path], target: str, console: "Console") -> None:
+    from hfbsz.report.trackers.open import NAMES, send
+    from hfbsz.report.wandb.sync import sync
+
+    if target not in ("wandb", *NAMES):
+        raise UserError(f"to={target}: must be wandb, {' or '.join(NAMES)}")
+    if not folders:
+        raise UserError("name at least one run: hfbsz sync RUN [RUN …]")
+    if target == "wandb":
+        sync(folders, console.work, console.line)
+    else:
+        for folder in folders:
+            console.line(f"{folder}: {NAMES[target]} holds all {send(folder, target):,} rows")

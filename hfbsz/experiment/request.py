@@ -10,7 +10,7 @@ from typing import Any
 from hfbsz.display import command, file_name
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.experiment.jobs import Job, split_values, words_of
-from hfbsz.recipe.fields import fields, is_script
+from hfbsz.recipe.fields import code_of, fields
 from hfbsz.recipe.load import script_in_file
 from hfbsz.recipe.presets import ROOTS, find_preset, names_of
 from hfbsz.recipe.words import read_pairs
@@ -154,12 +154,12 @@ def _valid_name(name: str) -> str:
 
 
 def refuse_scripts(jobs: Iterable[Job], typed: Sequence[str]) -> None:
-    """Raise UserError for a metric script that only a comparison file names: it is code that runs on this machine, so
+    """Raise UserError for a script that only a comparison file names: it is code that runs on this machine, so
     it must be on the command line."""
     words = [word for word in typed if word.lstrip("-").startswith("eval")]
-    for script in {metric for job in jobs for metric in job.loaded.recipe.eval.metrics if is_script(metric)}:
+    for field, script in {pair for job in jobs for pair in code_of(job.loaded.recipe)}:
         if not any(script in word for word in words):
-            raise UserError(script_in_file(script, "the comparison's file"))
+            raise UserError(script_in_file(field, script, "the comparison's file"))
 
 
 def _preset(words: Sequence[str]) -> list[str]:

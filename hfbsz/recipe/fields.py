@@ -33,7 +33,7 @@ __all__ = [
     "FINAL_SHARE", "MUCH_MORE", "PRESETS", "SMALL_CORPUS", "Batch", "Checkpoint", "Data", "Eval", "EvalSet", "Hub",
     "Log", "Lora", "Measure", "Model", "Noise", "Optim", "Origin", "Recipe", "Scaling", "Schedule",
     "Sharpness",
-    "differences", "fields", "is_script", "leaves",
+    "code_of", "differences", "fields", "is_script", "is_task_file", "leaves",
 ]  # fmt: skip
 PRESETS = ("model", "data")  # sections that may name a preset, a YAML file in recipes/model or recipes/data
 _NOT_IN_DIGEST = ("output_dir", "threads", "log", "eval", "measure", "checkpoint", "hub", "resume")
@@ -115,6 +115,8 @@ class Recipe(Section):
             raise ValueError(f"data.pack and data.stream are not supported for {self.task}: a row is one example")
         if fine_tuning and data.validation_unit is not None:
             raise ValueError(f"data.validation_unit is not supported for {self.task}: rows or groups are held out")
+        if self.eval.harness.tasks and self.row_kind is RowKind.LABEL:
+            raise ValueError(f"eval.harness.tasks does not belong to task={self.task}: tasks score language models")
         chat_columns = ("messages", "prompt", "response", "system", "tools")
         unsupported = {RowKind.LABEL: chat_columns, RowKind.CONVERSATION: ("label", "labels")}.get(
             self.row_kind, ("label", "labels", *chat_columns, "group", "rows", "id", "skip")
@@ -233,6 +235,17 @@ def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def is_script(metric: str) -> bool:
     """Whether an entry of `eval.metrics` is the path of a script, not the name of a metric."""
     return "/" in metric or os.sep in metric or metric.endswith(".py")
+
+
+def code_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield (field, path) for every file that a recipe names and that may run code: scripts of metrics, task files."""
+    yield from (("eval.metrics", metric) for metric in recipe.eval.metrics if is_script(metric))
+    yield from (("eval.harness.tasks", task) for task in recipe.eval.harness.tasks if is_task_file(task))
+
+
+def is_task_file(task: str) -> bool:
+    """Whether an entry of `eval.harness.tasks` is the path of a task file, not the name of a task."""
+    return "/" in task or os.sep in task or task.endswith((".yaml", ".yml"))
 
 
 def fields(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from hfbsz.display import file_name, has_password, quoted
 from hfbsz.errors import UserError
 from hfbsz.recipe.alternatives import displaced
-from hfbsz.recipe.fields import PRESETS, Recipe, is_script, leaves
+from hfbsz.recipe.fields import PRESETS, Recipe, code_of, leaves
 from hfbsz.recipe.presets import ROOTS, find_preset
 from hfbsz.recipe.validation_errors import error_line
 from hfbsz.recipe.values import (
@@ -77,10 +77,10 @@ def from_mapping(values: Mapping[str, Any]) -> Recipe:
         raise UserError([error_line(detail, {}) for detail in problem.errors()]) from None
 
 
-def script_in_file(script: str, source: str) -> str:
-    """The error line for a metric script that is named in a file, which must not start code."""
+def script_in_file(field: str, script: str, source: str) -> str:
+    """The error line for a script that is named in a file, which must not start code."""
     return (
-        f"eval.metrics: {script!r} ({source}) is a script and would run with your permissions: read it, then name it "
+        f"{field}: {script!r} ({source}) runs code with your permissions: read it, then name it "
         "on the command line, not in a file"
     )
 
@@ -176,9 +176,9 @@ class _Draft:
 
     def _forbidden(self, recipe: Recipe) -> Iterator[str]:
         """Errors about values that must not come from a file (scripts), or must not be written to one (passwords)."""
-        if (source := self.sources.get("eval.metrics", COMMAND_LINE)) != COMMAND_LINE:
-            for script in filter(is_script, recipe.eval.metrics):
-                yield script_in_file(script, source)
+        for name, script in code_of(recipe):
+            if (source := self.sources.get(name, COMMAND_LINE)) != COMMAND_LINE:
+                yield script_in_file(name, script, source)
         for key, value in leaves(recipe.to_dict()):
             if any(
                 isinstance(text, str) and has_password(text) for text in (value if isinstance(value, list) else [value])

@@ -146,6 +146,21 @@ def _globs(value: object) -> object:
 EvalSetField = Annotated[EvalSet, BeforeValidator(_globs, json_schema_input_type=str | list[str] | EvalSet)]
 
 
+class Harness(Section):
+    """Scores on tasks of lm-evaluation-harness."""
+
+    tasks: list[str] = Field(
+        [],
+        description="tasks of lm-evaluation-harness (`pip install 'hfbsz[harness]'`) on which the saved model is "
+        "scored: names of its tasks; python_next_line, which needs no network; or, on the command line only, the path "
+        "of a YAML task file (./x.yaml), which may run code on this machine",
+    )
+    every: AmountField | None = Field(
+        None, description="interval between scorings during training; null: only the saved model, at the end"
+    )
+    limit: int | None = Field(None, ge=1, description="examples of each task, the first ones; null: all")
+
+
 class Eval(Section):
     """Evaluation: when, on which rows, with which metrics, and early stopping."""
 
@@ -190,6 +205,7 @@ class Eval(Section):
         description="additional evaluation sets, as NAME: globs, or NAME: a mapping with the fields "
         f"{', '.join(EvalSet.model_fields)}; columns that are not set are those of data, null unsets one",
     )
+    harness: Harness = Harness()
 
 
 class Noise(Section):
@@ -243,7 +259,7 @@ class Measure(Section):
 
 
 class Log(Section):
-    """Logging to records.jsonl and to Weights & Biases."""
+    """Logging to records.jsonl, Weights & Biases, Trackio and TensorBoard."""
 
     every: AmountField = Field(Amount(5, "steps"), description="interval between training log records")
     wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(off_from_false)] = Field(
@@ -252,6 +268,12 @@ class Log(Section):
     project: str = Field("hfbsz", description="W&B project")
     entity: str | None = Field(None, description="W&B team")
     group: str | None = Field(None, description="W&B group: the experiment to which the run belongs")
+    trackio: bool = Field(
+        False, description="also log to Trackio, in its local database (`pip install 'hfbsz[trackio]'`)"
+    )
+    tensorboard: bool = Field(
+        False, description="also write TensorBoard events to the run's folder (`pip install 'hfbsz[tensorboard]'`)"
+    )
     page: bool = Field(True, description="draw report.html at the end of the run; the command `report` draws it later")
 
 

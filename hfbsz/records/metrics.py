@@ -109,6 +109,29 @@ PARTS_OF_A_STEP: dict[str, Metric] = {
 }
 
 
+# Scores of lm-evaluation-harness, `harness/<task>/<measure>`; others have their own name as heading.
+HARNESS: dict[str, Metric] = {
+    "acc": Metric("accuracy", "", "share of examples whose right choice is the likeliest", ".3f", "share of examples"),
+    "acc_norm": Metric(
+        "accuracy by length",
+        "",
+        "share of examples whose right choice has the highest log-likelihood ÷ length",
+        ".3f",
+        "share of examples",
+    ),
+    "exact_match": Metric(
+        "exact match", "", "share of examples whose generated answer is the right one", ".3f", "share of examples"
+    ),
+    "perplexity": Metric("perplexity", "", "exp(loss) of the right continuations", ".4g", "exp(loss)"),
+    "word_perplexity": Metric("perplexity of words", "", "exp(ΣNLL ÷ words)", ".4g", "exp(ΣNLL ÷ words)"),
+    "byte_perplexity": Metric("perplexity of bytes", "", "exp(ΣNLL ÷ bytes)", ".4g", "exp(ΣNLL ÷ bytes)"),
+    "bits_per_byte": Metric("bits per byte", "bits/byte", "ΣNLL ÷ ln 2 ÷ bytes", ".4f"),
+    "examples": Metric("examples", "examples", "examples of the task that were scored", ",.0f"),
+    "seconds": Metric("scoring time", "s", "wall time of scoring all tasks", ".1f"),
+}
+_ERROR = "_stderr"  # ends the name of a score's standard error
+
+
 def _of_evaluations() -> dict[str, Metric]:
     """The measures of each part."""
     return {
@@ -329,18 +352,23 @@ METRICS: dict[str, Metric] = {
         "share of rows",
         OVERFITTING,
     ),
+    **{f"harness/{name}": entry for name, entry in HARNESS.items()},
 }
 LAYERS = "noise/layer/"  # noise scale of single normalization layers, in sequences: `noise/layer/<layer>`
 CLOCK = ("train/num_input_tokens_seen", "train/sequences", "train/global_step", "train/seconds")
 
 
 def metric(name: str) -> Metric:
-    """The entry of a metric; `eval/<set>/loss` has that of `eval/loss`. A metric that is not in the table (of a
-    collector, or named in `eval.metrics`) has its own name as heading, and no unit."""
+    """The entry of a metric; `eval/<set>/loss` has that of `eval/loss`, and a score's standard error that of the score
+    with another heading. A metric that is not in the table (of a collector, or named in `eval.metrics`) has its own
+    name as heading, and no unit."""
     if name.startswith(LAYERS):
         layer = name.removeprefix(LAYERS)
         return Metric(f"noise scale of {layer}", "sequences", f"tr Σ ÷ |G|² of the weights of {layer}", ",.0f")
     prefix, _, last = name.rpartition("/")
+    if prefix.startswith("harness") and last.endswith(_ERROR):
+        score = metric(name.removesuffix(_ERROR))
+        return replace(score, heading=f"error of the {score.heading}", definition=f"standard error: {score.definition}")
     return METRICS.get(f"{prefix.split('/')[0]}/{last}", Metric(last.replace("_", " "), "", last))
 
 
@@ -357,7 +385,8 @@ What a run writes to `records.jsonl` and sends to Weights & Biases. Every record
 `train/num_input_tokens_seen`, `train/sequences`, `train/global_step` and `train/seconds`. A further evaluation set has
 its own name in its metrics: `eval/<set>/loss`, `full/<set>/loss`. `noise/layer/<layer>` is the noise scale of a single
 normalization layer, in sequences; `sharpness/<set>/critical` the critical sharpness of the loss of an evaluation set
-(`measure.sharpness.sets`) along the same updates.
+(`measure.sharpness.sets`) along the same updates. A score of lm-evaluation-harness has its task in its name,
+`harness/<task>/acc`, and its standard error is `harness/<task>/acc_stderr`.
 """
 
 

@@ -1,4 +1,4 @@
-"""Writes the readings of a run to records.jsonl, W&B and the console, and its page at the end."""
+"""Writes the readings of a run to records.jsonl, its trackers and the console, and its page at the end."""
 
 import json
 import os
@@ -13,13 +13,14 @@ from hfbsz.records.jsonl import JsonLines
 from hfbsz.records.record import Reading
 from hfbsz.records.run_data import read_run
 from hfbsz.report.console import Console
+from hfbsz.report.trackers.open import open_trackers
 from hfbsz.report.wandb.reporter import Identity, WandbReporter, as_launched, config_of, id_of
 from hfbsz.system.command_name import command_name
 from hfbsz.system.files import read_object, write_text
 
 
 class Reports:
-    """Writes the readings of rank 0 to records.jsonl, then to W&B and the console.
+    """Writes the readings of rank 0 to records.jsonl, then to W&B, the other trackers and the console.
 
     `name`: of the run in W&B; `wandb_id` and `sent` (event and step of records): from an interrupted start, to resume.
     """
@@ -51,6 +52,7 @@ class Reports:
         self.wandb = WandbReporter(
             folder=path, mode=log.wandb, identity=identity, config=config_of(path), warn=console.warn, sent=sent
         )
+        self.trackers = open_trackers(path, log, identity, console.warn)
 
     def _since(self, machine: Mapping[str, Any], path: Path, step: int) -> dict[str, Any]:
         """The contents of machine.json: the machine and first step of this start, and those of earlier starts."""
@@ -65,16 +67,19 @@ class Reports:
         return {**machine, "step": step, "earlier": earlier}
 
     def emit(self, reading: Reading) -> None:
-        """Write a reading to records.jsonl and W&B; print it if it is an evaluation."""
-        self.wandb.log(self.records.write(reading))
+        """Write a reading to records.jsonl and the trackers; print it if it is an evaluation."""
+        record = self.records.write(reading)
+        for tracker in (self.wandb, *self.trackers):
+            tracker.log(record)
         if reading.event == "eval":
             self.console.evaluation(reading)
 
     def close(self, state: str, status: Mapping[str, Any] | None = None) -> None:
-        """End the records and the W&B run, and write the page unless `log.page` is false; `status`: what will be
+        """End the records and the trackers, and write the page unless `log.page` is false; `status`: what will be
         written to status.json."""
         self.records.close()
-        self.wandb.finish(0 if state == "finished" else 1)
+        for tracker in (self.wandb, *self.trackers):
+            tracker.finish(0 if state == "finished" else 1)
         if not self.has_page:
             return
         from hfbsz.report.page import page

@@ -28,6 +28,7 @@ from hfbsz.run.measurements import Measurements
 from hfbsz.run.outcome import hints, label, reached, show_finished, why_stopped
 from hfbsz.run.publication import open_pushes, write_card
 from hfbsz.run.saved_model import save_model
+from hfbsz.run.scores import Scorer, check_packages
 from hfbsz.system import launcher
 from hfbsz.system.files import write_text
 from hfbsz.system.signals import Interrupt, Interrupted
@@ -49,6 +50,7 @@ from hfbsz.train.setup import assemble, plan_and_data, sharding_of, tokenizer_of
 
 def run(loaded: LoadedRecipe, job: str, stop: Interrupt) -> int:
     """Run a recipe; returns the exit code. Raises UserError for an invalid recipe, plan, data set or folder."""
+    check_packages(loaded.recipe)
     transformers.utils.logging.disable_progress_bar()
     set_threads(loaded.recipe)
     sharding = sharding_of(loaded.recipe)
@@ -161,8 +163,9 @@ class Session:
         quality = on_all(accelerator, lambda: Quality(self.recipe.row_kind, self.recipe.eval.metrics))
         self.reports = self._open_reports(folder.path, console) if folder is not None and console is not None else None
         self.pushes = open_pushes(folder.path, loaded, console) if folder is not None and console is not None else None
-        warn = console.warn if console is not None else lambda line: None
-        self.evaluator = Evaluator(self.setup, self.watch, quality, self._show, warn=warn)
+        self.evaluator = Evaluator(self.setup, self.watch, quality, self._show, warn=self._warn)
+        self.scorer = Scorer(self.setup, self.emit, self._warn, self._show)
+        self.saved_step = self.last.at.step  # of the weights of the saved model
         if console is not None:
             console.notes(self.evaluator.notes())
 
@@ -192,6 +195,11 @@ class Session:
         if self.console is not None:
             self.console.work(label, done, total)
 
+    def _warn(self, text: str) -> None:
+        if self.console is not None:
+            self.console.end_work()
+            self.console.warn(text)
+
     def train(self, stop: Interrupt) -> int:
         """Train, evaluate and report to the end of the plan or until `stop` is true; save; returns the exit code."""
         self.lifecycle("resumed" if self.last.at.step else "running")
@@ -207,7 +215,9 @@ class Session:
                 self.emit(self.measurements.reading(step, len(self.data.train)))
             self.decide_batch(step)
             before, self.last = self.last, step
-            if self.evaluate_if_due(before, step):
+            is_due = self.evaluate_if_due(before, step)
+            self.score_if_due(before, step)
+            if is_due:
                 self.save_checkpoint()
             self.push_if_due(before, step)
         if self.ended:
@@ -284,6 +294,13 @@ class Session:
             pinned["before the decay"], save = step.at.step, True
         return save or self.stopped
 
+    def score_if_due(self, before: Step, step: Step) -> None:
+        """Score the current weights on the tasks of `eval.harness` if that is due; the saved model is scored later."""
+        every = self.recipe.eval.harness.every
+        at = (before.at.sequences, step.at.sequences)
+        if every is not None and not self.ended and self.plan.due(every, step.at.step, *at):
+            self.scorer.score(step.at, step.at.step)
+
     def select_weights(self) -> None:
         """Load the weights to save as the model (the last or the best ones), and evaluate them on complete sets."""
         self.check_finite()
@@ -294,6 +311,7 @@ class Session:
             if complete:
                 self.final_measures |= evaluator.evaluate_complete("last", [None])
             step = self.load_step(step)
+        self.saved_step = step
         if complete:
             self.final_measures |= evaluator.evaluate_complete("full", self.data.evaluation_sets())
         if self.console is not None:
@@ -401,6 +419,8 @@ class Session:
             folder, path, last = self.folder, self.folder.path, self.last
             files = save_model(self.setup, weights, path)
             results = self._results()
+            if state == "finished":  # after the model is saved: this may take long
+                results |= self.scorer.score_alone(last.at, self.saved_step)
             ended = f"Stopped before the end of its budget: {why}." if why else "Trained to the end of its budget."
             step = None if state == "finished" else last.at.step
             write_card(path, path, self.loaded, self.plan, ended, results, step, self.console.warn)

@@ -17,6 +17,7 @@ from hfbsz.plan.resolve import check_environment, resolve
 from hfbsz.recipe.fields import Recipe
 from hfbsz.records.record import Step
 from hfbsz.system import launcher
+from hfbsz.system.command_name import command_name
 from hfbsz.train.distributed import make_accelerator, on_all, on_main, precision_of, refuse_other_rows
 from hfbsz.train.evaluate import Evaluation, evaluate
 from hfbsz.train.fsdp import Sharding, fsdp_from_env, is_sharded, shard
@@ -159,5 +160,10 @@ def sharding_of(recipe: Recipe) -> Sharding | None:
         raise UserError(
             "model.lora: it has not been tested with sharded weights (FSDP2): launch with DDP "
             "(accelerate_configs/ddp.yaml)"
+        )
+    if sharding is not None and recipe.eval.harness.tasks:
+        raise UserError(
+            "eval.harness.tasks: sharded weights (FSDP2) cannot be scored during the run: leave it out, and run "
+            f"{command_name('harness')} RUN afterwards"
         )
     return sharding

@@ -26,6 +26,7 @@ from hfbsz.records.evaluations import (
     saved_weights,
     stopped_early,
 )
+from hfbsz.records.harness import scores
 from hfbsz.records.metrics import MEASURES, Metric, metric
 from hfbsz.records.noise import noise_of
 from hfbsz.records.overfitting import overfitting_of
@@ -132,6 +133,7 @@ def _view(run: RunData, name: str, index: int) -> dict[str, Any]:
         "overfitting": overfitting_of(run),
         "noise": noise_of(run.records),
         "sharpness": sharpness_of(run),
+        "scores": scores(run.records, result.step if result else None),
         "saved_weights": saved_weights(run),
         "stopped_early": stopped_early(run),
         "cause": run.status.get("cause"),

@@ -1,0 +1,1 @@
+"""Trackers besides W&B, behind one interface: Trackio and TensorBoard."""
