@@ -13,17 +13,26 @@ from hfbsz.plan.plan import Plan, PlannedStep
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the host: the model's `inputs`, its `labels` (−100 is ignored by the loss), and counts."""
+    """One micro-batch on the host: the model's `inputs`, its `labels` (−100 is ignored by the loss), and counts.
+
+    A row is an entry of `labels`, and one sequence of `inputs`; of a preference pair, two that follow each other.
+    """
 
     inputs: dict[str, Any]
     labels: Any
-    targets: int  # labels that the loss counts
+    targets: int  # labels that the loss counts; of pairs, the pairs
     tokens: int  # input tokens without padding
+    reference: Any = None  # of pairs: reference log-probabilities, tensor [rows, 2]
 
     @property
     def positions(self) -> int:
         """Number of positions that the model computes, padding included: rows × the longest row."""
         return self.inputs["input_ids"].numel()
+
+    @property
+    def sequences_per_row(self) -> int:
+        """Sequences of the inputs for each row: 1, or 2 of pairs."""
+        return len(self.inputs["input_ids"]) // len(self.labels) if "input_ids" in self.inputs else 1
 
 
 Collate = Callable[[Sequence[Any]], Batch]  # takes rows; None stands for a row without targets

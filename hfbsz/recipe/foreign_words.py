@@ -63,6 +63,7 @@ _HUB = unsupported("nothing is uploaded to the Hub; the run's folder is a comple
 _QUANTIZED = unsupported("quantized weights are not supported; model.lora={} trains few weights")
 _LOADING = unsupported("rows are memory-mapped, no loader processes are needed: leave it out")
 _ANSWERS = unsupported("task=instruction trains on the answers only; with data.answers=last on the last one only")
+_REFERENCE = unsupported("task=preference: the initial model is the reference; its log-probabilities are cached")
 _NOTHING = unsupported("it is always on or never needed: leave it out")
 
 _ENTRIES: dict[str, Answer] = {
@@ -165,6 +166,11 @@ _ENTRIES: dict[str, Answer] = {
         "the launcher sets it; for CPU only, put CUDA_VISIBLE_DEVICES= before the command"
     ),
     "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt": _ANSWERS,
+    "beta dpo_beta rl_beta": renamed("preference.beta", "0.1", why="with task=preference"),
+    "loss_type": lambda option: write(f"preference.length_normalized={str(option.value == 'sigmoid_norm').lower()}")
+    if option.value in ("", "sigmoid", "sigmoid_norm")
+    else no_field("task=preference has TRL's losses sigmoid and sigmoid_norm"),
+    "ref_model precompute_ref_log_probs": _REFERENCE,
     "push_to_hub hub_model_id hub_token": _HUB,
     "trust_remote_code": unsupported("code from the Hub is never executed"),
     "do_train do_eval do_predict remove_unused_columns disable_tqdm log_level": _NOTHING,
