@@ -32,4 +32,5 @@ def preference_words(folder: Path, kind: str = "llama", **changed) -> list[str]:
         f"data.files={folder / 'pairs.jsonl'}", "data.prompt=prompt", "data.chosen=chosen", "data.rejected=rejected",
         "data.sequence_length=96", "data.validation=20%", "batch.size=8seq", "batch.micro_max=8", "optim.lr=1e-3",
         "duration=6steps", "schedule.warmup=0%", "log.every=1steps", "log.wandb=off", "log.page=false", "threads=1",
+        "measure.noise.every=1step",
     ]  # fmt: skip
