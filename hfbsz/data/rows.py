@@ -58,8 +58,8 @@ class Rows:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of every row (int32, shape [rows]), from the file's offsets: no token is read. Those of a pair are what
-        it takes in a forward pass: twice the longer of its two sequences."""
+        """Tokens of every row (int32, shape [rows]), from the file's offsets: no token is read. Those of a pair are
+        what it takes in a forward pass: twice the longer of its two sequences."""
         chunks = self._table.column("input_ids").chunks
         tokens = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks])
         return tokens if self._chosen is None else 2 * np.maximum(self._chosen, tokens - self._chosen)

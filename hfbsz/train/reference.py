@@ -52,8 +52,8 @@ def with_references(
 ) -> Prepared:
     """The data with the reference log-probabilities of every set, the same on every rank; all ranks call it.
 
-    `model`: with its initial weights, prepared or sharded; `initial`: its `hash_of`. Raises UserError where they are not
-    finite.
+    `model`: with its initial weights, prepared or sharded; `initial`: its `hash_of`. Raises UserError where they are
+    not finite.
     """
 
     def referenced(name: str, rows: Rows) -> Rows:

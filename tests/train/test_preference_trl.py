@@ -19,13 +19,12 @@ trl = pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 datasets = pytest.importorskip("datasets")
 
 STEPS, BATCH = 20, 8
-TEMPLATE = CHATML.replace("<|im_end|>\\n", "<|im_end|>")  # TRL learns what follows the end of an answer too
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trl")
-    tokenizer = chat_tokenizer(TEMPLATE)
+    tokenizer = chat_tokenizer(CHATML)
     small_model(folder / "model", tokenizer=tokenizer, vocab_size=len(tokenizer))
     rows = [
         {
@@ -67,8 +66,8 @@ def test_twenty_steps_are_those_of_trl(folder, tmp_path, monkeypatch, cache, nor
         }
 
     def said(tokens):
-        text = run.tokenizer.decode(tokens.tolist())
-        return text.removeprefix("<|im_start|>user\n").removesuffix("<|im_start|>assistant\n").removesuffix("<|im_end|>")
+        text = run.tokenizer.decode(tokens.tolist()).removesuffix("<|im_start|>assistant\n")
+        return text.removeprefix("<|im_start|>user\n").removesuffix("<|im_end|>\n")
 
     settings = eval(export(run.plan, "trl").text, {"DPOConfig": dict})
     assert settings["beta"] == (5.0 if normalized else 0.1)
@@ -87,8 +86,7 @@ def test_twenty_steps_are_those_of_trl(folder, tmp_path, monkeypatch, cache, nor
     trainer.train()
     theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(ours) == len(theirs) == STEPS and ours[-1] < 0.9 * ours[0]
-    # theirs are rounded
-    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert ours == pytest.approx(theirs, abs=3e-6)  # float32
     weights = dict(trainer.model.named_parameters())
     for name, weight in run.model.named_parameters():
         assert torch.allclose(weight, weights[name], rtol=0, atol=2e-5), name

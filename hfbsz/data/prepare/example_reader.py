@@ -100,7 +100,9 @@ class Reader:
                 if text is None:
                     raise SkippedRow("no text")
                 return Example(name, group, text, label)
-            messages, rejected = self._pair(columns) if self.kind is RowKind.PREFERENCE else (self._messages(columns), [])
+            messages, rejected = (
+                self._pair(columns) if self.kind is RowKind.PREFERENCE else (self._messages(columns), [])
+            )
             if not has_answer(messages):
                 return None
             tools = parse_tools(columns.get(str(self.tools)))
@@ -161,7 +163,11 @@ def _needed_fields(kind: RowKind, data: Data, part: str) -> tuple[str, ...]:
             )
         if data.system is not None and data.prompt is None and data.template is None:
             raise UserError(f"{part}.system: it belongs to {part}.prompt: conversations hold their system messages")
-        return ("chosen", "rejected", "system") if data.template is not None else ("prompt", "chosen", "rejected", "system")
+        return (
+            ("chosen", "rejected", "system")
+            if data.template is not None
+            else ("prompt", "chosen", "rejected", "system")
+        )
     if data.messages is not None:
         if data.template is not None or data.system is not None:
             raise UserError(
