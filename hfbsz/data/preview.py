@@ -72,8 +72,8 @@ def _shown(row: Any, number: int, tokenizer: Any, labels: Sequence[str] | None) 
     if isinstance(row, Pair):
         chosen, rejected = (_shown(side, number, tokenizer, None) for side in (row.chosen, row.rejected))
         answer = "".join(part for part, learned in rejected.parts if learned)
-        tokens, learned = chosen.tokens + rejected.tokens, chosen.learned + rejected.learned
-        return ShownRow(number, chosen.parts, tokens, learned, rejected=answer)
+        total, learned = chosen.tokens + rejected.tokens, chosen.learned + rejected.learned
+        return ShownRow(number, chosen.parts, total, learned, rejected=answer)
     tokens = row.tokens if isinstance(row, Row) else row
     if labels is not None:
         return ShownRow(number, ((_shortened(_text(tokens, tokenizer)), False),), len(tokens), 1, labels[row.labels[0]])

@@ -6,6 +6,7 @@ so that all rewards are 0 at the start up to rounding. With LoRA, the initial we
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +34,6 @@ from hfbsz.train.tasks import BatchEvaluation
 from hfbsz.train.tasks.preference import Preference
 
 _VERSION = 1  # of the cached files
-_VALUES = "log_probabilities"
 
 
 def hash_of(model: Any) -> str:
@@ -112,7 +112,7 @@ def _read(path: Path, rows: int) -> np.ndarray | None:
     """The values in a file of the cache; None if there is none, or if it is damaged (zip files have checksums)."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            values: np.ndarray = file[_VALUES]
+            values: np.ndarray = file["log_probabilities"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return values if values.shape == (rows, 2) and values.dtype == np.float64 else None
@@ -121,6 +121,6 @@ def _read(path: Path, rows: int) -> np.ndarray | None:
 def _write(path: Path, values: np.ndarray) -> None:
     with suppress(OSError):  # a cache that cannot be written costs the next start the same passes
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.tmp.npz")
-        np.savez(temporary, **{_VALUES: values})
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")  # runs of a sweep write the same file
+        np.savez(temporary, log_probabilities=values)
         temporary.replace(path)
