@@ -166,8 +166,10 @@ _ENTRIES: dict[str, Answer] = {
         "the launcher sets it; for CPU only, put CUDA_VISIBLE_DEVICES= before the command"
     ),
     "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt": _ANSWERS,
-    "beta dpo_beta rl_beta": renamed("preference.beta", "0.1", why="with task=preference"),
-    "loss_type": lambda option: write(f"preference.length_normalized={str(option.value == 'sigmoid_norm').lower()}")
+    "beta dpo_beta rl_beta": lambda option: write("task=preference", f"preference.beta={option.value or '0.1'}"),
+    "loss_type": lambda option: write(
+        "task=preference", f"preference.length_normalized={str(option.value == 'sigmoid_norm').lower()}"
+    )
     if option.value in ("", "sigmoid", "sigmoid_norm")
     else no_field("task=preference has TRL's losses sigmoid and sigmoid_norm"),
     "ref_model precompute_ref_log_probs": _REFERENCE,
