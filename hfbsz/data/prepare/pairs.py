@@ -32,7 +32,10 @@ def pair_of(chosen: Any, rejected: Any, *prompt_and_system: Any) -> Pair:
         one, other = (_whole(name, side) for name, side in zip(_NAMES, (chosen, rejected), strict=True))
         size = _common(one, other)
         if one and other and not size:
-            raise ValueError("the chosen and the rejected conversation begin with different messages: no common prompt")
+            raise ValueError(
+                "the chosen and the rejected conversation begin with different messages: name the column of their "
+                "prompt in data.prompt"
+            )
         for message in (*one[:size], *other[:size]):
             message["learned"] = False
     for name, messages in zip(_NAMES, (one, other), strict=True):
