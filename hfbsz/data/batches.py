@@ -14,23 +14,34 @@ from hfbsz.plan.plan import Plan, PlannedStep
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch on the host: the model's `inputs`, its `labels` (−100 is ignored by the loss), and counts."""
+    """One micro-batch on the host: the model's `inputs`, its `labels` (−100 is ignored by the loss), and counts.
+
+    A row is an entry of `labels`, and one sequence of `inputs`; of a preference pair, two that follow each other.
+    """
 
     inputs: dict[str, Any]
     labels: Any
-    targets: int  # labels that the loss counts
+    targets: int  # labels that the loss counts; of pairs, the pairs
     tokens: int  # input tokens without padding
+    reference: Any = None  # of pairs: reference log-probabilities, tensor [rows, 2]
 
     @property
     def positions(self) -> int:
         """Number of positions that the model computes, padding included: rows × the longest row."""
         return self.inputs["input_ids"].numel()
 
+    @property
+    def sequences_per_row(self) -> int:
+        """Sequences of the inputs for each row: 1, or 2 of pairs."""
+        return len(self.inputs["input_ids"]) // len(self.labels) if "input_ids" in self.inputs else 1
+
     def first(self, rows: int) -> "Batch":
         """Its first rows. Their `tokens` count at most the positions: padding among them is not known."""
-        inputs, labels = {name: one[:rows] for name, one in self.inputs.items()}, self.labels[:rows]
-        tokens = min(self.tokens, inputs["input_ids"].numel())
-        return Batch(inputs, labels, int((labels != IGNORED).sum()), tokens)
+        inputs = {name: one[: rows * self.sequences_per_row] for name, one in self.inputs.items()}
+        labels, reference = self.labels[:rows], None if self.reference is None else self.reference[:rows]
+        is_pair = self.sequences_per_row > 1  # whose one target is which answer was chosen
+        targets = min(self.targets, len(labels)) if is_pair else int((labels != IGNORED).sum())
+        return Batch(inputs, labels, targets, min(self.tokens, inputs["input_ids"].numel()), reference)
 
 
 Collate = Callable[[Sequence[Any]], Batch]  # takes rows; None stands for a row without targets

@@ -9,7 +9,7 @@ import numpy as np
 
 from hfbsz.data import IGNORED
 from hfbsz.data.manifest import Manifest
-from hfbsz.data.rows import Prepared, Row, sample
+from hfbsz.data.rows import Pair, Prepared, Row, sample
 
 _SHOWN = 240  # characters of a part; a longer one is shown as its beginning and end
 _OPEN, _CLOSE = "⟦", "⟧"
@@ -17,13 +17,15 @@ _OPEN, _CLOSE = "⟦", "⟧"
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row as parts of text, each learned or not; a classification row has its label instead of learned parts."""
+    """A row as parts of text, each learned or not; a classification row has its label instead of learned parts. Those
+    of a preference pair are its prompt and chosen answer."""
 
     number: int
     parts: tuple[tuple[str, bool], ...]
     tokens: int
     learned: int  # tokens that the loss counts
     label: str | None = None
+    rejected: str | None = None  # the learned text of the rejected answer
 
     def line(self) -> str:
         """The row as one line, with the learned parts in brackets."""
@@ -31,6 +33,8 @@ class ShownRow:
         text = text.replace("\r", "").replace("\n", "⏎")
         if self.label is not None:
             return f"{text} → {_OPEN}{self.label}{_CLOSE}   ({self.tokens:,} tokens)"
+        if self.rejected is not None:
+            text += f" rather than {_OPEN}{self.rejected}{_CLOSE}".replace("\r", "").replace("\n", "⏎")
         return f"{text}   ({self.tokens:,} tokens, {self.learned:,} learned)"
 
 
@@ -65,6 +69,11 @@ def preview(prepared: Prepared, tokenizer: Any, count: int = 3) -> Preview:
 
 
 def _shown(row: Any, number: int, tokenizer: Any, labels: Sequence[str] | None) -> ShownRow:
+    if isinstance(row, Pair):
+        chosen, rejected = (_shown(side, number, tokenizer, None) for side in (row.chosen, row.rejected))
+        answer = "".join(part for part, learned in rejected.parts if learned)
+        total, learned = chosen.tokens + rejected.tokens, chosen.learned + rejected.learned
+        return ShownRow(number, chosen.parts, total, learned, rejected=answer)
     tokens = row.tokens if isinstance(row, Row) else row
     if labels is not None:
         return ShownRow(number, ((_shortened(_text(tokens, tokenizer)), False),), len(tokens), 1, labels[row.labels[0]])

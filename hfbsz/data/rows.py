@@ -4,6 +4,7 @@ A packed row holds T+1 tokens at stride T, so that every token is predicted once
 part of a long one.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -34,7 +35,8 @@ _AT_ONCE = 2**30  # bytes: Arrow files up to this size are verified when they ar
 
 class Rows:
     """Memory-mapped token rows. `rows[i]` is an int32 array of one row's tokens, inputs and the last target; for a
-    fine-tuning task, a Row of tokens and labels. With `blocks`, the blocks that a row is read from are verified first.
+    fine-tuning task, a Row of tokens and labels, or a Pair of two. With `blocks`, the blocks that a row is read from
+    are verified first.
 
     Indexing raises RankError for a damaged row, and for one that holds a token outside the vocabulary: it would crash
     the process on a GPU without a message.
@@ -47,15 +49,26 @@ class Rows:
         labeled = "labels" in self._table.column_names
         self._labels = _Lists(self._table.column("labels").chunks) if labeled else None
         self.text_bytes: np.ndarray = self._table.column("text_bytes").to_numpy()  # of each row's targets
+        is_pair = "chosen_length" in self._table.column_names
+        self._chosen = self._table.column("chosen_length").to_numpy() if is_pair else None
+        self.reference: np.ndarray | None = None  # of pairs: see `with_reference`
 
     def __len__(self) -> int:
         return len(self.text_bytes)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of every row (int32, shape [rows]), from the file's offsets: no token is read."""
+        """Tokens of every row (int32, shape [rows]), from the file's offsets: no token is read. Those of a pair are
+        what it takes in a forward pass: twice the longer of its two sequences."""
         chunks = self._table.column("input_ids").chunks
-        return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks])
+        tokens = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks])
+        return tokens if self._chosen is None else 2 * np.maximum(self._chosen, tokens - self._chosen)
+
+    def with_reference(self, values: np.ndarray) -> "Rows":
+        """These pairs with reference log-probabilities, of the chosen and the rejected answer (shape [rows, 2])."""
+        rows = copy.copy(self)
+        rows.reference = values
+        return rows
 
     def __getitem__(self, index: int) -> Any:
         row = self._verified(index, self._tokens[index])
@@ -64,7 +77,14 @@ class Rows:
                 f"{self.path}: row {index} has tokens outside 0 to {self.vocabulary - 1}, which the tokenizer produced"
                 ": use another data.tokenizer"
             )
-        return row if self._labels is None else Row(row, self._verified(index, self._labels[index]))
+        if self._labels is None:
+            return row
+        labels = self._verified(index, self._labels[index])
+        if self._chosen is None:
+            return Row(row, labels)
+        length = int(self._chosen[index])
+        reference = None if self.reference is None else self.reference[index]
+        return Pair(Row(row[:length], labels[:length]), Row(row[length:], labels[length:]), reference)
 
     def _verified(self, index: int, values: np.ndarray) -> np.ndarray:
         if self._blocks is None:
@@ -86,6 +106,15 @@ class Row(NamedTuple):
 
     tokens: np.ndarray
     labels: np.ndarray
+
+
+class Pair(NamedTuple):
+    """A row of a preference task: the prompt with either answer. `reference`: their log-probabilities under the initial
+    weights (float64, shape [2]); None: not computed."""
+
+    chosen: Row
+    rejected: Row
+    reference: np.ndarray | None = None
 
 
 class _Lists:

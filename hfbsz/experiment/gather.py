@@ -100,7 +100,7 @@ def trial_of(outcome: Outcome, arm: Arm, target: float | None) -> Trial | None:
         final_loss=final.loss,
         gap=_gap(run, final.loss),
         shifted_loss=statistics.fmean(shifted) if shifted else None,
-        accuracy=final.values.get("accuracy"),
+        accuracy=final.values.get("accuracy", final.values.get("preference_accuracy")),
         steps_to_target=None if target is None else position_of(run, target, STEPS),
         seconds_to_target=None if target is None else position_of(run, target, SECONDS),
         tokens_per_second=statistics.median(speeds) if speeds else None,

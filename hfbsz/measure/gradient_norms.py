@@ -128,14 +128,15 @@ class SequenceNorms:
         before = self._sums.get(name)  # from another call of the same layer in this forward pass
         self._sums[name] = parts if before is None else [old + new for old, new in zip(before, parts, strict=True)]
 
-    def take(self, rows: int) -> dict[str, torch.Tensor]:
-        """The squared norms of the gradients of the `rows` sequences of one backward pass, called after each: shape
-        [rows], by layer. Layers without one row per sequence are left out."""
+    def take(self, rows: int, sequences: int = 1) -> dict[str, torch.Tensor]:
+        """The squared norms of the gradients of the `rows` rows of one backward pass, called after each: shape [rows],
+        by layer. A row is one sequence, or as many that follow each other. Layers without one row per sequence are left
+        out."""
         sums, self._sums = self._sums, {}
         return {
-            name: torch.stack([part.square().sum(-1) for part in parts]).sum(0)
+            name: torch.stack([part.unflatten(0, (-1, sequences)).sum(1).square().sum(-1) for part in parts]).sum(0)
             for name, parts in sums.items()
-            if all(part.shape[0] == rows and part.ndim == 2 for part in parts)
+            if all(part.shape[0] == rows * sequences and part.ndim == 2 for part in parts)
         }
 
 

@@ -121,7 +121,10 @@ class NoiseCollector(Collector):
                 squares = self.micro_norms.take_difference().double()
                 self.dual_noise += torch.stack([squares * (factor / rows**2) * rows / 2, torch.ones_like(squares)])
         if self.sequence_norms is not None:
-            squares_by_layer, unknown = self.sequence_norms.take(rows), self.sequences.new_tensor(torch.nan)
+            squares_by_layer, unknown = (
+                self.sequence_norms.take(rows, batch.sequences_per_row),
+                self.sequences.new_tensor(torch.nan),
+            )
             sums = [
                 squares_by_layer[name].double().sum() if name in squares_by_layer else unknown for name in self.layers
             ]

@@ -1,4 +1,5 @@
-"""The metrics of an evaluation: perplexity and bits per byte, or accuracy and other classification metrics."""
+"""The metrics of an evaluation: perplexity and bits per byte, accuracy and other metrics of a classification, or the
+rewards of preference pairs."""
 
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ class Quality:
 
     def __init__(self, kind: RowKind, extra: Sequence[str] = ()) -> None:
         self._kind, self._extra = kind, [metrics.load(name) for name in extra]
-        names = () if kind is RowKind.LABEL else ("perplexity", "bits_per_byte")
+        names = () if kind in (RowKind.LABEL, RowKind.PREFERENCE) else ("perplexity", "bits_per_byte")
         self._of_tokens = {name: metrics.load(name) for name in names}
 
     def measures(self, prefix: str, evaluation: Evaluation) -> dict[str, float]:
@@ -32,6 +33,13 @@ class Quality:
             for metric in self._extra:
                 measured |= metric.compute(predictions=logits.argmax(axis=1), references=labels)
             return values | {f"{prefix}{name}": float(value) for name, value in measured.items()}
+        if self._kind is RowKind.PREFERENCE:
+            chosen, rejected = evaluation.outputs.T
+            return values | {
+                f"{prefix}preference_accuracy": float((chosen > rejected).mean()),
+                f"{prefix}reward_margin": float((chosen - rejected).mean()),
+                f"{prefix}chosen_reward": float(chosen.mean()),
+            }
         nll, targets, text_bytes = (
             [float(evaluation.nll.sum())],
             [int(evaluation.targets.sum())],

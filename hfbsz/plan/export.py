@@ -12,6 +12,7 @@ from typing import Any
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.plan.plan import Phase, Plan
 from hfbsz.recipe.amounts import short
+from hfbsz.recipe.tasks import RowKind
 
 Settings = dict[str, Any]
 
@@ -76,12 +77,23 @@ class Exported:
 def export(plan: Plan, peer: str) -> Exported:
     """The plan for a peer: trainer, trl, axolotl, torchtitan, megatron or litgpt.
 
-    A trainer without a ramp gets the largest batch for the whole run. Raises UserError for another name.
+    A trainer without a ramp gets the largest batch for the whole run. Raises UserError for another name, and for
+    preference pairs, which are exported to TRL only.
     """
     if peer not in _PEERS:
         raise UserError(f"export={peer}: none of {', '.join(_PEERS)}{did_you_mean(peer, _PEERS)}")
+    if peer != "trl":
+        refuse_pairs(plan, f"export={peer}")
     numbers = _Numbers(plan, max(plan.phases, key=lambda phase: phase.batch))
     return _PEERS[peer](numbers)
+
+
+def refuse_pairs(plan: Plan, what: str) -> None:
+    """Raise UserError for a plan of preference pairs, whose loss `what` does not have."""
+    if plan.recipe.row_kind is RowKind.PREFERENCE:
+        raise UserError(
+            f"{what}: task={plan.recipe.task} would train there as a language model: export=trl writes a DPOConfig"
+        )
 
 
 def training_arguments(plan: Plan) -> tuple[Settings, list[str]]:
@@ -150,8 +162,13 @@ def _trainer(numbers: _Numbers) -> Exported:
 def _trl(numbers: _Numbers) -> Exported:
     settings, missing = training_arguments(numbers.plan)
     data = numbers.plan.recipe.data
-    settings |= {"max_length": data.sequence_length, "packing": data.pack}
-    return Exported(_call("SFTConfig", settings), missing)
+    settings["max_length"] = data.sequence_length
+    if numbers.plan.recipe.row_kind is RowKind.PREFERENCE:
+        preference = numbers.plan.recipe.preference
+        loss = "sigmoid_norm" if preference.length_normalized else "sigmoid"
+        settings |= {"loss_type": loss, "beta": preference.beta, "precompute_ref_log_probs": True}
+        return Exported(_call("DPOConfig", settings), missing)
+    return Exported(_call("SFTConfig", {**settings, "packing": data.pack}), missing)
 
 
 _AXOLOTL = {  # names that differ from TrainingArguments; empty: none

@@ -29,6 +29,7 @@ class Origin(Section):
 
     COLUMNS: ClassVar[tuple[str, ...]] = (
         *("text", "label", "skip", "id", "messages", "prompt", "response", "template", "system", "tools"),
+        *("chosen", "rejected"),
     )
     FORMAT: ClassVar[tuple[str, ...]] = (
         *("format", "delimiter", "quoting", "header", "comment", "skip_lines", "encoding", "json_field", "separator"),
@@ -65,20 +66,29 @@ class Origin(Section):
     messages: str | None = Field(
         None, description="instruction: column that contains a conversation (list of messages)"
     )
-    prompt: str | None = Field(None, description="instruction: column that contains the prompt; needs `response`")
+    prompt: str | None = Field(
+        None, description="column that contains the prompt (instruction: needs `response`; preference: see `chosen`)"
+    )
     response: str | None = Field(None, description="instruction: column that contains the response")
+    chosen: str | None = Field(
+        None,
+        description="preference: column that contains the preferred answer after `prompt`, or, without `prompt`, a "
+        "conversation (list of messages) that begins like the one in `rejected`",
+    )
+    rejected: str | None = Field(None, description="preference: column that contains the other answer, or conversation")
     template: str | None = Field(
         None,
-        description="builds the text (instruction: the prompt) from several columns, such as "
+        description="builds the text (instruction, preference: the prompt) from several columns, such as "
         "'{instruction}\\n{input}'; an empty column is omitted, with the text between it and the column before it",
     )
     system: str | None = Field(
-        None, description="instruction: column that contains the system message, used together with `prompt`"
+        None,
+        description="instruction, preference: column that contains the system message, used together with `prompt`",
     )
     tools: str | None = Field(
         None,
-        description="instruction: column that contains the tool definitions passed to the chat template; null: the "
-        "column `tools` if there is one",
+        description="instruction, preference: column that contains the tool definitions passed to the chat template; "
+        "null: the column `tools` if there is one",
     )
     format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = Field(
         "auto", description="format of the files; auto: from the file extension"
@@ -150,12 +160,12 @@ class Data(Origin):
     answers: Literal["all", "last"] = Field(
         "all",
         description="instruction: which answers of a conversation are trained on; all: every answer, as the chat "
-        "template renders it at its own turn",
+        "template renders it at its own turn (preference: of those after the prompt)",
     )
     date: str = Field(
         "2024-07-26",
-        description="instruction: the date (YYYY-MM-DD) that chat templates insert instead of today's, so that rows do "
-        "not change from day to day",
+        description="instruction, preference: the date (YYYY-MM-DD) that chat templates insert instead of today's, so "
+        "that rows do not change from day to day",
     )
     duplicates: Literal["drop", "keep"] = Field(
         "drop",

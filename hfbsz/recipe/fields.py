@@ -24,6 +24,7 @@ from hfbsz.recipe.training_sections import (
     Measure,
     Noise,
     Optim,
+    Preference,
     Scaling,
     Schedule,
     Sharpness,
@@ -31,9 +32,8 @@ from hfbsz.recipe.training_sections import (
 
 __all__ = [
     "FINAL_SHARE", "MUCH_MORE", "PRESETS", "SMALL_CORPUS", "Batch", "Checkpoint", "Data", "Eval", "EvalSet", "Hub",
-    "Log", "Lora", "Measure", "Model", "Noise", "Optim", "Origin", "Recipe", "Scaling", "Schedule",
-    "Sharpness",
-    "code_of", "differences", "fields", "is_script", "is_task_file", "leaves",
+    "Log", "Lora", "Measure", "Model", "Noise", "Optim", "Origin", "Preference", "Recipe", "Scaling", "Schedule",
+    "Sharpness", "code_of", "differences", "fields", "is_script", "is_task_file", "leaves",
 ]  # fmt: skip
 PRESETS = ("model", "data")  # sections that may name a preset, a YAML file in recipes/model or recipes/data
 _NOT_IN_DIGEST = ("output_dir", "threads", "log", "eval", "measure", "checkpoint", "hub", "resume")
@@ -51,7 +51,7 @@ class Recipe(Section):
         "language_modeling",
         json_schema_extra={"enum": list(TASKS)},
         description="language_modeling: next-token prediction on text; classification: one label per row; instruction: "
-        "conversations, loss on the answers only",
+        "conversations, loss on the answers only; preference: pairs of a chosen and a rejected answer (DPO)",
     )
     model: Model = Field(Model(), description="name of a preset in recipes/model, or a mapping of fields")
     precision: Literal["auto", "fp32", "bf16", "fp64"] = Field(
@@ -65,6 +65,7 @@ class Recipe(Section):
     )
     batch: Batch = Batch()
     optim: Optim = Optim()
+    preference: Preference = Preference()
     scaling: Scaling = Scaling()
     schedule: Schedule = Schedule()
     eval: Eval = Eval()
@@ -117,10 +118,14 @@ class Recipe(Section):
             raise ValueError(f"data.validation_unit is not supported for {self.task}: rows or groups are held out")
         if self.eval.harness.tasks and self.row_kind is RowKind.LABEL:
             raise ValueError(f"eval.harness.tasks does not belong to task={self.task}: tasks score language models")
-        chat_columns = ("messages", "prompt", "response", "system", "tools")
-        unsupported = {RowKind.LABEL: chat_columns, RowKind.CONVERSATION: ("label", "labels")}.get(
-            self.row_kind, ("label", "labels", *chat_columns, "group", "rows", "id", "skip")
-        )
+        if self.row_kind is not RowKind.PREFERENCE and self.preference != Preference():
+            raise ValueError(f"preference does not belong to task={self.task}")
+        chat_columns, pair = ("messages", "prompt", "response", "system", "tools"), ("chosen", "rejected")
+        unsupported = {
+            RowKind.LABEL: (*chat_columns, *pair),
+            RowKind.CONVERSATION: ("label", "labels", *pair),
+            RowKind.PREFERENCE: ("label", "labels", "messages", "response"),
+        }.get(self.row_kind, ("label", "labels", *chat_columns, *pair, "group", "rows", "id", "skip"))
         sections = {"data": data} | {f"eval.sets.{name}": eval_set for name, eval_set in self.eval.sets.items()}
         for section, origin in sections.items():
             if names := [name for name in unsupported if getattr(origin, name, None)]:

@@ -68,6 +68,7 @@ _TOKEN = unsupported("a token is never written to a recipe: hf auth login, or th
 _QUANTIZED = unsupported("quantized weights are not supported; model.lora={} trains few weights")
 _LOADING = unsupported("rows are memory-mapped, no loader processes are needed: leave it out")
 _ANSWERS = unsupported("task=instruction trains on the answers only; with data.answers=last on the last one only")
+_REFERENCE = unsupported("task=preference: the initial model is the reference; its log-probabilities are cached")
 _NOTHING = unsupported("it is always on or never needed: leave it out")
 
 _ENTRIES: dict[str, Answer] = {
@@ -170,6 +171,13 @@ _ENTRIES: dict[str, Answer] = {
         "the launcher sets it; for CPU only, put CUDA_VISIBLE_DEVICES= before the command"
     ),
     "assistant_only_loss completion_only_loss train_on_inputs train_on_prompt": _ANSWERS,
+    "beta dpo_beta rl_beta": lambda option: write("task=preference", f"preference.beta={option.value or '0.1'}"),
+    "loss_type": lambda option: write(
+        "task=preference", f"preference.length_normalized={str(option.value == 'sigmoid_norm').lower()}"
+    )
+    if option.value in ("", "sigmoid", "sigmoid_norm")
+    else no_field("task=preference has TRL's losses sigmoid and sigmoid_norm"),
+    "ref_model precompute_ref_log_probs": _REFERENCE,
     "push_to_hub": lambda option: write("hub.id=null" if option.is_no else _repository(option)),
     "hub_model_id repo_id": renamed("hub.id", "OWNER/NAME"),
     "hub_private_repo": switch("hub.private=true", "hub.private=false"),

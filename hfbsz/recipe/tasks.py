@@ -10,6 +10,7 @@ class RowKind(StrEnum):
     TEXT = auto()  # a document, or a part of one
     LABEL = auto()  # a text and its label
     CONVERSATION = auto()  # a prompt and its answer, or turns
+    PREFERENCE = auto()  # a prompt with two answers: one chosen, one rejected
 
 
 @dataclass(frozen=True)
@@ -24,4 +25,5 @@ TASKS = {
     "language_modeling": TaskInfo(RowKind.TEXT, "hfbsz.train.tasks.language_modeling"),
     "classification": TaskInfo(RowKind.LABEL, "hfbsz.train.tasks.classification"),
     "instruction": TaskInfo(RowKind.CONVERSATION, "hfbsz.train.tasks.language_modeling"),
+    "preference": TaskInfo(RowKind.PREFERENCE, "hfbsz.train.tasks.preference"),
 }

@@ -93,6 +93,22 @@ class Optim(Section):
     )
 
 
+class Preference(Section):
+    """The loss of preference pairs: DPO (Rafailov et al. 2023), with the initial weights as its reference."""
+
+    beta: float = Field(
+        0.1,
+        gt=0,
+        description="β of DPO: the reward of an answer is β × the change of its log-probability since the start; the "
+        "larger, the less the model moves from its initial weights",
+    )
+    length_normalized: bool = Field(
+        False,
+        description="divide the log-probability of an answer by its number of targets (Lambert et al. 2024, with β=5), "
+        "so that long answers do not weigh more",
+    )
+
+
 class Scaling(Section):
     """How the optimizer's hyperparameters change from the reference batch size to the batch size of the run."""
 

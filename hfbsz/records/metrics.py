@@ -49,7 +49,13 @@ NOISE_SHARE, NOISE_LEAST = 0.05, 20  # measurements that an estimate of the nois
 
 # What one evaluation measures.
 MEASURES: dict[str, Metric] = {
-    "loss": Metric("loss", "nats/target", "ΣNLL ÷ Σtargets", ".4f"),
+    "loss": Metric(
+        "loss",
+        "nats/target",
+        "ΣNLL ÷ Σtargets; a preference pair is one target: NLL = −log of the probability that its chosen answer is "
+        "preferred, ln 2 before training",
+        ".4f",
+    ),
     "accuracy": Metric("accuracy", "", "share of rows whose most likely label is right", ".3f", "share of rows"),
     "macro_f1": Metric("macro F1", "", "mean of the labels' F1 scores", ".3f", "0 to 1"),
     "matthews": Metric(
@@ -61,6 +67,27 @@ MEASURES: dict[str, Metric] = {
         "expected calibration error: mean |confidence − accuracy| over 15 bins of confidence",
         ".3f",
         "0 is best",
+    ),
+    "preference_accuracy": Metric(
+        "preference accuracy",
+        "",
+        "share of pairs whose chosen answer has the higher reward; before training all rewards are 0 up to rounding, "
+        "and it says nothing",
+        ".3f",
+        "share of pairs",
+    ),
+    "reward_margin": Metric(
+        "reward margin",
+        "nats",
+        "mean reward of the chosen answers − that of the rejected ones; the reward of an answer is β × the change of "
+        "its log-probability since the start (÷ its targets with preference.length_normalized)",
+        "+.4f",
+    ),
+    "chosen_reward": Metric(
+        "reward of the chosen",
+        "nats",
+        "mean reward of the chosen answers; below 0, they became less likely than at the start",
+        "+.4f",
     ),
     "bits_per_byte": Metric(
         "bits per byte",
@@ -90,9 +117,9 @@ PARTS: dict[str, str] = {
 }
 _SECTIONS = {
     **{f"eval/{name}": QUALITY for name in ("loss", "bits_per_byte", "perplexity")},
-    **{f"full/{name}": AT_END for name in ("loss", "bits_per_byte", "accuracy")},
+    **{f"full/{name}": AT_END for name in ("loss", "bits_per_byte", "accuracy", "preference_accuracy")},
     "last/loss": AT_END,
-    **{f"eval/{name}": OVERFITTING for name in ("accuracy", "extractable")},
+    **{f"eval/{name}": OVERFITTING for name in ("accuracy", "preference_accuracy", "reward_margin", "extractable")},
 }
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from hfbsz.records.evaluations import LOSS, is_evaluation
 from hfbsz.records.run_data import CLOCK, STEPS, TOKENS, RunData, is_number
 
+_ACCURACIES = ("eval/accuracy", "eval/preference_accuracy")  # of which a task has at most one
+
 TRAIN, ONSET = "overfit/train_loss", "overfit/onset_step"
 
 
@@ -20,7 +22,7 @@ class Moment:
     epoch: float | None  # None: the number of training rows is not known
     train: float  # loss on training rows
     validation: float  # loss on validation rows
-    accuracy: float | None  # on validation rows; None: not a classification task
+    accuracy: float | None  # on validation rows, of labels or of preferences; None: of another task
 
     @property
     def gap(self) -> float:
@@ -124,7 +126,7 @@ def _moment(record: Mapping[str, Any], rows: float | None) -> Moment:
         epoch=record[CLOCK] / rows if rows and _finite(record, CLOCK) else None,
         train=record[TRAIN],
         validation=record[LOSS],
-        accuracy=record["eval/accuracy"] if _finite(record, "eval/accuracy") else None,
+        accuracy=next((record[name] for name in _ACCURACIES if _finite(record, name)), None),
     )
 
 

@@ -24,6 +24,9 @@ class _Kind:
     use: str
 
 
+_ANSWER = """turns = [{"role": "user", "content": "Hello!"}]
+inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40, pad_token_id=tokenizer.pad_token_id)[0]))"""
 _KINDS = {
     RowKind.TEXT: _Kind(
         "text-generation",
@@ -36,9 +39,13 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40, pad_token_id=
         "text-generation",
         "causal language model that answers",
         "AutoModelForCausalLM",
-        """turns = [{"role": "user", "content": "Hello!"}]
-inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40, pad_token_id=tokenizer.pad_token_id)[0]))""",
+        _ANSWER,
+    ),
+    RowKind.PREFERENCE: _Kind(
+        "text-generation",
+        "causal language model tuned on preferences between answers",
+        "AutoModelForCausalLM",
+        _ANSWER,
     ),
     RowKind.LABEL: _Kind(
         "text-classification",

@@ -136,8 +136,8 @@ class Console:
                 parts.append(f"{label or 'validation'} loss {metric(name).show(float(value))}")
             elif last == "bits_per_byte":
                 parts.append(metric(name).show(float(value)))
-            elif last == "accuracy":
-                parts.append(f"accuracy {metric(name).show(float(value))}")
+            elif last in ("accuracy", "preference_accuracy", "reward_margin"):
+                parts.append(f"{metric(name).heading} {metric(name).show(float(value))}")
         loss, train = values.get("eval/loss"), values.get("overfit/train_loss")
         if isinstance(loss, float) and isinstance(train, float):  # the gap between the two rounded numbers on this line
             parts.append(f"training rows {train:.4f} (gap {round(loss, 4) - round(train, 4):+.4f})")

@@ -50,6 +50,9 @@ def reached(
             "accuracy": f"{shown['accuracy']} (the most frequent label alone: {counts.majority:.3f})",
             **{MEASURES[name].heading: shown[name] for name in ("macro_f1", "matthews", "calibration_error")},
         }
+    elif plan.recipe.row_kind is RowKind.PREFERENCE:
+        names = ("preference_accuracy", "reward_margin", "chosen_reward")
+        results |= {MEASURES[name].heading: shown[name] for name in names}
     else:
         unigram = counts.unigram_bits_per_byte
         baseline = f" (token frequencies alone: {unigram:.3f})" if unigram is not None else ""

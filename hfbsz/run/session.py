@@ -143,8 +143,9 @@ class Session:
             rows = preview(self.data, self.tokenizer)
             console.preview(rows.lines())
             write_text(folder.path / "rows.json", json.dumps(rows.to_dict(), indent=1))
-        self.setup = assemble(self.plan, self.data, self.tokenizer, accelerator, sharding)
+        self.setup = assemble(self.plan, self.data, self.tokenizer, accelerator, sharding, self._show)
         if console is not None:
+            console.end_work()
             console.notes(self.setup.notes)
         self.model, self.optimizer = self.setup.model, self.setup.optimizer
         self.checkpoints.restore(self.model, self.optimizer)

@@ -21,7 +21,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return batch
     inputs = {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.inputs.items()}
     labels = batch.labels.pin_memory().to(device, non_blocking=True)
-    return Batch(inputs, labels, batch.targets, batch.tokens)
+    reference = None if batch.reference is None else batch.reference.pin_memory().to(device, non_blocking=True)
+    return Batch(inputs, labels, batch.targets, batch.tokens, reference)
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

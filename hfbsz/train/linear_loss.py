@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from hfbsz.data import IGNORED
 from hfbsz.errors import UserError
@@ -124,6 +125,37 @@ def token_losses(
     return result.view(2, *labels.shape)
 
 
+def each_token_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    lower: torch.dtype | None,
+) -> torch.Tensor:
+    """The loss of each token in nats, in the shape of `labels`, 0 without a label. Arguments: those of
+    `linear_cross_entropy`. The backward pass computes the logits of a chunk again, since the share of a token in the
+    gradient is not known before."""
+    given, flat = hidden.flatten(0, -2), labels.flatten()
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+
+    def losses(
+        part: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            used = weight.to(lower or weight.dtype)
+            logits = F.linear(part.to(used.dtype), used).to(dtype)
+            logits = logits if bias is None else logits + bias
+            return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+
+    chunks = _chunks(flat, chunk_of(len(weight), hidden.device))
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    found = torch.cat([checkpoint(losses, given[rows], weight, bias, flat[rows], **options) for rows in chunks])
+    if len(found) < len(flat):  # those of tokens with a label
+        places = torch.cat([rows for rows in chunks if isinstance(rows, torch.Tensor)])
+        found = found.new_zeros(len(flat)).index_copy(0, places, found)
+    return found.view(labels.shape)
+
+
 def _chunks(labels: torch.Tensor, size: int) -> Sequence[slice | torch.Tensor]:
     """The tokens of each chunk: all of them; on a CPU, where counting them needs no wait, those that have a label."""
     if labels.device.type == "cpu" and (labels == IGNORED).any():
@@ -186,7 +218,7 @@ class FusedHead:
             raise ValueError(f"{type(model).__name__} has no linear head")
         self.head, self._forward, self._compiled = head, head.forward, compiled
         self._returns: Literal["logits", "hidden"] | torch.Tensor = "logits"  # or what depends on these labels
-        self._by_token = False  # token_losses of the labels, not their sum
+        self._loss: Callable[..., torch.Tensor] | None = None  # of the tokens of the labels; None: their sum
         head.forward = self._apply  # type: ignore[method-assign, assignment]
         try:
             self._check(model)
@@ -201,23 +233,34 @@ class FusedHead:
 
     def token_losses(self, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         """`token_losses` of the model, wrapped or not: [2, rows, tokens]."""
-        losses: torch.Tensor = self._output(model, inputs, labels, by_token=True)
+        losses: torch.Tensor = self._output(model, inputs, labels, token_losses)
         return losses
 
-    def _output(self, model: Any, inputs: dict[str, torch.Tensor], returns: Any, by_token: bool = False) -> Any:
+    def each_token_loss(self, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """`each_token_loss` of the model, wrapped or not: [rows, tokens]."""
+        losses: torch.Tensor = self._output(model, inputs, labels, each_token_loss)
+        return losses
+
+    def _output(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        returns: Any,
+        loss: Callable[..., torch.Tensor] | None = None,
+    ) -> Any:
         """What the model returns as its logits."""
-        self._returns, self._by_token = returns, by_token
+        self._returns, self._loss = returns, loss
         try:
             return model(**inputs, use_cache=False).logits
         finally:
-            self._returns, self._by_token = "logits", False
+            self._returns, self._loss = "logits", None
 
     def _apply(self, hidden: torch.Tensor) -> torch.Tensor:
         if isinstance(self._returns, torch.Tensor):
             kind = hidden.device.type
             lower = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-            if self._by_token:
-                return token_losses(hidden, self.head.weight, self.head.bias, self._returns, lower)
+            if self._loss is not None:
+                return self._loss(hidden, self.head.weight, self.head.bias, self._returns, lower)
             compiled = self._compiled and kind == "cuda" and torch.is_grad_enabled()
             return linear_cross_entropy(hidden, self.head.weight, self.head.bias, self._returns, lower, compiled)
         return hidden if self._returns == "hidden" else self._forward(hidden)

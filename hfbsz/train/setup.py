@@ -15,6 +15,7 @@ from hfbsz.errors import UserError
 from hfbsz.plan.plan import Facts, Plan
 from hfbsz.plan.resolve import check_environment, resolve
 from hfbsz.recipe.fields import Recipe
+from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.record import Step
 from hfbsz.system import launcher
 from hfbsz.system.command_name import command_name
@@ -27,6 +28,7 @@ from hfbsz.train.loop import train
 from hfbsz.train.micro_batch import Parts
 from hfbsz.train.model import build_model, count_parameters
 from hfbsz.train.optimizers import Optimizers, build_optimizer
+from hfbsz.train.reference import hash_of, with_references, without_rewards
 from hfbsz.train.tasks import Task, build_task
 
 
@@ -80,7 +82,7 @@ def setup(recipe: Recipe, accelerator: Accelerator | None = None, show: Show = l
     sharding = sharding_of(recipe)
     accelerator = accelerator or make_accelerator(recipe)
     plan, data = plan_and_data(recipe, accelerator, show, sharding)
-    return assemble(plan, data, tokenizer_of(data), accelerator, sharding)
+    return assemble(plan, data, tokenizer_of(data), accelerator, sharding, show)
 
 
 def plan_and_data(
@@ -115,6 +117,7 @@ def _probed(
     """The knee of the throughput on this hardware, in sequences: of a probe that is in the cache, or made now with a
     model of its own. All ranks call it."""
     plan = resolve(recipe, accelerator.num_processes, replace(facts, micro_max=1))
+    data = without_rewards(data) if recipe.row_kind is RowKind.PREFERENCE else data
 
     def make() -> Parts:
         return assemble(plan, data, tokenizer_of(data), accelerator, sharding).parts()
@@ -127,18 +130,31 @@ def tokenizer_of(data: Prepared) -> Any:
     return load_tokenizer(data.tokenizer_path, needs_end=data.manifest.labels is None)
 
 
-def assemble(plan: Plan, data: Prepared, tokenizer: Any, accelerator: Accelerator, sharding: Sharding | None) -> Setup:
+def assemble(
+    plan: Plan,
+    data: Prepared,
+    tokenizer: Any,
+    accelerator: Accelerator,
+    sharding: Sharding | None,
+    show: Show = lambda *_: None,
+) -> Setup:
     """Build the model of a plan, its optimizer and its task. `sharding`: how weights are sharded over ranks (FSDP2);
-    None: they are replicated. Raises UserError for a model that does not fit."""
+    None: they are replicated. `show` reports the progress of the reference of preference pairs. Raises UserError for a
+    model that does not fit."""
     recipe, notes = plan.recipe, list[str]()
     classes = data.manifest.labels  # of a classifier
     model = build_model(recipe.model, tokenizer, recipe.seed, recipe.data.sequence_length, classes, notes)
     model = model.double() if recipe.precision == "fp64" else model
     task = build_task(recipe, model, tokenizer, notes)
+    needs_reference = recipe.row_kind is RowKind.PREFERENCE and data.train.reference is None
+    initial = hash_of(model) if needs_reference else ""
     if sharding is not None and accelerator.num_processes > 1:
         model = shard(model, sharding, accelerator.device, precision_of(recipe))
     else:
         model = accelerator.prepare_model(model)
+    if needs_reference:
+        preference: Any = task
+        data = with_references(data, model, preference, initial, plan, accelerator, show)
     return Setup(plan, data, tokenizer, model, build_optimizer(model, plan), task, accelerator, tuple(notes))
 
 

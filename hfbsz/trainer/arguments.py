@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hfbsz.errors import UserError
+from hfbsz.plan.export import refuse_pairs
 from hfbsz.plan.export import training_arguments as settings_of
 from hfbsz.plan.plan import Plan
 from hfbsz.train.distributed import precision_of
@@ -22,6 +23,7 @@ def training_arguments(plan: Plan, **more: Any) -> TrainingArguments:
     Raises UserError for arguments that contradict the plan, and for a plan that `Trainer` cannot carry out, such as one
     with a ramp (`planned` can).
     """
+    refuse_pairs(plan, "training_arguments")
     settings, missing = settings_of(plan)
     if missing:
         raise UserError([f"Trainer cannot express {line}" for line in missing])
@@ -42,6 +44,7 @@ def with_plan(args: TrainingArguments, plan: Plan) -> TrainingArguments:
         raise UserError(
             f"the plan is for {plan.world_size} processes, this is one of {args.world_size}: resolve it anew"
         )
+    refuse_pairs(plan, "a planned Trainer")
     settings, missing = settings_of(plan)
     settings.pop("bf16", None)
     settings["max_steps"] = plan.steps

@@ -131,3 +131,19 @@ def test_the_command_prints_settings_after_what_is_missing(capsys):
     assert main([*FIXED, "optim.average=0.1", "export=litgpt"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("# not expressed: ") and "train:" in out
+
+
+def test_preference_pairs_are_exported_to_trl_alone():
+    words = ["task=preference", "data.pack=false", "data.chosen=a", "data.rejected=b", "data.prompt=p"]
+    plan = resolve(load([*FIXED, *words, "preference.beta=5", "preference.length_normalized=true"]).recipe, 2,
+                   Facts(rows=20_000, tokens_per_row=90.0))  # fmt: skip
+    settings = eval(export(plan, "trl").text, {"DPOConfig": dict})
+    assert settings["loss_type"] == "sigmoid_norm" and settings["beta"] == 5 and "packing" not in settings
+    for peer in PEERS:
+        if peer != "trl":
+            with pytest.raises(UserError, match=f"export={peer}: task=preference would train there as a language"):
+                export(plan, peer)
+    from hfbsz.trainer.arguments import training_arguments as arguments_of
+
+    with pytest.raises(UserError, match="training_arguments: task=preference"):
+        arguments_of(plan, output_dir="out")

@@ -30,7 +30,7 @@ def tokenizer():
     )
 
 
-@pytest.mark.parametrize("task", ["language_modeling", "instruction", "classification"])
+@pytest.mark.parametrize("task", ["language_modeling", "instruction", "preference", "classification"])
 def test_its_lines_run(task, tmp_path, capsys):
     labels = {0: "fresh", 1: "rotten"}
     if task == "classification":

@@ -17,12 +17,20 @@ from hfbsz.data.tokenizer.special_tokens import hide, special_pattern
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row of token ids with one label for each: the id itself, or IGNORED where it is not learned."""
+    """A row of token ids with one label for each: the id itself, or IGNORED where it is not learned. A preference pair
+    is one row: its chosen conversation, followed by the rejected one."""
 
     ids: list[int]
     labels: list[int]
     text_bytes: float  # bytes of the text that the labels stand for
     was_cut: bool
+    chosen: int | None = None  # of a pair: the ids of the chosen conversation; the others are of the rejected one
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether a label is learned; of a pair, in both of its conversations."""
+        parts = [self.labels] if self.chosen is None else [self.labels[: self.chosen], self.labels[self.chosen :]]
+        return all(any(label != IGNORED for label in part) for part in parts)
 
 
 class Chat:

@@ -9,6 +9,7 @@ from hfbsz.data.chat.conversations import Message, conversation, from_pair, has_
 from hfbsz.data.chat.tool_calls import parse_tools
 from hfbsz.data.prepare.corpus import Progress
 from hfbsz.data.prepare.labels import SkippedRow, class_of
+from hfbsz.data.prepare.pairs import pair_of
 from hfbsz.data.sources.columns import columns_of, template_of
 from hfbsz.data.sources.records import Record, Tally
 from hfbsz.data.sources.sources import Opened
@@ -23,13 +24,14 @@ _TOOLS = "tools"  # the column of tools if the recipe names none
 
 @dataclass(frozen=True)
 class Example:
-    """A row before it is tokenized: a text with a label, or a conversation."""
+    """A row before it is tokenized: a text with a label, a conversation, or a pair of conversations."""
 
     name: str  # that of its record, or its id
     group: str  # examples of one group are held out together
     text: str  # of a conversation its transcript, to find duplicates
     label: str | None = None
-    messages: tuple[Message, ...] = ()
+    messages: tuple[Message, ...] = ()  # of a pair: the prompt and the chosen answer
+    rejected: tuple[Message, ...] = ()  # of a pair: the prompt and the rejected answer
     tools: tuple[dict[str, Any], ...] | None = None
 
 
@@ -42,7 +44,7 @@ class Reader:
         self.notes: list[str] = []
         self.tally = Tally()
         self.template = template_of(opened)
-        self.tools = (self.data.tools or _TOOLS) if kind is RowKind.CONVERSATION else None
+        self.tools = (self.data.tools or _TOOLS) if kind in (RowKind.CONVERSATION, RowKind.PREFERENCE) else None
         fields = _needed_fields(kind, opened.data, opened.part)
         optional = [self.tools] if self.tools is not None and self.data.tools is None else []
         self.columns = columns_of(opened, (*fields, "tools", "group", "id"), self.template, optional)
@@ -98,15 +100,18 @@ class Reader:
                 if text is None:
                     raise SkippedRow("no text")
                 return Example(name, group, text, label)
-            messages = self._messages(columns)
+            messages, rejected = (
+                self._pair(columns) if self.kind is RowKind.PREFERENCE else (self._messages(columns), [])
+            )
             if not has_answer(messages):
                 return None
             tools = parse_tools(columns.get(str(self.tools)))
             return Example(
                 name,
                 group,
-                transcript(messages),
+                transcript([*messages, *rejected]),
                 messages=tuple(messages),
+                rejected=tuple(rejected),
                 tools=None if tools is None else tuple(tools),
             )
         except ValueError as problem:
@@ -128,9 +133,19 @@ class Reader:
         data = self.data
         if data.messages is not None:
             return conversation(columns.get(data.messages))
-        prompt = self.template.fill(columns) if self.template is not None else columns.get(str(data.prompt))
-        system = columns.get(data.system) if data.system is not None else None
+        prompt, system = self._prompt(columns)
         return from_pair(prompt, columns.get(str(data.response)), system)
+
+    def _pair(self, columns: Any) -> tuple[list[Message], list[Message]]:
+        """The two conversations of a preference pair. Raises SkippedRow for one of no use."""
+        sides = [columns.get(str(name)) for name in (self.data.chosen, self.data.rejected)]
+        has_prompt = self.template is not None or self.data.prompt is not None
+        return pair_of(*sides, *(self._prompt(columns) if has_prompt else ()))
+
+    def _prompt(self, columns: Any) -> tuple[Any, Any]:
+        """The prompt of a row, and its system message."""
+        prompt = self.template.fill(columns) if self.template is not None else columns.get(str(self.data.prompt))
+        return prompt, columns.get(self.data.system) if self.data.system is not None else None
 
 
 def _needed_fields(kind: RowKind, data: Data, part: str) -> tuple[str, ...]:
@@ -139,6 +154,20 @@ def _needed_fields(kind: RowKind, data: Data, part: str) -> tuple[str, ...]:
         if data.label is None:
             raise UserError(f"{part}.label: name the column that holds the label")
         return ("label",) if data.template is not None else ("text", "label")
+    if kind is RowKind.PREFERENCE:
+        if data.chosen is None or data.rejected is None:
+            missing = "chosen" if data.chosen is None else "rejected"
+            raise UserError(
+                f"{part}.{missing}: name the columns of both answers, {part}.chosen and {part}.rejected, and of their "
+                f"prompt, {part}.prompt, unless both hold whole conversations"
+            )
+        if data.system is not None and data.prompt is None and data.template is None:
+            raise UserError(f"{part}.system: it belongs to {part}.prompt: conversations hold their system messages")
+        return (
+            ("chosen", "rejected", "system")
+            if data.template is not None
+            else ("prompt", "chosen", "rejected", "system")
+        )
     if data.messages is not None:
         if data.template is not None or data.system is not None:
             raise UserError(

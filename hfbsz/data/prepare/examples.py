@@ -18,6 +18,7 @@ from hfbsz.data.prepare.corpus import Progress, share_of
 from hfbsz.data.prepare.documents import is_held_out
 from hfbsz.data.prepare.example_reader import Example, Reader
 from hfbsz.data.prepare.labels import check_classes, order_labels, share_notes, stratified
+from hfbsz.data.prepare.pairs import encode_pair
 from hfbsz.data.sources.sources import Opened
 from hfbsz.data.tokenizer.encoding import Unencodable, encode_texts
 from hfbsz.data.tokenizer.tokenizer import ends_of, load_tokenizer, save_tokenizer, token_count
@@ -54,7 +55,7 @@ class ExampleBuilder:
         if self.data.tokenizer is None:
             raise UserError("data.tokenizer: fine-tuning needs the model's own tokenizer: set it, or model.path")
         self.tokenizer = load_tokenizer(self.data.tokenizer, needs_end=self.kind is not RowKind.LABEL)
-        if self.kind is RowKind.CONVERSATION and not self.tokenizer.chat_template:
+        if self.kind is not RowKind.LABEL and not self.tokenizer.chat_template:
             self.tokenizer.chat_template = TEMPLATE
         read = {name: list(reader.examples(self.progress)) for name, reader in self.readers.items()}
         self.notes += [note for reader in self.readers.values() for note in reader.notes]
@@ -203,29 +204,38 @@ class ExampleBuilder:
         from datasets.arrow_writer import ArrowWriter
 
         numbers = List(Value("int32"))
+        columns = {"input_ids": numbers, "labels": numbers, "text_bytes": Value("float64")}
+        is_pair = self.kind is RowKind.PREFERENCE
         writer = ArrowWriter(
-            path=str(path), features=Features({"input_ids": numbers, "labels": numbers, "text_bytes": Value("float64")})
+            path=str(path), features=Features({**columns, "chosen_length": Value("int32")} if is_pair else columns)
         )
-        rows = tokens = targets = truncated = empty = 0
+        rows = tokens = targets = truncated = empty = same = 0
         where = {TRAIN: "training", VALIDATION: "validation"}.get(name, f"eval.sets.{name}")
         for start in range(0, len(examples), _ROWS_AT_ONCE):
             self.progress(f"tokenizing {where}", start, len(examples))
             for row in self._tokenize(examples[start : start + _ROWS_AT_ONCE], self.sources.get(name)):
                 truncated += row.was_cut
-                if all(label == IGNORED for label in row.labels):
+                if not row.has_targets:
                     empty += 1
                     continue
-                digest.update(np.array([*row.ids, -1, *row.labels, -2], np.int32).tobytes())
-                writer.write({"input_ids": row.ids, "labels": row.labels, "text_bytes": row.text_bytes})
+                if is_pair and row.ids[: row.chosen] == row.ids[row.chosen :]:
+                    same += 1
+                    continue
+                length = {"chosen_length": row.chosen} if is_pair else {}
+                digest.update(np.array([*row.ids, -1, *row.labels, -2, *length.values()], np.int32).tobytes())
+                writer.write({"input_ids": row.ids, "labels": row.labels, "text_bytes": row.text_bytes, **length})
                 rows, tokens = rows + 1, tokens + len(row.ids)
-                targets += sum(label != IGNORED for label in row.labels)
+                targets += 1 if is_pair else sum(label != IGNORED for label in row.labels)
         if not rows:
+            answers = "two different answers" if is_pair else "an answer"
             raise UserError(
-                f"{where}: none of the {len(examples):,} rows has an answer within data.sequence_length="
+                f"{where}: none of the {len(examples):,} rows has {answers} within data.sequence_length="
                 f"{self.data.sequence_length} tokens: take a larger data.sequence_length"
             )
         writer.finalize()
         self._note_cuts(where, truncated, empty)
+        if same:
+            self.notes.append(f"{counted(same, f'{where} row')} whose answers are the same up to there: left out")
         return SetCounts(rows, tokens, tokens / rows, targets=targets, **self._frequencies(where, examples))
 
     def _note_cuts(self, where: str, truncated: int, empty: int) -> None:
@@ -258,10 +268,12 @@ class ExampleBuilder:
                 yield Encoded(ids, [self.labels.index(str(example.label))], 0.0, length > limit)
             return
         for example in examples:
+            tools = None if example.tools is None else list(example.tools)
             try:
-                yield from self.chat.encode(
-                    list(example.messages), None if example.tools is None else list(example.tools)
-                )
+                if self.kind is RowKind.PREFERENCE:
+                    yield encode_pair(self.chat, example.messages, example.rejected, tools)
+                else:
+                    yield from self.chat.encode(example.messages, tools)
             except (ValueError, UserError) as problem:
                 raise self._row_error(opened, example, str(problem)) from None
 

@@ -53,7 +53,7 @@ class LanguageModeling:
         """ΣNLL over the targets, in nats."""
         if self.head is not None:
             return self.head.loss_sum(model, batch.inputs, batch.labels)
-        logits = _logits(model, batch)
+        logits = logits_of(model, batch)
         return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
     def evaluate_batch(self, model: Any, batch: Batch) -> BatchEvaluation:
@@ -64,7 +64,7 @@ class LanguageModeling:
         if self.head is not None:
             losses, likeliest = self.head.token_losses(model, batch.inputs, labels)
         else:
-            logits = _logits(model, batch)
+            logits = logits_of(model, batch)
             losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
             likeliest = logits.argmax(dim=-1) == labels
         is_target = labels != IGNORED
@@ -89,7 +89,8 @@ def build(recipe: Recipe, model: Any, tokenizer: Any, notes: list[str]) -> Langu
     return LanguageModeling(end if pad is None else pad, end if within else None, head)
 
 
-def _logits(model: Any, batch: Batch) -> torch.Tensor:
+def logits_of(model: Any, batch: Batch) -> torch.Tensor:
+    """The logits of a batch [sequences, tokens, vocabulary], at least in float32."""
     logits = model(**batch.inputs, use_cache=False).logits
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 

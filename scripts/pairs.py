@@ -1,0 +1,81 @@
+"""Make preference pairs from conversations: python scripts/pairs.py [out=pairs.jsonl] [characters=300] [WORD …]
+
+The chosen answer of a pair is the one that was given, the rejected one is that of another conversation. So these pairs
+are synthetic: they tell which answer fits the prompt, not what people prefer.
+
+out: the file to write. characters: a pair ends at the last answer within so many characters of its conversation. WORD:
+the words of a recipe with task=instruction (default: recipe=pretrain_then_finetune, whose data is a package).
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hfbsz.data.chat.conversations import Message
+from hfbsz.data.prepare.example_reader import Reader
+from hfbsz.data.sources.sources import Opened, open_source
+from hfbsz.errors import UserError, complain
+from hfbsz.recipe.load import load
+from hfbsz.recipe.tasks import RowKind
+from hfbsz.recipe.words import split_options
+from hfbsz.system.files import refuse_others, write_text
+
+_MARK = b'{"prompt": '  # how the files of this script begin
+
+
+def main(words: list[str]) -> int:
+    """Write the pairs; returns the exit code."""
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(__doc__.strip())
+        return 0
+    try:
+        options, rest = split_options(words, ("out", "characters"))
+        return _main(Path(options.get("out", "pairs.jsonl")), options.get("characters", "300"), rest)
+    except UserError as problem:
+        return complain(problem.lines)
+    except OSError as problem:
+        return complain([f"{problem.filename}: {problem.strerror}"])
+
+
+def _main(out: Path, characters: str, words: list[str]) -> int:
+    if not characters.isdigit() or not int(characters):
+        raise UserError(f"characters={characters}: not a whole number above 0")
+    refuse_others("out", out, _MARK)
+    named = any(word.startswith("recipe=") for word in words)
+    recipe = load(words if named else ["recipe=pretrain_then_finetune", *words]).recipe
+    if recipe.row_kind is not RowKind.CONVERSATION:
+        raise UserError(f"task={recipe.task}: pairs are made from conversations, of a recipe with task=instruction")
+    reader = Reader(RowKind.CONVERSATION, Opened(open_source(recipe.data), recipe.data))
+    cut = (_cut(example.messages, int(characters)) for example in reader.examples(lambda *_: None))
+    rows = list(_pairs([messages for messages in cut if messages]))
+    if not rows:
+        raise UserError(f"characters={characters}: fewer than two conversations have different answers by then")
+    write_text(out, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    print(f"{out}: {len(rows):,} pairs")
+    return 0
+
+
+def _cut(messages: tuple[Message, ...], characters: int) -> list[dict[str, Any]]:
+    """A conversation up to its last learned answer within so many characters; empty if it has none after a prompt."""
+    end = total = 0
+    for number, message in enumerate(messages):
+        total += len(message["content"])
+        if total <= characters and number and message["role"] == "assistant" and message["learned"]:
+            end = number + 1
+    return [{name: value for name, value in message.items() if name != "learned"} for message in messages[:end]]
+
+
+def _pairs(conversations: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Each conversation, and as rejected the next different answer from half of all conversations on."""
+    count = len(conversations)
+    for number, messages in enumerate(conversations):
+        others = (conversations[(number + count // 2 + step) % count][-1] for step in range(count))
+        rejected = next((other for other in others if other["content"] != messages[-1]["content"]), None)
+        if rejected is not None:
+            yield {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": [rejected]}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
