@@ -11,7 +11,8 @@ from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.statistics.evidence import Finding
 from hfbsz.experiment.statistics.trials import MEASURES, Arm, Comparison
 from hfbsz.report.wandb.group import Cell, Plot, Table, send
-from hfbsz.report.wandb.reporter import Identity, Mode, id_of, one_line_fault, read_identity
+from hfbsz.report.wandb.identity import Identity, id_of, read_identity
+from hfbsz.report.wandb.reporter import Mode, one_line_fault
 
 BATCH, LOSS, MEAN_LOSS = "batch (sequences)", "final loss (nats/target)", "final loss, mean (nats/target)"
 PLOTS = {
