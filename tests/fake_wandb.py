@@ -79,7 +79,9 @@ class Answer(BaseHTTPRequestHandler):
         if self.path == "/graphql" and not self.server.broken:
             answer = {"data": self.query(json.loads(body))}
         elif self.path.endswith("/file_stream") and not self.server.broken:
-            self.stream(self.server.runs[self.path.split("/")[-2]], json.loads(body))
+            run = self.server.runs[self.path.split("/")[-2]]
+            self.stream(run, json.loads(body))
+            answer = {"stopped": run.stopped}
         is_artifact = self.path.startswith("/artifact/")
         refused = self.server.broken or (is_artifact and self.server.artifacts.is_full)
         if is_artifact and not refused:
@@ -128,8 +130,6 @@ class Answer(BaseHTTPRequestHandler):
         if name == "NotifyScriptableRunAlert":
             self.server.runs[variables["runName"]].alerts.append(variables)
             return {"notifyScriptableRunAlert": {"success": True}}
-        if name == "RunStoppedStatus":
-            return {"project": {"run": {"stopped": self.server.runs[variables["runId"]].stopped}}}
         if name == "CreateRunFiles":
             files = [{"name": file, "uploadUrl": f"{self.server.url}/upload/{file}"} for file in variables["files"]]
             return {"createRunFiles": {"runID": "r1", "uploadHeaders": [], "files": files}}

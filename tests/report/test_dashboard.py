@@ -210,7 +210,7 @@ def test_the_fields_that_differ_are_those_of_some_runs_only() -> None:
 
 def runs_of(recipes: list[dict[str, Any]]) -> dict[str, Any]:
     """A project with runs of these recipes, as the server describes it."""
-    node = {"id": "r", "displayName": "n", "state": "finished", "tags": [], "projectId": "p1", "sweepName": None}
+    node = {"id": "r", "displayName": "n", "state": "finished", "tags": [], "projectId": 1, "sweepName": None}
     node |= {"summaryMetrics": "{}", "systemMetrics": "{}", "historyLineCount": 1, "user": {"username": "me"}}
     nodes = [node | {"name": f"r{i}", "config": json.dumps({"recipe": {"value": r}})} for i, r in enumerate(recipes)]
     edges = [{"node": one, "cursor": str(number)} for number, one in enumerate(nodes)]

@@ -265,6 +265,7 @@ def quiet_settings(**more: Any) -> "wandb.Settings":
 
     settings: dict[str, Any] = {"silent": True, "console": "off", "stop_fn": lambda: None}
     settings |= {"disable_git": True, "disable_code": True, "save_code": False}
+    settings |= {"run_tags": (), "run_notes": ""}  # instead of those of the environment; see `describe`
     settings |= {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
     return wandb.Settings(**settings | more)
 
