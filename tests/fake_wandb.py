@@ -26,6 +26,8 @@ class KeptRun:
     begun: dict[str, Any] = field(default_factory=dict)  # with what it was opened first
     openings: int = 0
     alerts: list[dict[str, Any]] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
     stopped: bool = False  # by a user, in the web interface
     exit_code: int | None = None
 
@@ -120,6 +122,7 @@ class Answer(BaseHTTPRequestHandler):
             run = self.server.runs.setdefault(variables["name"], KeptRun())
             run.openings += 1
             run.asked, run.begun = variables, run.begun or variables
+            run.tags, run.notes = variables["tags"] or run.tags, variables["notes"] or run.notes
             if variables["config"]:
                 run.config = json.loads(variables["config"])
             bucket = {"id": "r1", "name": variables["name"], "displayName": variables["displayName"]}
@@ -167,7 +170,8 @@ class Answer(BaseHTTPRequestHandler):
 
 def resumed(run: KeptRun) -> dict[str, Any]:
     """What a server tells whoever wants to go on with a run."""
-    told = {"id": "r1", "name": "r", "displayName": "n", "config": json.dumps(run.config), "tags": [], "notes": None}
+    told = {"id": "r1", "name": "r", "displayName": "n", "config": json.dumps(run.config)}
+    told |= {"tags": run.tags, "notes": run.notes}
     told |= {"summaryMetrics": json.dumps(run.summary), "wandbConfig": '{"t": 1}', "eventsTail": "[]"}
     told |= {"historyTail": json.dumps([json.dumps(row) for row in run.history[-1:]])}
     return told | {"historyLineCount": len(run.history), "eventsLineCount": 0, "logLineCount": 0}

@@ -107,7 +107,7 @@ def test_models_tags_and_alerts_of_an_offline_run_are_in_its_file_and_sent_later
         assert [sorted(set(one.aliases) & {"final_model", "checkpoint_global_step_8"}) for one in mine] == [
             ["checkpoint_global_step_8"], [], ["final_model"]
         ]  # fmt: skip
-        assert server.runs[run_id].asked["tags"] == ["a tag", "b"] and server.runs[run_id].asked["notes"] == "a note"
+        assert server.runs[run_id].tags == ["a tag", "b"] and server.runs[run_id].notes == "a note"
         assert len(server.runs[run_id].rows()) == 47
     loads({name: body for name, body in mine[0].files.items() if name[0] != "."}, tmp_path / "checkpoint")
 
