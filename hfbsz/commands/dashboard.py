@@ -2,7 +2,8 @@
 
     hfbsz dashboard entity=TEAM [project=hfbsz] [group=NAME] [report=yes|no] [format=json]
 
-entity: the W&B team or user. project: default WANDB_PROJECT, or else hfbsz. group: only the runs of one experiment (log.group=NAME); default: all runs of the project.
+entity: the W&B team or user. project: default WANDB_PROJECT, or else hfbsz. group: only the runs of one experiment
+(log.group=NAME); default: all runs of the project.
 report=no: create only the view. format=json: print what would be created, without contacting the server.
 """
 

@@ -1,9 +1,9 @@
 """How a recipe trains: batch, optimizer, scaling, schedule; evaluation, logging, checkpoints."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, Tag
+from pydantic import BeforeValidator, Field, Tag, WithJsonSchema
 
 from hfbsz.recipe.amounts import Amount
 from hfbsz.recipe.data_section import EvalSet
@@ -20,6 +20,7 @@ from hfbsz.recipe.section import (
     validate_ramp,
 )
 
+Alert = Literal["overfitting", "batch", "diverged", "preempted", "failed"]
 FINAL_SHARE = 0.5  # rows of the final evaluation ÷ sequences of the run: about a sixth of the training time
 
 
@@ -247,7 +248,9 @@ class Log(Section):
         "the weights of every checkpoint; null: what WANDB_LOG_MODEL says, or else off",
     )
     alerts: Annotated[
-        list[Literal["overfitting", "batch", "diverged", "preempted", "failed"]], BeforeValidator(none_from_off)
+        list[Alert],
+        BeforeValidator(none_from_off),
+        WithJsonSchema({"anyOf": [{"const": "off"}, {"type": "array", "items": {"enum": [*get_args(Alert)]}}]}),
     ] = Field(
         [],
         description="alerts in W&B, each at most once in a start of the run: overfitting: its onset is detected; "

@@ -129,3 +129,9 @@ def test_values_that_wandb_refuses_are_refused(word):
 def test_off_is_a_value_of_the_lists():
     assert recipe("log.alerts=off").log.alerts == [] and recipe("log.alerts=[failed,batch]").log.alerts[0] == "failed"
     assert Path(recipe("log.artifacts=off").log.artifacts or "").name == "off"
+
+
+def test_the_best_weights_must_be_kept_to_be_sent():
+    with pytest.raises(UserError, match=r"log\.artifacts=best needs .*checkpoint\.best=true"):
+        recipe("log.artifacts=best", "checkpoint.best=false")
+    assert recipe("log.artifacts=best", "checkpoint.best=false", "checkpoint.save=best").log.artifacts == "best"

@@ -139,7 +139,7 @@ def test_a_folder_of_someone_else_sends_none_of_my_files(train, hfbsz, tmp_path)
     (tmp_path / "secret.txt").write_text("hf_PLANTED")
     (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
     status = read_status(folder)
-    status["saved"] |= {name: "0" for name in ("../secret.txt", str(tmp_path / "secret.txt"), "link.txt", "gone.txt")}
+    status["saved"] |= dict.fromkeys(("../secret.txt", str(tmp_path / "secret.txt"), "link.txt", "gone.txt"), "0")
     (folder / "status.json").write_text(json.dumps(status))
     with fake_server() as server:
         assert hfbsz("sync.py", folder, env=server.environment()).code == 0

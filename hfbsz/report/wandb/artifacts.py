@@ -81,7 +81,7 @@ def final_model(run: RunData, identity: Identity) -> Model | None:
     if identity.artifacts not in ("end", "best", "checkpoints") or run.status.get("state") != "finished" or not saved:
         return None
     files = _within(run.folder, [*saved, *_BESIDE_MODEL])
-    final = next((record for record in reversed(run.records) if record.get("event") == "final"), {})
+    final: Mapping[str, Any] = next((one for one in reversed(run.records) if one.get("event") == "final"), {})
     step = _saved_step(run)
     best = ("best",) if step is not None and step == _best_step(run) else ()
     metadata = _metadata(run, {**_evaluation(run, step), **final}) | {"final_model": True}

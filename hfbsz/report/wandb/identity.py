@@ -69,7 +69,7 @@ def identity_of(recipe: Recipe, run_id: str, job: str, name: str) -> Identity:
     log.name."""
     log = recipe.log
     tags = log.tags or [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
-    parent, model = _parent_of(recipe) or (None, None)
+    parent_run, parent_model = _parents_of(recipe)
     return as_launched(
         Identity(
             run_id,
@@ -81,8 +81,8 @@ def identity_of(recipe: Recipe, run_id: str, job: str, name: str) -> Identity:
             tuple(tags),
             log.notes or _variable("WANDB_NOTES"),
             log.artifacts or _LOG_MODEL.get(os.environ.get("WANDB_LOG_MODEL", ""), "off"),
-            parent and parent.path,
-            model,
+            parent_run,
+            parent_model,
         )
     )
 
@@ -110,8 +110,12 @@ def as_launched(identity: Identity) -> Identity:
     them in any case."""
     if not os.environ.get("WANDB_SWEEP_ID"):
         return identity
-    variables = {"id": "WANDB_RUN_ID", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
-    return replace(identity, **{field: os.environ[name] for field, name in variables.items() if os.environ.get(name)})
+    return replace(
+        identity,
+        id=_variable("WANDB_RUN_ID") or identity.id,
+        project=_variable("WANDB_PROJECT") or identity.project,
+        entity=_variable("WANDB_ENTITY") or identity.entity,
+    )
 
 
 def read_identity(folder: Path) -> Identity:
@@ -156,20 +160,21 @@ def data_name(plan: Mapping[str, Any]) -> str | None:
     return f"data-{digest[:16]}" if isinstance(digest, str) and digest.isalnum() else None
 
 
-def _parent_of(recipe: Recipe) -> tuple[Identity, str | None] | None:
-    """The run from whose weights this one starts, by `branch` or `model.path`, and their artifact if it is sent."""
+def _parents_of(recipe: Recipe) -> tuple[str | None, str | None]:
+    """The run from whose weights this one starts, by `branch` or `model.path`, and the artifact of those weights if it
+    is sent."""
     place = recipe.branch or recipe.model.path
     if place is None:
-        return None
+        return None, None
     path = Path(place)
     step = path.name.removeprefix("checkpoint-") if path.name.startswith("checkpoint-") else ""
     try:
         parent = read_identity(path.parent if step else path)
     except UserError:  # the folder of no run of ours, or a Hub id
-        return None
+        return None, None
     sent = ("checkpoints",) if step else ("end", "best", "checkpoints")
     alias = checkpoint_alias(int(step)) if step.isdecimal() else "final_model"
-    return parent, parent.within(f"{parent.model}:{alias}") if parent.artifacts in sent else None
+    return parent.path, parent.within(f"{parent.model}:{alias}") if parent.artifacts in sent else None
 
 
 def checkpoint_alias(step: int) -> str:
