@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from fake_artifacts import ArtifactStore
+
 KEY = "0123456789" * 4
 
 
@@ -23,6 +25,10 @@ class KeptRun:
     asked: dict[str, Any] = field(default_factory=dict)  # with what the run was opened last
     begun: dict[str, Any] = field(default_factory=dict)  # with what it was opened first
     openings: int = 0
+    alerts: list[dict[str, Any]] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+    stopped: bool = False  # by a user, in the web interface
     exit_code: int | None = None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -40,6 +46,7 @@ class FakeServer(ThreadingHTTPServer):
         self.broken = False
         self.rows_left: int | None = None
         self.unsettled = 0
+        self.artifacts = ArtifactStore()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -74,9 +81,15 @@ class Answer(BaseHTTPRequestHandler):
         if self.path == "/graphql" and not self.server.broken:
             answer = {"data": self.query(json.loads(body))}
         elif self.path.endswith("/file_stream") and not self.server.broken:
-            self.stream(self.server.runs[self.path.split("/")[-2]], json.loads(body))
+            run = self.server.runs[self.path.split("/")[-2]]
+            self.stream(run, json.loads(body))
+            answer = {"stopped": run.stopped}
+        is_artifact = self.path.startswith("/artifact/")
+        refused = self.server.broken or (is_artifact and self.server.artifacts.is_full)
+        if is_artifact and not refused:
+            self.server.artifacts.put(self.path.removeprefix("/artifact/"), body)
         data = json.dumps(answer).encode()
-        self.send_response(500 if self.server.broken else 200)
+        self.send_response(403 if refused and is_artifact else 500 if refused else 200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
@@ -109,16 +122,17 @@ class Answer(BaseHTTPRequestHandler):
             run = self.server.runs.setdefault(variables["name"], KeptRun())
             run.openings += 1
             run.asked, run.begun = variables, run.begun or variables
+            run.tags, run.notes = variables["tags"] or run.tags, variables["notes"] or run.notes
             if variables["config"]:
                 run.config = json.loads(variables["config"])
             bucket = {"id": "r1", "name": variables["name"], "displayName": variables["displayName"]}
             bucket |= {"description": "", "config": json.dumps(run.config), "sweepName": None, "project": project}
             return {"upsertBucket": {"bucket": bucket | {"historyLineCount": len(run.history)}, "inserted": inserted}}
-        if name == "ArtifactType":  # whether a table's name is taken by an artifact of another kind
-            return {"project": None}
-        if name == "CreateArtifact":  # it has the table's content already: nothing is to be uploaded
-            artifact = {"id": "a1", "state": "COMMITTED", "artifactSequence": {"id": "s1", "latestArtifact": None}}
-            return {"createArtifact": {"artifact": artifact}}
+        if (artifact := self.server.artifacts.answer(name, variables, self.server.url)) is not None:
+            return artifact
+        if name == "NotifyScriptableRunAlert":
+            self.server.runs[variables["runName"]].alerts.append(variables)
+            return {"notifyScriptableRunAlert": {"success": True}}
         if name == "CreateRunFiles":
             files = [{"name": file, "uploadUrl": f"{self.server.url}/upload/{file}"} for file in variables["files"]]
             return {"createRunFiles": {"runID": "r1", "uploadHeaders": [], "files": files}}
@@ -156,7 +170,8 @@ class Answer(BaseHTTPRequestHandler):
 
 def resumed(run: KeptRun) -> dict[str, Any]:
     """What a server tells whoever wants to go on with a run."""
-    told = {"id": "r1", "name": "r", "displayName": "n", "config": json.dumps(run.config), "tags": [], "notes": None}
+    told = {"id": "r1", "name": "r", "displayName": "n", "config": json.dumps(run.config)}
+    told |= {"tags": run.tags, "notes": run.notes}
     told |= {"summaryMetrics": json.dumps(run.summary), "wandbConfig": '{"t": 1}', "eventsTail": "[]"}
     told |= {"historyTail": json.dumps([json.dumps(row) for row in run.history[-1:]])}
     return told | {"historyLineCount": len(run.history), "eventsLineCount": 0, "logLineCount": 0}

@@ -21,6 +21,8 @@ class WandbRun:
     name: str = ""
     group: str = ""
     job_type: str = ""
+    tags: tuple[str, ...] = ()
+    notes: str = ""
     run_id: str = ""
     project: str = ""
     config: dict[str, Any] = field(default_factory=dict)
@@ -28,6 +30,8 @@ class WandbRun:
     metrics: dict[str, Any] = field(default_factory=dict)  # name or glob: its MetricRecord
     summary: dict[str, Any] = field(default_factory=dict)  # what the run was told of it
     exit_code: int | None = None
+    artifacts: list[Any] = field(default_factory=list)  # ArtifactRecords
+    alerts: list[Any] = field(default_factory=list)  # AlertRecords
 
 
 def read_run(folder: Path) -> WandbRun:
@@ -40,6 +44,7 @@ def read_run(folder: Path) -> WandbRun:
         if kind == "run":
             run.name, run.group, run.job_type = record.run.display_name, record.run.run_group, record.run.job_type
             run.run_id, run.project = record.run.run_id, record.run.project
+            run.tags, run.notes = tuple(record.run.tags), record.run.notes
             run.config |= _values(record.run.config.update)
         elif kind == "history":
             run.history.append({k: v for k, v in _values(record.history.item).items() if not k.startswith("_")})
@@ -47,6 +52,10 @@ def read_run(folder: Path) -> WandbRun:
             run.metrics[record.metric.name or record.metric.glob_name] = record.metric
         elif kind == "summary":
             run.summary |= _values(record.summary.update)
+        elif kind == "artifact":
+            run.artifacts.append(record.artifact)
+        elif kind == "alert":
+            run.alerts.append(record.alert)
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

@@ -2,16 +2,19 @@
 
     hfbsz dashboard entity=TEAM [project=hfbsz] [group=NAME] [report=yes|no] [format=json]
 
-entity: the W&B team or user. group: only the runs of one experiment (log.group=NAME); default: all runs of the project.
+entity: the W&B team or user. project: default WANDB_PROJECT, or else hfbsz. group: only the runs of one experiment
+(log.group=NAME); default: all runs of the project.
 report=no: create only the view. format=json: print what would be created, without contacting the server.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 
 from hfbsz.errors import UserError, complain, did_you_mean
 from hfbsz.report.wandb.dashboard import Place, save, specification
+from hfbsz.report.wandb.identity import PROJECT
 
 CHOICES = {"report": ("yes", "no"), "format": ("json",)}
 WORDS = ("entity", "project", "group", *CHOICES)
@@ -25,7 +28,8 @@ def main(words: list[str]) -> int:
     options = dict(word.lstrip("-").partition("=")[::2] for word in words)
     if errors := list(mistakes(options)):
         return complain(errors)
-    place = Place(options["entity"], options.get("project", "hfbsz"), options.get("group"))
+    project = options.get("project") or os.environ.get("WANDB_PROJECT") or PROJECT
+    place = Place(options["entity"], project, options.get("group"))
     report = options.get("report") != "no"
     try:
         if "format" in options:

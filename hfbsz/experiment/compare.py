@@ -1,7 +1,6 @@
 """Runs a comparison stage by stage (pretraining, equal steps, tuning, all seeds) and keeps its page up to date."""
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -21,6 +20,7 @@ from hfbsz.experiment.results import ArmResult, Experiment, Outcome, TriedValue
 from hfbsz.recipe.amounts import Amount
 from hfbsz.records.folder import has_finished, read_status
 from hfbsz.report.console import Console
+from hfbsz.report.wandb.identity import entity_of, project_of
 from hfbsz.system.files import write_text
 
 _POLL_SECONDS = 1.0
@@ -100,8 +100,8 @@ class ComparisonRunner:
         """Update the comparison's own W&B run, in the same mode as its runs."""
         log = self.arms[0].base[0].loaded.recipe.log
         html = experiment.page.read_text()
-        entity = log.entity or os.environ.get("WANDB_ENTITY")
-        wandb.log_comparison(experiment, log.wandb, log.project, entity, log.group, self.console.warn, html)
+        place = project_of(log), entity_of(log), log.group
+        wandb.log_comparison(experiment, log.wandb, *place, self.console.warn, html)
 
     def _run_jobs(self, jobs: Sequence[Job]) -> None:
         """Run jobs, updating the page meanwhile; skips jobs that have finished or failed before."""

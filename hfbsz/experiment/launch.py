@@ -15,8 +15,10 @@ from typing import IO, Protocol
 
 from hfbsz.experiment.jobs import Job
 from hfbsz.records.folder import cpu_cores, has_diverged, has_finished, is_held, read_status
+from hfbsz.system.yaml import as_text
 
 _POLL_SECONDS = 0.5
+_NAME_LENGTH = 128  # most characters of log.name
 
 
 class Process(Protocol):
@@ -108,6 +110,8 @@ class Launcher:
     def _launch(self, job: Job) -> int:
         script = ["-m", "hfbsz", job.script] if self.scripts is None else [str(self.scripts / f"{job.script}.py")]
         words = [*self.command, *script, *job.command]
+        if not job.loaded.recipe.log.name and (name := " ".join((*job.choices, *job.added))):
+            words.append(f"log.name='{as_text(name[:_NAME_LENGTH])}'")  # what differs from the other runs
         if self.max_parallel > 1 and not any(word.startswith("threads=") for word in job.command):
             words.append(f"threads={max(1, cpu_cores() // self.max_parallel)}")
         job.folder.parent.mkdir(parents=True, exist_ok=True)

@@ -145,6 +145,12 @@ class Recipe(Section):
             raise ValueError(f"measure.sharpness.sets: no evaluation set {unknown[0]!r} in eval.sets ({known})")
         return self
 
+    @model_validator(mode="after")
+    def _check_artifacts(self) -> "Recipe":
+        if self.log.artifacts == "best" and not self.checkpoint.best and self.checkpoint.save != "best":
+            raise ValueError("log.artifacts=best needs the weights of the best evaluation: checkpoint.best=true")
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """The complete recipe as plain data; `from_mapping` turns it into an equal recipe."""
         return self.model_dump(mode="json")

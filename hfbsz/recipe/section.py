@@ -51,6 +51,11 @@ def off_from_false(value: object) -> object:
     return "off" if value is False else value
 
 
+def none_from_off(value: object) -> object:
+    """An empty list for `off`, which YAML reads as false."""
+    return [] if value is False or value in ("off", ["off"]) else value
+
+
 def validate_micro_max(value: object) -> object:
     """A micro-batch: a whole number from 1, or auto. Raises ValueError."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value == int(value)

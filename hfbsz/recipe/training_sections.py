@@ -1,9 +1,9 @@
 """How a recipe trains: batch, optimizer, scaling, schedule; evaluation, logging, checkpoints."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, Tag
+from pydantic import BeforeValidator, Field, Tag, WithJsonSchema
 
 from hfbsz.recipe.amounts import Amount
 from hfbsz.recipe.data_section import EvalSet
@@ -14,11 +14,13 @@ from hfbsz.recipe.section import (
     NumberOrLaw,
     Section,
     amount_or_law,
+    none_from_off,
     off_from_false,
     validate_micro_max,
     validate_ramp,
 )
 
+Alert = Literal["overfitting", "batch", "diverged", "preempted", "failed"]
 FINAL_SHARE = 0.5  # rows of the final evaluation ÷ sequences of the run: about a sixth of the training time
 
 
@@ -281,9 +283,38 @@ class Log(Section):
     wandb: Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(off_from_false)] = Field(
         "auto", description="Weights & Biases mode; auto: online if logged in, otherwise offline"
     )
-    project: str = Field("hfbsz", description="W&B project")
-    entity: str | None = Field(None, description="W&B team")
-    group: str | None = Field(None, description="W&B group: the experiment to which the run belongs")
+    project: str | None = Field(None, description="W&B project; null: WANDB_PROJECT, or else hfbsz")
+    entity: str | None = Field(None, description="W&B team; null: WANDB_ENTITY, or else that of the login")
+    group: str | None = Field(
+        None, description="W&B group: the experiment to which the run belongs; null: WANDB_RUN_GROUP, or else none"
+    )
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="name of the run in W&B; null: model, data, batch, learning rate and seed (in a comparison: the "
+        "fields that it varies)",
+    )
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
+        [], description="W&B tags, in addition to those that the run has in W&B; none: WANDB_TAGS"
+    )
+    notes: str | None = Field(None, description="W&B notes; null: WANDB_NOTES")
+    artifacts: Annotated[Literal["off", "end", "best", "checkpoints"], BeforeValidator(off_from_false)] | None = Field(
+        None,
+        description="models in W&B, with the data set and the model that the run started from as inputs: end: the "
+        "saved model of a finished run; best: that, and the weights of the best evaluation; checkpoints: that, and "
+        "the weights of every checkpoint; null: what WANDB_LOG_MODEL says, or else off",
+    )
+    alerts: Annotated[
+        list[Alert],
+        BeforeValidator(none_from_off),
+        WithJsonSchema({"anyOf": [{"const": "off"}, {"type": "array", "items": {"enum": [*get_args(Alert)]}}]}),
+    ] = Field(
+        [],
+        description="alerts in W&B, each at most once in a start of the run: overfitting: its onset is detected; "
+        "batch: the batch is more than four times the noise scale; diverged, preempted, failed: the run ended so; "
+        "off: none",
+    )
     trackio: bool = Field(
         False, description="also log to Trackio, in its local database (`pip install 'hfbsz[trackio]'`)"
     )

@@ -28,6 +28,7 @@ class Cause(StrEnum):
     PATIENCE = auto()  # eval.patience: no better evaluation for so long
     TARGET = auto()  # eval.target: a validation loss this low
     SIGNAL = auto()  # a signal, or an interrupt from the keyboard
+    STOPPED = auto()  # stopped in W&B
     DIVERGED = auto()  # weights, gradients or the last evaluation are not finite
     REFUSED = auto()  # a recipe, data or environment that cannot be used
     TRAINING = auto()  # training cannot continue, such as a step without targets
@@ -128,11 +129,11 @@ def has_diverged(folder: Path, recipe: Recipe) -> bool:
 def _ended_as(state: str, folder: Path, recipe: Recipe) -> bool:
     if read_status(folder).get("state") != state:
         return False
-    earlier = _recipe_of(folder)
+    earlier = recipe_of(folder)
     return earlier is not None and earlier.digest() == recipe.digest() and earlier.duration == recipe.duration
 
 
-def _recipe_of(folder: Path) -> Recipe | None:
+def recipe_of(folder: Path) -> Recipe | None:
     """The recipe of the run in a folder; None if it is missing or cannot be read."""
     try:
         return from_mapping(data) if (data := read_yaml(folder / "recipe.yaml")) else None
@@ -164,7 +165,7 @@ class RunFolder:
         clear_leftovers(self.path)
         if not self._contents():
             return False
-        earlier = _recipe_of(self.path)
+        earlier = recipe_of(self.path)
         if earlier is None and not (self._trained() or self._checkpoints() or (self.path / "recipe.yaml").exists()):
             raise UserError(f"{self.path}: not empty, and not the folder of a run: choose another output_dir")
         if earlier is not None and self._trained() and earlier.digest() != loaded.recipe.digest():
@@ -260,10 +261,11 @@ class RunFolder:
                 self.exceeded = self.micro_batch
             self.status(state, cause, why)
 
-    def interrupt(self, why: str) -> None:
-        """Write that a signal ended the run before it trained; the progress of an earlier start is retained."""
+    def interrupt(self, why: str, cause: Cause = Cause.SIGNAL) -> None:
+        """Write that a signal, or a stop in W&B, ended the run before it trained; the progress of an earlier start is
+        retained."""
         progress = {name: self._before[name] for name in ("step", "clock", "of", "reached") if name in self._before}
-        self.status("preempted", Cause.SIGNAL, why, **progress)
+        self.status("preempted", cause, why, **progress)
 
     def interruption_elsewhere(self) -> str | None:
         """Why a signal ended another rank, if one did."""

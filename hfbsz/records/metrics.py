@@ -192,6 +192,9 @@ METRICS: dict[str, Metric] = {
         NOISE,
     ),
     "train/seconds": Metric("training time", "s", "training time since the start, without evaluations", ".1f"),
+    "train/device_seconds": Metric(
+        "device time", "s", "training time × devices, since the start, without evaluations", ".1f"
+    ),
     "batch/global": Metric(
         "global batch", "sequences", "micro-batch × accumulation × processes", ",.0f", "", BATCH, True
     ),
@@ -382,7 +385,13 @@ METRICS: dict[str, Metric] = {
     **{f"harness/{name}": entry for name, entry in HARNESS.items()},
 }
 LAYERS = "noise/layer/"  # noise scale of single normalization layers, in sequences: `noise/layer/<layer>`
-CLOCK = ("train/num_input_tokens_seen", "train/sequences", "train/global_step", "train/seconds")
+CLOCK = (
+    "train/num_input_tokens_seen",
+    "train/sequences",
+    "train/global_step",
+    "train/seconds",
+    "train/device_seconds",
+)
 
 
 def metric(name: str) -> Metric:
@@ -408,12 +417,12 @@ _HEAD = """# Metrics
 
 <!-- written by scripts/schema.py from hfbsz/records/metrics.py -->
 
-What a run writes to `records.jsonl` and sends to Weights & Biases. Every record holds the four axes
-`train/num_input_tokens_seen`, `train/sequences`, `train/global_step` and `train/seconds`. A further evaluation set has
-its own name in its metrics: `eval/<set>/loss`, `full/<set>/loss`. `noise/layer/<layer>` is the noise scale of a single
-normalization layer, in sequences; `sharpness/<set>/critical` the critical sharpness of the loss of an evaluation set
-(`measure.sharpness.sets`) along the same updates. A score of lm-evaluation-harness has its task in its name,
-`harness/<task>/acc`, and its standard error is `harness/<task>/acc_stderr`.
+What a run writes to `records.jsonl` and sends to Weights & Biases. Every record holds the axes
+`train/num_input_tokens_seen`, `train/sequences`, `train/global_step`, `train/seconds` and `train/device_seconds`. A
+further evaluation set has its own name in its metrics: `eval/<set>/loss`, `full/<set>/loss`. `noise/layer/<layer>` is
+the noise scale of a single normalization layer, in sequences; `sharpness/<set>/critical` the critical sharpness of the
+loss of an evaluation set (`measure.sharpness.sets`) along the same updates. A score of lm-evaluation-harness has its
+task in its name, `harness/<task>/acc`, and its standard error is `harness/<task>/acc_stderr`.
 """
 
 

@@ -14,7 +14,7 @@ SCALE, ERROR, DUAL_SCALE, NORM_SCALE, NORM_ERROR = (
     "noise/norm_scale",
     "noise/norm_scale_error",
 )
-_FAR = 4.0  # times above or below the noise scale: no longer of its order
+FAR = 4.0  # times above or below the noise scale: no longer of its order
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,20 @@ class NoiseSummary:
         return f"{self.scale:{entry.format}}{error} {entry.unit}"
 
     @property
+    def is_surely_exceeded(self) -> bool:
+        """Whether the batch is far above even the upper end of the 95 % interval of the noise scale of all weights."""
+        if self.of_norms or self.error is None:
+            return False
+        return self.batch > (self.scale + 2 * self.error) * FAR
+
+    @property
     def verdict(self) -> str:
         """What it says about the batch, by this proxy."""
         if self.of_norms:
             return "that of normalization layers alone, which differs from that of all weights by a factor"
-        if self.batch * _FAR < self.scale:
+        if self.batch * FAR < self.scale:
             return f"the batch of {self.batch:,} is far below it: a larger batch still pays"
-        if self.batch > self.scale * _FAR:
+        if self.batch > self.scale * FAR:
             return f"the batch of {self.batch:,} is far above it: for plain SGD, a smaller one needs fewer tokens"
         return f"the batch of {self.batch:,} is of its order: for plain SGD, a larger one costs tokens"
 

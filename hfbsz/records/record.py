@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 
 class Clock(NamedTuple):
-    """A moment of a run, on the four axes of its figures."""
+    """A moment of a run, on the axes of its figures."""
 
     step: int = 0  # optimizer steps since the start
     sequences: int = 0  # trained on since the start; the schedule and the ramp follow it
     tokens: int = 0  # input tokens since the start, without padding
     seconds: float = 0.0  # training time since the start, without evaluations
+    device_seconds: float = 0.0  # the same, times the devices that trained
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,25 @@ class Reading:
     values: Mapping[str, float | str] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float | str]:
-        """The event, the four axes and the values in one flat dictionary."""
+        """The event, the axes and the values in one flat dictionary."""
         axes = {
             "train/global_step": self.at.step,
             "train/sequences": self.at.sequences,
             "train/num_input_tokens_seen": self.at.tokens,
             "train/seconds": round(self.at.seconds, 4),
+            "train/device_seconds": round(self.at.device_seconds, 4),
         }
         return {"event": self.event, **axes, **self.values}
 
     def to_dict(self) -> dict[str, Any]:
         """The reading as plain data, for a checkpoint."""
-        step, clock, tokens, seconds = self.at
-        axes = {"step": step, "clock": clock, "tokens": tokens, "seconds": seconds}
+        step, clock, tokens, seconds, device_seconds = self.at
+        axes = {"step": step, "clock": clock, "tokens": tokens, "seconds": seconds, "device_seconds": device_seconds}
         return {"event": self.event, **axes, "values": dict(self.values)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Reading":
         """A reading from the result of `to_dict`."""
-        at = Clock(data["step"], data["clock"], data["tokens"], data["seconds"])
+        seconds = data["seconds"]
+        at = Clock(data["step"], data["clock"], data["tokens"], seconds, data.get("device_seconds", seconds))
         return cls(data["event"], at, data["values"])

@@ -14,7 +14,13 @@ from hfbsz.system.files import json_object
 
 _LARGEST = 2.0**63  # bound on the absolute value of a number
 Number = Annotated[int | float, Field(gt=-_LARGEST, lt=_LARGEST)]
-AXES = ("train/global_step", "train/sequences", "train/num_input_tokens_seen", "train/seconds")
+AXES = (
+    "train/global_step",
+    "train/sequences",
+    "train/num_input_tokens_seen",
+    "train/seconds",
+    "train/device_seconds",
+)
 _TEXTS = ("event", "state")  # the fields of a record that are strings; others are numbers and flags
 
 

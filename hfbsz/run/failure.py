@@ -86,11 +86,13 @@ def record_failure(
             close(state)
 
 
-def record_interruption(folder: RunFolder | None, close: Callable[[str], None] | None, why: str) -> None:
-    """Mark a run that a signal ended before its first step."""
+def record_interruption(
+    folder: RunFolder | None, close: Callable[[str], None] | None, why: str, cause: Cause = Cause.SIGNAL
+) -> None:
+    """Mark a run that a signal, or a stop in W&B, ended before its first step."""
     if folder is None:
         return
     with suppress(OSError):
-        folder.interrupt(why)
+        folder.interrupt(why, cause)
     if close is not None:
         close("preempted")

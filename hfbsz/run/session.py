@@ -21,13 +21,14 @@ from hfbsz.records.jsonl import trim
 from hfbsz.records.record import Reading, Step
 from hfbsz.report.console import Console
 from hfbsz.report.sinks import Reports
+from hfbsz.report.wandb.artifacts import LOADER_FOLDER
 from hfbsz.run.checkpoints import Checkpoints, final_of, state_of
 from hfbsz.run.evaluations import Evaluator
 from hfbsz.run.failure import interruption_behind, outage_of, record_failure, record_interruption
 from hfbsz.run.measurements import Measurements
 from hfbsz.run.outcome import hints, label, reached, show_finished, why_stopped
 from hfbsz.run.publication import open_pushes, write_card
-from hfbsz.run.saved_model import save_model
+from hfbsz.run.saved_model import save_loader, save_model
 from hfbsz.run.scores import Scorer, check_packages
 from hfbsz.system import launcher
 from hfbsz.system.files import write_text
@@ -70,7 +71,8 @@ def run(loaded: LoadedRecipe, job: str, stop: Interrupt) -> int:
                 console.warn(note)
         else:
             stop.leaving = partial(announce_interruption, path_of(loaded))
-        session = Session(loaded, job, accelerator, sharding, console, folder)
+        on_stop = partial(stop.request, "stopped in W&B")
+        session = Session(loaded, job, accelerator, sharding, console, folder, on_stop)
         return session.train(stop)
     except TrainingError as problem:  # raised on all ranks: the others wait until rank 0 has reported and recorded it
         if console is not None:
@@ -93,7 +95,8 @@ def run(loaded: LoadedRecipe, job: str, stop: Interrupt) -> int:
     except Interrupted as problem:
         if folder is None:
             stop.leaving(str(problem))
-        record_interruption(folder, _closing(session), str(problem))
+        cause = Cause.STOPPED if stop.is_requested else Cause.SIGNAL
+        record_interruption(folder, _closing(session), str(problem), cause)
         raise
     except BaseException as problem:
         record_failure(folder, _closing(session), problem)
@@ -113,7 +116,8 @@ def _closing(session: "Session | None") -> Callable[[str], None] | None:
 
 
 class Session:
-    """A run on one rank. Only rank 0 has a console and a folder."""
+    """A run on one rank. Only rank 0 has a console and a folder. `on_stop` is called, in another thread, once someone
+    stops the run in W&B."""
 
     def __init__(
         self,
@@ -123,8 +127,9 @@ class Session:
         sharding: Sharding | None,
         console: Console | None,
         folder: RunFolder | None,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        self.loaded, self.recipe, self.job = loaded, loaded.recipe, job
+        self.loaded, self.recipe, self.job, self.on_stop = loaded, loaded.recipe, job, on_stop
         self.accelerator, self.console, self.folder = accelerator, console, folder
         self.checkpoints = Checkpoints(loaded, accelerator, folder, console)
         if folder is not None:
@@ -179,7 +184,7 @@ class Session:
             self.checkpoints.forget_after(self.last.at.step)
         names = (label(self.loaded, "model"), label(self.loaded, "data"))
         name = f"{names[0]}-{names[1]}-b{self.plan.largest_batch}-lr{self.plan.rate:g}"
-        return Reports(
+        reports = Reports(
             path,
             console,
             self.plan,
@@ -189,7 +194,11 @@ class Session:
             step=self.last.at.step,
             wandb_id=state["wandb_id"] if state is not None else None,
             sent=sent,
+            stop=self.on_stop,
         )
+        if reports.identity.artifacts in ("best", "checkpoints"):
+            save_loader(self.setup, path / LOADER_FOLDER)
+        return reports
 
     def _show(self, label: str, done: float, total: float) -> None:
         """Show the progress of a long operation."""
@@ -256,7 +265,7 @@ class Session:
             return Cause.PATIENCE, why_stopped(self.watch)
         if self.ended:
             return Cause.BUDGET, None
-        return Cause.SIGNAL, stop.reason or "a signal to another rank"
+        return Cause.STOPPED if stop.is_requested else Cause.SIGNAL, stop.reason or "a signal to another rank"
 
     @property
     def ended(self) -> bool:
@@ -358,6 +367,8 @@ class Session:
         state |= self.measurements.to_dict()
         self.checkpoints.save(self.model, self.optimizer, self.progress, self.plan, state)
         self.emit(self.checkpoints.reading(self.last))
+        if self.reports is not None:
+            self.reports.checkpoint(self.last.at.step)
 
     def emit(self, reading: Reading) -> None:
         """Send a reading to all reports; no-op on ranks other than 0."""

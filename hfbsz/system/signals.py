@@ -75,7 +75,8 @@ class Interrupt:
     )
 
     def __init__(self) -> None:
-        self.reason: str | None = None  # the signal's name
+        self.reason: str | None = None  # the signal's name, or that of `request`
+        self.is_requested = False  # whether `request` stopped the run, not a signal
         self.leaving: Callable[[str], None] = lambda why: None
         self._training = False
         for number in self.SIGNALS:
@@ -95,6 +96,14 @@ class Interrupt:
         if self.reason is not None:
             raise Interrupted(_message_before_first_step(self.reason))
 
+    def request(self, reason: str) -> None:
+        """Do what a signal does to a run that trains; before the first step, it ends there. Another thread may call
+        it."""
+        if self.reason is None:
+            self.reason, self.is_requested = reason, True
+            if self._training:
+                _announce(reason)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         is_repeated = self.reason is not None
         self.reason = signal.Signals(number).name
@@ -103,9 +112,7 @@ class Interrupt:
             if not is_repeated:
                 raise Interrupted(_message_before_first_step(self.reason))
         elif rank() == 0:
-            advice = " (a second SIGINT ends it at once)" if number == signal.SIGINT else ""
-            with suppress(OSError):
-                os.write(2, f"\n{self.reason}: ending after this step with a checkpoint{advice}\n".encode())
+            _announce(self.reason, " (a second SIGINT ends it at once)" if number == signal.SIGINT else "")
 
     def _watch(self, reader: int) -> None:
         """The watching thread: wait for a signal, then exit the process if the main thread does not end in time."""
@@ -137,6 +144,11 @@ class Interrupt:
             with suppress(OSError):
                 _remove(path)
         os._exit(INTERRUPTED)
+
+
+def _announce(reason: str, advice: str = "") -> None:
+    with suppress(OSError):
+        os.write(2, f"\n{reason}: ending after this step with a checkpoint{advice}\n".encode())
 
 
 def _message_before_first_step(name: str) -> str:

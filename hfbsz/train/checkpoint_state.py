@@ -23,6 +23,7 @@ class _Progress(_Part):
     clock: Count = 0
     tokens: Count = 0
     seconds: Number = 0
+    device_seconds: Number = 0
     since_log: list[Number] = []
     decisions: list[Annotated[list[Count], Field(min_length=2, max_length=2)]] = []
     skipped: Number = 0
@@ -44,7 +45,7 @@ class _Overfitting(_Part):
 
 
 class _Noise(_Part):
-    last: list[Number] = Field(default=[0, 0, 0, 0.0], min_length=4, max_length=4)
+    last: list[Number] = Field(default=[0, 0, 0, 0.0], min_length=4, max_length=5)
     two_batch: dict[str, Number] = {}
     per_sequence: dict[str, Number] = {}
     dual: dict[str, Number] = {}
@@ -63,6 +64,7 @@ class _Final(BaseModel):
     clock: Count
     tokens: Number
     seconds: Number
+    device_seconds: Number = 0.0
     values: dict[str, Number]
 
 

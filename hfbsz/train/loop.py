@@ -252,7 +252,12 @@ class _State:
         progress, (targets, tokens, _) = self.progress, counts
         measured = self._read(targets) if logged else {}
         elapsed = time.perf_counter() - started
-        progress.at = progress.at._replace(tokens=progress.at.tokens + tokens, seconds=progress.at.seconds + elapsed)
+        at = progress.at
+        progress.at = at._replace(
+            tokens=at.tokens + tokens,
+            seconds=at.seconds + elapsed,
+            device_seconds=at.device_seconds + elapsed * self.agreement.world_size,
+        )
         totals = [total + count for total, count in zip(progress.since_log, (*counts, 1, elapsed), strict=True)]
         if logged:
             measured |= {

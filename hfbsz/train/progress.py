@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from hfbsz.records.record import Clock
 
-_AXES = ("step", "clock", "tokens", "seconds")  # names of a Clock's fields in a checkpoint
+_AXES = ("step", "clock", "tokens", "seconds", "device_seconds")  # names of a Clock's fields in a checkpoint
 NOTHING = (0, 0, 0, 0, 0.0)  # targets, tokens, positions, steps, seconds
 
 
@@ -19,14 +19,15 @@ class Progress:
     def __init__(self, device: torch.device, saved: Mapping[str, Any] | None = None, rank: int = 0) -> None:
         """`saved`: the result of `to_dict`, from any number of ranks; None: the start of a run."""
         saved = saved or {}
-        self.at = Clock(*(saved.get(name, 0) for name in _AXES))
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        in_checkpoint = {"device_seconds": saved.get("seconds", 0) * ranks, **saved}  # absent in earlier versions
+        self.at = Clock(*(in_checkpoint.get(name, 0) for name in _AXES))
         self.since_log = list(saved.get("since_log", NOTHING))[: len(NOTHING)]
         # (clock, batch) of an adaptive ramp; grows between two steps, on all ranks alike
         self.decisions = [(clock, batch) for clock, batch in saved.get("decisions", [])]
         # the most rows of a micro-batch, once larger ones have run out of memory
         self.micro_limit: int | None = saved.get("micro_limit")
         losses = saved.get("losses", [0.0])
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
         rank_loss = losses[rank] if len(losses) == ranks else sum(losses) * (rank == 0)
 
         def on_device(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:

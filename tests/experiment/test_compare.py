@@ -54,7 +54,10 @@ def without_times(experiment: Experiment) -> Experiment:
 
     def outcome(one: Outcome) -> Outcome:
         assert one.run is not None and one.state == "finished"
-        records = [{**record, "train/seconds": 0.0, "perf/tokens_per_second": 1.0} for record in one.run.records]
+        records = [
+            {**record, "train/seconds": 0.0, "train/device_seconds": 0.0, "perf/tokens_per_second": 1.0}
+            for record in one.run.records
+        ]
         trial = one.trial and replace(one.trial, seconds_to_target=1.0, tokens_per_second=1.0, peak_memory_bytes=1.0)
         run = replace(one.run, records=tuple(records), folder=one.folder)
         return replace(one, run=run, trial=trial, seconds_to_best=None)

@@ -22,7 +22,7 @@ from hfbsz.experiment.results import ArmResult, Experiment, rows
 from hfbsz.records.run_data import read_run
 from hfbsz.records.shapes import parse_plan, parse_record
 from hfbsz.report.page import page as html
-from hfbsz.report.wandb.reporter import config_of, read_identity
+from hfbsz.report.wandb.identity import config_of, read_identity
 from hfbsz.report.wandb.sync import _read
 
 OTHERS: list[Any] = [

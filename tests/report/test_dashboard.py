@@ -17,7 +17,7 @@ from hfbsz.plan.plan import Facts
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.load import load
 from hfbsz.records.metrics import METRICS, NOISE, Metric
-from hfbsz.report.wandb.dashboard import TOPICS, Place, specification
+from hfbsz.report.wandb.dashboard import TOPICS, Place, differing, specification
 
 TOKENS = "train/num_input_tokens_seen"
 SCRIPT = str(ROOT / "scripts" / "dashboard.py")
@@ -90,12 +90,15 @@ def test_sections_and_their_metrics(spec: dict[str, Any]) -> None:
     assert drawn["Throughput"] == {metric for metric in METRICS if metric.startswith("perf/")}
 
 
-def test_every_panel_is_over_tokens_and_has_units(spec: dict[str, Any]) -> None:
+def test_every_panel_is_over_tokens_and_has_units_and_the_loss_is_over_time_too(spec: dict[str, Any]) -> None:
     drawn = [panel for panels in sections(spec).values() for panel in panels]
     bars = [panel for panel in drawn if panel["metrics"][0].startswith(("full/", "last/"))]  # one number per run
     assert len(bars) == 4 and all("xAxis" not in panel for panel in bars)
+    axes = [(panel["xAxis"], panel["metrics"]) for panel in drawn if panel not in bars]
+    timed = [(axis, ["eval/loss"]) for axis in ("train/seconds", "train/device_seconds")]
+    assert [one for one in axes if one[0] != TOKENS] == timed and (TOKENS, ["eval/loss"]) in axes
     for panel in (panel for panel in drawn if panel not in bars):
-        assert panel["xAxis"] == TOKENS and panel["xAxisTitle"].endswith(f"({METRICS[TOKENS].unit})")
+        assert panel["xAxisTitle"].endswith(f"({METRICS[panel['xAxis']].unit})")
         units = {METRICS[metric].unit for metric in panel["metrics"]}
         assert len(units) == 1 and panel["yAxisTitle"].endswith(f"({units.pop() or 'no unit'})")
         assert panel["groupAgg"] == "mean" and panel["groupArea"] == "minmax"
@@ -196,6 +199,25 @@ def test_without_words_it_prints_its_usage(tmp_path: Path) -> None:
     assert (dashboard(tmp_path).returncode, dashboard(tmp_path, "--help").returncode) == (2, 0)
 
 
+def test_the_fields_that_differ_are_those_of_some_runs_only() -> None:
+    recipes = [
+        {"seed": 0, "optim": {"lr": 1e-3}, "log": {"group": "a"}},
+        {"optim": {"lr": 2e-3}, "log": {"group": "b"}},
+    ]
+    assert differing(recipes) == ["seed", "optim.lr"]
+    assert differing(recipes[:1]) == differing([]) == [] and differing([recipes[0], recipes[0]]) == []
+
+
+def runs_of(recipes: list[dict[str, Any]]) -> dict[str, Any]:
+    """A project with runs of these recipes, as the server describes it."""
+    node = {"id": "r", "displayName": "n", "state": "finished", "tags": [], "projectId": 1, "sweepName": None}
+    node |= {"summaryMetrics": "{}", "systemMetrics": "{}", "historyLineCount": 1, "user": {"username": "me"}}
+    nodes = [node | {"name": f"r{i}", "config": json.dumps({"recipe": {"value": r}})} for i, r in enumerate(recipes)]
+    edges = [{"node": one, "cursor": str(number)} for number, one in enumerate(nodes)]
+    page = {"endCursor": None, "hasNextPage": False}
+    return {"internalId": "i1", "runCount": len(nodes), "readOnly": False, "runs": {"edges": edges, "pageInfo": page}}
+
+
 class Views(Answer):
     """A server that stores the views and reports it receives."""
 
@@ -203,7 +225,7 @@ class Views(Answer):
 
     def query(self, request: dict[str, Any]) -> dict[str, Any]:
         text, variables = request["query"], request.get("variables", {})
-        if "query Viewer" in text:
+        if "query Viewer" in text or "GetDefaultEntity" in text:
             teams = {"edges": [{"node": {"name": "team"}}]}
             return {
                 "viewer": {"id": "u1", "entity": "team", "username": "u", "email": "", "flags": "{}", "teams": teams}
@@ -214,6 +236,8 @@ class Views(Answer):
             project = {"id": "p1", "name": "hfbsz", "entityName": "team", "createdAt": "2026-01-01T00:00:00"}
             project |= {"isBenchmark": False, "user": None}
             return {"models": {"pageInfo": {"endCursor": None, "hasNextPage": False}, "edges": [{"node": project}]}}
+        if "query Runs" in text:
+            return {"project": runs_of([{"seed": 0, "optim": {"lr": 1e-3}}, {"seed": 1, "optim": {"lr": 1e-3}}])}
         assert "upsertView" in text, text
         self.received.append(variables)
         view = {"id": "Vmlldzox", "type": "runs", "description": "", "spec": variables["spec"]}
@@ -234,6 +258,8 @@ def test_saving_sends_the_specification_and_prints_the_addresses(tmp_path: Path,
     assert {each["projectName"] for each in (view, report)} == {"hfbsz"}
     sent = {"workspace": {"spec": json.loads(view["spec"])}, "report": {"spec": json.loads(report["spec"])}}
     assert sections(sent) == sections(spec) and len(grids(sent)) == len(grids(spec))
+    columns = sent["workspace"]["spec"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
+    assert columns == ["run:displayName", "config:recipe.value.seed"]
     projects = [runs["project"] for grid in grids(sent) for runs in grid["runSets"]]
     assert all(
         (project["name"], project["entityName"], project["id"]) == ("hfbsz", "team", "i1") for project in projects

@@ -32,10 +32,11 @@ report.FINISH_SECONDS, report.SLACK_SECONDS = 3.0, 2.0
 report.WAITING_ROWS = 2_000
 warnings, slowest = [], 0.0
 
-def start(mode, **more):
+def start(mode, identity={}, **more):
     begin = time.monotonic()
+    names = report.Identity("abcd1234", "p", None, "g", "pretrain", "n", **identity)
     reporter = report.WandbReporter(
-        folder=Path("run"), mode=mode, identity=report.Identity("abcd1234", "p", None, "g", "pretrain", "n"),
+        folder=Path("run"), mode=mode, identity=names,
         config={"batch": {"size": "64 sequences"}, "plan": {"steps": 9}}, warn=warnings.append, **more,
     )
     return reporter, time.monotonic() - begin
@@ -256,3 +257,57 @@ def test_off_writes_and_imports_nothing(tmp_path: Path, rows: list, mode: str, e
 def test_environment_asks_for_offline(tmp_path: Path, rows: list) -> None:
     seen = play(tmp_path, PLAIN.format(mode="auto"), WANDB_MODE="offline", WANDB_API_KEY=KEY)
     assert seen["warnings"] == [] and wandb_folder(tmp_path, "*run-*").name.startswith("offline-run-")
+
+
+ALERTED = """
+from hfbsz.records.record import Clock, Reading
+from hfbsz.report.wandb.alerts import Alerts
+
+reporter, started = start("{mode}", {{"tags": ("a", "b c"), "notes": "why"}})
+alerts = Alerts(["overfitting", "failed"], "n", reporter.use)
+for row in rows:
+    reporter.log(row)
+    alerts.read(Reading("eval", Clock(9), {{"overfit/onset_step": 7}}))
+alerts.end("failed", {{"cause": "disk_full"}})
+end(reporter, started)
+"""
+TEXTS = {
+    "Overfitting began": "n: since step 7 validation loss rises while the loss on training rows falls (step 9)",
+    "Run failed": "n: cause: disk_full; its status.json says why",
+}
+
+
+def test_alerts_and_tags_are_in_the_offline_file(tmp_path: Path, rows: list, reader: ModuleType) -> None:
+    theirs = {"WANDB_TAGS": "x,y", "WANDB_NOTES": "of the environment"}  # the caller has chosen before
+    assert play(tmp_path, ALERTED.format(mode="offline"), **theirs)["warnings"] == []
+    run = reader.read_run(wandb_folder(tmp_path, "offline-run-*"))
+    assert {alert.title: alert.text for alert in run.alerts} == TEXTS and len(run.alerts) == 2
+    assert (run.tags, run.notes) == (("a", "b c"), "why") and same(run.history, rows)
+
+
+def test_alerts_and_tags_reach_the_server(tmp_path: Path, rows: list) -> None:
+    with fake_server() as server:
+        seen = play(tmp_path, ALERTED.format(mode="online"), **server.environment())
+        again = play(tmp_path, PLAIN.format(mode="online"), **server.environment())
+        run = server.run
+    assert seen["warnings"] == again["warnings"] == [] and seen["log"] < 0.5
+    assert {alert["title"]: alert["text"] for alert in run.alerts} == TEXTS and len(run.alerts) == 2
+    assert {alert["severity"] for alert in run.alerts} == {"WARN", "ERROR"}
+    assert run.tags == ["a", "b c"] and run.notes == "why"  # a start without tags removes none
+
+
+def test_a_fault_of_one_part_is_told_once_and_the_rows_arrive(tmp_path: Path, rows: list, reader: ModuleType) -> None:
+    body = """
+reporter, started = start("offline")
+def full(run):
+    raise OSError(28, "No space left on device")
+for row in rows:
+    reporter.use(full, "models")
+    reporter.log(row)
+reporter.use(lambda run: run.alert("still", "here"), "alerts")
+end(reporter, started)
+"""
+    (warning,) = play(tmp_path, body)["warnings"]
+    assert "no more models" in warning and "No space left" in warning and "sync run" in warning
+    run = reader.read_run(wandb_folder(tmp_path, "offline-run-*"))
+    assert same(run.history, rows) and len(run.alerts) == 1

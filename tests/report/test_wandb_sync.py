@@ -12,7 +12,7 @@ from fake_wandb import FakeServer, KeptRun, fake_server
 from filelock import FileLock
 
 from hfbsz.records.record import Clock, Reading
-from hfbsz.report.wandb.reporter import Identity
+from hfbsz.report.wandb.identity import Identity
 from hfbsz.report.wandb.sync import missing_rows
 
 PATIENT = "import sys; from hfbsz.commands import sync; from hfbsz.report.wandb import sync as sender; "

@@ -62,7 +62,7 @@ class Started:
 
 def told(folder):
     """The records of training and evaluation without times."""
-    timed = {"record", "time", "train/seconds"}
+    timed = {"record", "time", "train/seconds", "train/device_seconds"}
     return [
         {
             key: value

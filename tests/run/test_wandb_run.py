@@ -15,7 +15,7 @@ from test_resume import Started
 from wandb_reader import read_run
 
 from hfbsz.records.folder import read_status
-from hfbsz.report.wandb.reporter import read_identity
+from hfbsz.report.wandb.identity import read_identity
 from hfbsz.train.checkpoint import newest
 
 pytestmark = pytest.mark.process

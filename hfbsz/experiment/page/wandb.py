@@ -11,7 +11,8 @@ from hfbsz.experiment.results import ArmResult, Experiment, Outcome
 from hfbsz.experiment.statistics.evidence import Finding
 from hfbsz.experiment.statistics.trials import MEASURES, Arm, Comparison
 from hfbsz.report.wandb.group import Cell, Plot, Table, send
-from hfbsz.report.wandb.reporter import Identity, Mode, id_of, one_line_fault, read_identity
+from hfbsz.report.wandb.identity import Identity, id_of, read_identity
+from hfbsz.report.wandb.reporter import Mode, one_line_fault
 
 BATCH, LOSS, MEAN_LOSS = "batch (sequences)", "final loss (nats/target)", "final loss, mean (nats/target)"
 PLOTS = {
@@ -26,6 +27,7 @@ TRIAL_COLUMNS = {  # field of Trial → column
     "tokens_per_second": "tokens/s",
     "peak_memory_bytes": "peak memory (B)",
 }
+SETTING = (BATCH, "first batch (sequences)", "kind", "learning rate", "tuned")  # columns of an arm's configuration
 Row = Mapping[str, Cell]
 
 
@@ -100,7 +102,15 @@ def tables(experiment: Experiment) -> dict[str, Table]:
         "beliefs": [_belief(finding) for finding in experiment.findings],
         "tuning": _tuning(experiment),
     }
-    return {name: (list(table[0]), [list(row.values()) for row in table]) for name, table in rows.items() if table}
+    return {name: _table(table) for name, table in rows.items() if table}
+
+
+def _table(rows: list[Row]) -> Table:
+    """The columns in order, but those of the setting that are the same in all of several rows last."""
+    names = list(rows[0])
+    same = [name for name in names if name in SETTING and len(rows) > 1 and len({row[name] for row in rows}) == 1]
+    columns = [name for name in names if name not in same] + same
+    return columns, [[row[name] for name in columns] for row in rows]
 
 
 def _arm(result: ArmResult) -> Row:
@@ -134,13 +144,10 @@ def _arm(result: ArmResult) -> Row:
 def _setting(result: ArmResult) -> Row:
     """The arm's configuration, which is known before its runs end."""
     arm = result.arm
-    return {
-        BATCH: arm.batch if arm else None,
-        "first batch (sequences)": (arm.start or arm.batch) if arm else None,
-        "kind": (f"{arm.rule}, growing" if arm.grows else arm.rule) if arm else None,
-        "learning rate": arm.learning_rate if arm else None,
-        "tuned": arm.tuned if arm else None,
-    }
+    if arm is None:
+        return dict.fromkeys(SETTING)
+    kind = f"{arm.rule}, growing" if arm.grows else arm.rule
+    return dict(zip(SETTING, (arm.batch, arm.start or arm.batch, kind, arm.learning_rate, arm.tuned), strict=True))
 
 
 def _seed(result: ArmResult, outcome: Outcome) -> Row:

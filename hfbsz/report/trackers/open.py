@@ -14,7 +14,7 @@ from hfbsz.records.run_data import read_run
 from hfbsz.report.trackers.tensorboard import TensorBoardStore
 from hfbsz.report.trackers.tracker import Row, Store, ThreadedTracker, Tracker, reason_of
 from hfbsz.report.trackers.trackio import TrackioStore
-from hfbsz.report.wandb.reporter import Identity, config_of, read_identity
+from hfbsz.report.wandb.identity import Identity, config_of, read_identity
 from hfbsz.system.command_name import command_name
 from hfbsz.system.extras import require
 

@@ -1,4 +1,5 @@
-"""A saved W&B view of a project and a W&B report: runs grouped by batch size, every curve over tokens.
+"""A saved W&B view of a project and a W&B report: runs grouped by batch size, every curve over tokens, the validation
+loss over time and device time too.
 
 Both are built without a server; only `save` needs one. Only metrics in `records/metrics` get a panel, so that no panel
 is always empty.
@@ -6,11 +7,13 @@ is always empty.
 
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfbsz.errors import UserError
+from hfbsz.recipe.fields import leaves
 from hfbsz.records.metrics import (
     AT_END,
     BATCH,
@@ -27,11 +30,14 @@ from hfbsz.records.metrics import (
 from hfbsz.report.wandb.reporter import AXIS, session
 
 if TYPE_CHECKING:
+    import wandb
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
 GROUP_BY = "plan.largest_batch"  # the config entry by which runs are grouped
 FINAL_PREFIXES = ("full/", "last/")  # measured once, at the end of a run
+MOST_COLUMNS, MOST_RUNS = 8, 500  # of the runs table; runs that are compared for them
+NOT_COMPARED = ("log", "output_dir", "threads", "resume")  # parts of a recipe that are no columns
 TITLE_LENGTH = 128  # W&B's limit, characters
 COLUMNS, WIDTH, HEIGHT = 2, 12, 8  # panels per row and their size; a report's grid is 24 units wide
 
@@ -42,6 +48,7 @@ class Panel:
 
     metrics: tuple[str, ...]
     pattern: str | None = None
+    axis: str = AXIS
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,11 @@ class Topic:
 
 
 TOPICS = (
-    Topic(QUALITY, "How does the loss depend on the batch at equal tokens?"),
+    Topic(
+        QUALITY,
+        "How does the loss depend on the batch at equal tokens, equal time and equal device time?",
+        tuple(Panel(("eval/loss",), axis=axis) for axis in ("train/seconds", "train/device_seconds")),
+    ),
     Topic(AT_END, "Which batch gives the best saved model, on the full validation set?"),
     Topic(BATCH, "How does the batch grow, and how are learning rate and weight decay scaled with it?"),
     Topic(
@@ -118,15 +129,36 @@ def save(place: Place, report: bool = True) -> Iterator[tuple[str, str]]:
 
     Raises UserError if wandb-workspaces is not installed, nobody is logged in, or the server refuses them.
     """
-    view = _view(place)
-    with session():
-        yield "workspace", view.save().url
+    _need_package()
+    with session() as api:
+        yield "workspace", _view(place, _columns(api, place)).save().url
         if report:
             yield "report", _report(place, located=True).save().url
 
 
-def _view(place: Place) -> "ws.Workspace":
-    """The saved view. Its panels use the grouping of its runs table, which users can change."""
+def differing(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields in which recipes differ, as dotted names in the order of a recipe. `recipes`: as plain data."""
+    flat = [dict(leaves(recipe)) for recipe in recipes]
+    names = dict.fromkeys(name for fields in flat for name in fields if name.partition(".")[0] not in NOT_COMPARED)
+    return [name for name in names if len({json.dumps(fields.get(name)) for fields in flat}) > 1]
+
+
+def _columns(api: "wandb.Api", place: Place) -> list[str]:
+    """The first columns of the runs table: the fields of the recipe in which the runs differ. None if W&B cannot list
+    them, such as in a project without runs."""
+    group = {"group": place.group} if place.group is not None else {}
+    recipes = []
+    with suppress(Exception):
+        runs = api.runs(f"{place.entity}/{place.project}", filters=group, lazy=False)
+        for _, run in zip(range(MOST_RUNS), runs, strict=False):
+            if isinstance(recipe := run.config.get("recipe"), dict):
+                recipes.append(recipe)
+    return [f"config:recipe.value.{name}" for name in differing(recipes)[:MOST_COLUMNS]]
+
+
+def _view(place: Place, columns: Sequence[str] = ()) -> "ws.Workspace":
+    """The saved view. Its panels use the grouping of its runs table, which users can change; `columns`: its first
+    columns, after the name."""
     _need_package()
     import wandb_workspaces.workspaces as ws
 
@@ -139,7 +171,9 @@ def _view(place: Place) -> "ws.Workspace":
             for topic in TOPICS
         ],
         settings=ws.WorkspaceSettings(x_axis=AXIS),
-        runset_settings=ws.RunsetSettings(filters=place.filter, groupby=[ws.Config(GROUP_BY)]),
+        runset_settings=ws.RunsetSettings(
+            filters=place.filter, groupby=[ws.Config(GROUP_BY)], pinned_columns=list(columns)
+        ),
     )
 
 
@@ -151,8 +185,9 @@ def _report(place: Place, located: bool) -> "wr.Report":
     entity, project = (place.entity, place.project) if located else ("", "")
     blocks: list[Any] = [
         wr.P(
-            "Every curve is drawn over tokens, so that curves of different batch sizes are comparable. A line is the "
-            "mean over the runs of one largest batch (sequences), the area around it their range."
+            "Every curve is drawn over tokens, so that curves of different batch sizes are comparable; the validation "
+            "loss is drawn over training time and device time too. A line is the mean over the runs of one largest "
+            "batch (sequences), the area around it their range."
         )
     ]
     for topic in TOPICS:
@@ -188,7 +223,7 @@ def _report(place: Place, located: bool) -> "wr.Report":
 
 
 def _plot(panel: Panel) -> "wr.LinePlot | wr.BarPlot":
-    """A line plot over tokens, or a bar plot of a metric that is measured once."""
+    """A line plot over the panel's axis, or a bar plot of a metric that is measured once."""
     import wandb_workspaces.reports.v2 as wr
 
     first = panel.metrics[0]
@@ -203,10 +238,10 @@ def _plot(panel: Panel) -> "wr.LinePlot | wr.BarPlot":
         )
     return wr.LinePlot(
         title=", ".join(panel.metrics),
-        x=AXIS,
+        x=panel.axis,
         y=list(panel.metrics),
         metric_regex=panel.pattern,
-        title_x=metric(AXIS).label,
+        title_x=metric(panel.axis).label,
         title_y=entry.label,
         log_y=True if entry.logarithmic else None,
         groupby_aggfunc="mean",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfbsz.report.wandb.reporter import Identity, Mode, WandbReporter
+from hfbsz.report.wandb.identity import Identity
+from hfbsz.report.wandb.reporter import Mode, WandbReporter
 
 if TYPE_CHECKING:
     import wandb

@@ -4,22 +4,20 @@ W&B runs in its own thread: the run puts rows on a queue and waits only at its s
 fault is reported once and turns W&B off, never the run; `records.jsonl` holds every row.
 """
 
-import json
 import os
 import queue
-import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hfbsz.display import command, one_line
 from hfbsz.errors import UserError
 from hfbsz.records.metrics import CLOCK, LAYERS
+from hfbsz.report.wandb.identity import Identity
 from hfbsz.system.command_name import command_name
-from hfbsz.system.files import read_object, write_text
 
 if TYPE_CHECKING:
     import wandb
@@ -33,63 +31,8 @@ INIT_SECONDS = 10.0  # time limit for the server to create or resume a run
 FINISH_SECONDS = 10.0  # time limit for the upload of remaining rows when a run ends
 SLACK_SECONDS = 10.0  # beyond W&B's own time limits, before it counts as hung
 WAITING_ROWS = 10_000  # longest queue before W&B counts as hung
-REMEDY = "records.jsonl holds every row; to send the missing rows after the run has ended: {}"
+REMEDY = "records.jsonl holds every row; to send what is missing after the run has ended: {}"
 API_SECONDS = 20  # time limit for one request to the server
-INVALID_IN_ID = re.compile("[^\\w.-]")  # W&B refuses run ids that contain one of :;,#?/'
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What identifies a run in W&B; saved to `wandb.json`, since a run may be sent later."""
-
-    id: str
-    project: str
-    entity: str | None
-    group: str | None
-    job_type: str
-    name: str
-
-    def write(self, folder: Path) -> None:
-        """Save to `folder`/wandb.json."""
-        write_text(folder / "wandb.json", json.dumps(asdict(self), indent=1))
-
-
-def id_of(name: str, tail: str) -> str:
-    """A run id: the last 100 characters of the name, with invalid ones replaced, and a unique `tail`."""
-    return f"{INVALID_IN_ID.sub('-', name)[-100:]}-{tail}"
-
-
-def as_launched(identity: Identity) -> Identity:
-    """The identity, with the id, project and entity of the W&B sweep agent if one launched the run: `wandb.init` uses
-    them in any case."""
-    if not os.environ.get("WANDB_SWEEP_ID"):
-        return identity
-    variables = {"id": "WANDB_RUN_ID", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
-    return replace(identity, **{field: os.environ[name] for field, name in variables.items() if os.environ.get(name)})
-
-
-def read_identity(folder: Path) -> Identity:
-    """The identity in `folder`/wandb.json. Raises UserError if it is missing or invalid."""
-    try:
-        identity = Identity(**_read(folder, "wandb.json"))
-    except TypeError:
-        raise UserError(f"{folder}: wandb.json cannot be read: it is from another version of hfbsz") from None
-    if not all(isinstance(value, str | None) for value in asdict(identity).values()):
-        raise UserError(f"{folder}: wandb.json cannot be read: its values must be strings")
-    return identity
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """A run's W&B config: recipe, plan and machine. Raises UserError if one of their files cannot be read."""
-    plan, machine = _read(folder, "plan.json"), _read(folder, "machine.json")
-    return {"recipe": plan.pop("recipe", {}), "plan": plan, "machine": machine}
-
-
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    if (content := read_object(folder / name)) is None:
-        reason = "not a JSON object" if (folder / name).is_file() else "no such file"
-        raise UserError(f"{folder}: {name} cannot be read: {reason}")
-    return content
 
 
 class WandbReporter:
@@ -98,7 +41,8 @@ class WandbReporter:
     `mode`: `auto` follows WANDB_MODE. `warn` is called in the caller's thread, once for each fault. A run whose id
     exists on the server is resumed; offline, each start has its own folder with the same id. `sent`: rows, by event and
     step, that an interrupted start has already sent; they are skipped. `remedy`: ends a warning and says how to send
-    the rows again; None: with `hfbsz sync`.
+    the rows again; None: with `hfbsz sync`. `stop` is called in a thread of W&B, within 15 s, once someone stops the
+    run in W&B's web interface.
     """
 
     def __init__(
@@ -111,6 +55,7 @@ class WandbReporter:
         warn: Callable[[str], None],
         sent: Collection[tuple[str, int]] = (),
         remedy: str | None = None,
+        stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._warn, self._sent, self._remedy = (
             warn,
@@ -120,10 +65,13 @@ class WandbReporter:
         self._faults: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._queue: queue.SimpleQueue[Row | Work | int] = queue.SimpleQueue()  # an exit code ends it
         self._opened = threading.Event()
+        self._broken: set[str] = set()  # parts that had a fault
+        self.is_online = False
         self._on = mode != "off" and not (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled")
         if not self._on:
             return
-        init = {**asdict(identity), "dir": str(folder), "config": dict(config)}
+        self._identity, self._stop = identity, stop
+        init = {**identity.arguments, "dir": str(folder), "config": dict(config)}
         self._thread = threading.Thread(target=self._run_thread, args=(mode, init), name="wandb", daemon=True)
         self._thread.start()
         if not self._opened.wait(2 * INIT_SECONDS + SLACK_SECONDS):
@@ -138,18 +86,24 @@ class WandbReporter:
                 self._abandon(f"it leaves more than {WAITING_ROWS} rows waiting")
         self._report_faults()
 
-    def use(self, work: Work) -> None:
-        """Queue a call of `work(run)` in W&B's thread; returns at once."""
-        if self._on:
-            self._queue.put(work)
+    @property
+    def is_on(self) -> bool:
+        """Whether the run is open in W&B, online or offline."""
+        return self._on
 
-    def finish(self, exit_code: int = 0) -> bool:
-        """End the W&B run; waits a bounded time for rows not yet written or uploaded. Returns whether all rows are at
-        least in `folder`/wandb."""
+    def use(self, work: Work, part: str | None = None) -> None:
+        """Queue a call of `work(run)` in W&B's thread; returns at once. A fault of it turns W&B off; with `part`, such
+        as `artifacts`, it ends only the calls of that part."""
+        if self._on:
+            self._queue.put(work if part is None else partial(self._attempt, work, part))
+
+    def finish(self, exit_code: int = 0, more_seconds: float = 0.0) -> bool:
+        """End the W&B run; waits a bounded time for rows not yet written or uploaded, and `more_seconds` for the work
+        before. Returns whether all rows are at least in `folder`/wandb."""
         complete = False
         if self._on:
             self._queue.put(exit_code)
-            self._thread.join(FINISH_SECONDS + SLACK_SECONDS)
+            self._thread.join(FINISH_SECONDS + SLACK_SECONDS + more_seconds)
             if self._thread.is_alive():
                 self._abandon("it does not end")
             complete, self._on = self._on, False
@@ -170,14 +124,31 @@ class WandbReporter:
             self._on = False
             self._faults.put(f"W&B is off for the rest of the run, {reason}; {self._remedy}")
 
+    def _attempt(self, work: Work, part: str, run: "wandb.Run") -> None:
+        """Call `work(run)` unless its part had a fault before. Raises the faults of a service that has ended."""
+        if part in self._broken:
+            return
+        from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+
+        try:
+            work(run)
+        except (ConnectionError, HandleAbandonedError, MailboxClosedError):
+            raise
+        except Exception as fault:
+            self._broken.add(part)
+            self._faults.put(f"W&B gets no more {part} of this run, {one_line_fault(fault)}; {self._remedy}")
+
     def _run_thread(self, mode: Mode, init: dict[str, Any]) -> None:
         """Open the run, send queued rows until an exit code comes, end the run."""
         try:
+            init["settings"] = quiet_settings(stop_fn=self._stop)
             run = _open(mode, init, self._faults.put, self._remedy)
-            self._opened.set()
             if run is None:
                 self._on = False
                 return
+            self.is_online = not run.offline
+            self._opened.set()
+            describe(run, self._identity)
             rows = Rows(run)
             while not isinstance(item := self._queue.get(), int):
                 item(run) if callable(item) else rows.log(item)
@@ -192,7 +163,8 @@ class WandbReporter:
         try:
             run.finish(exit_code=exit_code)
         except TimeoutError:
-            self._faults.put(f"W&B did not receive all rows within {FINISH_SECONDS:g} s; {self._remedy}")
+            if not self._broken:  # else that is why
+                self._faults.put(f"W&B did not receive all rows within {FINISH_SECONDS:g} s; {self._remedy}")
 
 
 def _open(mode: Mode, init: dict[str, Any], warn: Callable[[str], None], remedy: str) -> "wandb.Run | None":
@@ -243,10 +215,18 @@ def logged_in(server: str) -> bool:
 
 
 def start(init: Mapping[str, Any], **options: Any) -> "wandb.Run":
-    """A new `wandb.Run` with quiet settings; `init` and `options` are arguments of `wandb.init`."""
+    """A new `wandb.Run`; `init` and `options` are arguments of `wandb.init`."""
     import wandb
 
-    return wandb.init(**{"reinit": "create_new", "settings": quiet_settings(), **init, **options})
+    return wandb.init(**{"reinit": "create_new", **init, **options})
+
+
+def describe(run: "wandb.Run", identity: Identity) -> None:
+    """Add tags and notes to an open run, which keeps those that a user gave it in W&B."""
+    if missing := [tag for tag in identity.tags if tag not in (run.tags or ())]:
+        run.tags = (*(run.tags or ()), *missing)
+    if identity.notes and not run.notes:
+        run.notes = identity.notes
 
 
 class Rows:
@@ -279,11 +259,13 @@ def has_lowest(name: str) -> bool:
 
 
 def quiet_settings(**more: Any) -> "wandb.Settings":
-    """W&B settings: silent, with time limits, and without uploading source code or git diff, which may be private."""
+    """W&B settings: silent, with time limits, and without uploading source code or git diff, which may be private.
+    Without `stop_fn`, a run that is stopped in W&B does not interrupt this process."""
     import wandb
 
-    settings: dict[str, Any] = {"silent": True, "console": "off"}
+    settings: dict[str, Any] = {"silent": True, "console": "off", "stop_fn": lambda: None}
     settings |= {"disable_git": True, "disable_code": True, "save_code": False}
+    settings |= {"run_tags": (), "run_notes": ""}  # instead of those of the environment; see `describe`
     settings |= {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
     return wandb.Settings(**settings | more)
 

@@ -12,21 +12,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbsz.errors import UserError
 from hfbsz.records.folder import claim, read_status
 from hfbsz.records.run_data import read_run
+from hfbsz.report.wandb.artifacts import Model, inputs_of, models_of, record_inputs
+from hfbsz.report.wandb.identity import Identity, config_of, read_identity, with_parents
 from hfbsz.report.wandb.reporter import (
-    Identity,
     Row,
     Rows,
-    config_of,
+    describe,
     has_lowest,
     quiet_settings,
-    read_identity,
     session,
     start,
 )
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 Show = Callable[[str, float, float, str], None]  # label, done, total, state
 RETRY = "the same command sends the rest"
 QUIET_SECONDS = 600.0  # a run on another machine without a new record for this long counts as killed
-FINISH_SECONDS = 60.0  # plus 1 s per 100 rows: time limit for uploading the rows
+FINISH_SECONDS = 60.0  # plus 1 s per 100 rows and per MB of models: time limit for uploading them
+_BYTES_PER_SECOND = 1e6
 SETTLE_SECONDS = 60.0  # time limit for the server to show all rows that it has received
 
 
@@ -51,6 +52,7 @@ class Unsent:
     config: Mapping[str, Any]
     records: Sequence[Row]
     exit_code: int
+    models: Sequence[Model]
 
 
 def sync(folders: Sequence[Path], show: Show, tell: Callable[[str], None]) -> None:
@@ -71,8 +73,14 @@ def sync(folders: Sequence[Path], show: Show, tell: Callable[[str], None]) -> No
             raise UserError(errors)
         with session() as api:
             for run in runs:
-                sent = _sync(api, run, show)
-                tell(f"{run.folder}: {sent:,} of {len(run.records):,} rows sent" if sent else f"{run.folder}: complete")
+                parent = run.identity.parent_model
+                if parent is not None and not api.artifact_exists(parent):
+                    tell(f"{run.folder}: the model that it started from, {parent}, is not in W&B: send that run first")
+                    run = replace(run, identity=replace(run.identity, parent_model=None))
+                rows, others = _sync(api, run, show)
+                more = f", {', '.join(others)}" if others else ""
+                sent = f"{rows:,} of {len(run.records):,} rows sent{more}" if rows or others else "complete"
+                tell(f"{run.folder}: {sent}")
 
 
 def _read(folder: Path, locks: ExitStack) -> Unsent:
@@ -84,8 +92,9 @@ def _read(folder: Path, locks: ExitStack) -> Unsent:
     run = read_run(folder)
     if not run.records:
         raise UserError(f"{folder}: records.jsonl is empty")
-    code = 0 if run.status.get("state") == "finished" else 1
-    return Unsent(folder, read_identity(folder), config_of(folder), run.records, code)
+    code, identity = 0 if run.status.get("state") == "finished" else 1, read_identity(folder)
+    config = with_parents(config_of(folder), identity)
+    return Unsent(folder, identity, config, run.records, code, models_of(run, identity))
 
 
 def _refuse_active(folder: Path) -> None:
@@ -99,14 +108,32 @@ def _refuse_active(folder: Path) -> None:
         )
 
 
-def _sync(api: "wandb.Api", run: Unsent, show: Show) -> int:
-    """Send the missing rows of a run; returns their number."""
+def _sync(api: "wandb.Api", run: Unsent, show: Show) -> tuple[int, list[str]]:
+    """Send what W&B lacks of a run; returns the number of rows sent, and the names of models and inputs."""
     present = _server_rows(api, run.identity)
     missing = missing_rows(run.records, present)
-    if missing:
-        _send(run, missing, 1 + max((row["_step"] for row in present), default=-1), show)
+    models = [model for model in run.models if not _has(api, run.identity, model)]
+    inputs = _missing_inputs(api, run)
+    if missing or models or inputs:
+        _send(run, missing, models, bool(inputs), 1 + max((row["_step"] for row in present), default=-1), show)
         _wait_for_arrival(api, run, len(present), len(missing))
-    return len(missing)
+    return len(missing), [f"{model.name}:{model.aliases[0]}" for model in models] + inputs
+
+
+def _has(api: "wandb.Api", identity: Identity, model: Model) -> bool:
+    """Whether W&B has exactly this version of a run's models."""
+    path = identity.within(f"{model.name}:{model.aliases[0]}")
+    return bool(api.artifact_exists(path)) and api.artifact(path).digest == model.draft().digest
+
+
+def _missing_inputs(api: "wandb.Api", run: Unsent) -> list[str]:
+    """The names of the run's inputs that W&B has not recorded."""
+    wanted = inputs_of(run.identity, run.config["plan"])
+    if not wanted:
+        return []
+    on_server = _find(api, run.identity)
+    used = on_server.used_artifacts() if on_server is not None else []
+    return sorted(wanted - {artifact.name.partition(":")[0] for artifact in used})
 
 
 def missing_rows(records: Sequence[Row], present: Sequence[Row]) -> list[Row]:
@@ -166,7 +193,7 @@ def _find(api: "wandb.Api", identity: Identity) -> "ServerRun | None":
     from wandb.apis.public import RunNotFoundError
 
     try:
-        run = api.run("/".join(filter(None, (identity.entity, identity.project, identity.id))))
+        run = api.run(identity.path)
     except Exception as fault:
         if isinstance(getattr(fault, "exc", fault), RunNotFoundError):
             return None
@@ -175,16 +202,16 @@ def _find(api: "wandb.Api", identity: Identity) -> "ServerRun | None":
     return run
 
 
-def _send(run: Unsent, rows: Sequence[Row], first: int, show: Show) -> None:
-    """Log rows to the W&B run, created or resumed, as its history rows from number `first`."""
-    settings = quiet_settings(
-        x_disable_machine_info=True,  # this may not be the machine that trained
-        finish_timeout=FINISH_SECONDS + len(rows) / 100,
-    )
+def _send(run: Unsent, rows: Sequence[Row], models: Sequence[Model], with_inputs: bool, first: int, show: Show) -> None:
+    """Log rows to the W&B run, created or resumed, as its history rows from number `first`; then models and inputs."""
+    size = sum(model.size for model in models)
+    seconds = FINISH_SECONDS + len(rows) / 100 + size / _BYTES_PER_SECOND
+    settings = quiet_settings(x_disable_machine_info=True, finish_timeout=seconds)  # of the machine that trained
     # W&B writes a local copy of what is sent, which is not needed
     with tempfile.TemporaryDirectory(prefix="hfbsz-", ignore_cleanup_errors=True) as scratch:
-        init = {**asdict(run.identity), "config": dict(run.config), "dir": scratch, "settings": settings}
+        init = {**run.identity.arguments, "config": dict(run.config), "dir": scratch, "settings": settings}
         wandb_run = start(init, mode="online", resume="allow")
+        describe(wandb_run, run.identity)
         if wandb_run.starting_step < first:
             raise UserError(f"{run.folder}: W&B is still processing rows sent earlier: try again in a minute")
         log, label = Rows(wandb_run), f"sending {run.folder.name}"
@@ -193,10 +220,15 @@ def _send(run: Unsent, rows: Sequence[Row], first: int, show: Show) -> None:
             show(label, number + 1, len(rows), f"{number + 1:,} of {len(rows):,} rows")
         wandb_run.summary.update(_summary(run.records))
         show(label, len(rows), len(rows), "uploading to W&B")
+        sent = [wandb_run.log_artifact(model.draft(), aliases=list(model.aliases)) for model in models]
+        for artifact in sent:
+            artifact.wait(math.ceil(seconds))
+        if with_inputs:
+            record_inputs(wandb_run, run.identity, run.config["plan"])
         try:
             wandb_run.finish(run.exit_code)
         except TimeoutError:
-            raise UserError(f"{run.folder}: W&B did not receive all rows in time: {RETRY}") from None
+            raise UserError(f"{run.folder}: W&B did not receive everything in time: {RETRY}") from None
 
 
 def _summary(records: Sequence[Row]) -> dict[str, Any]:
