@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY
+from pairs import preference_words
 from test_hessian import quadratic
 
 from hfbsz.errors import UserError
@@ -160,6 +161,19 @@ def test_the_curvature_is_that_of_the_weights_before_the_step(ragged, words):
     expected = largest_eigenvalues(Objective(plain.model, plain.task.loss_sum, [batch]))[0]
     assert steps[-1].collected["sharpness/eigenvalue"] == pytest.approx(expected, rel=1e-2)
     assert steps[-1].collected["sharpness/adaptive_sam"] > 0
+
+
+def test_a_row_of_pairs_is_a_pair(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("HFBSZ_CACHE", str(cache))
+    monkeypatch.chdir(ROOT)
+    words = [*preference_words(tmp_path), "measure.sharpness.every=1step", "measure.sharpness.method=hessian"]
+    run = setup(load([*words, "measure.sharpness.rows=3"]).recipe)
+    batch = run.windows().window(run.plan.step(0))[0]
+    part = batch.first(3)
+    assert (len(part.labels), len(part.inputs["input_ids"]), len(part.reference), part.targets) == (3, 6, 3, 3)
+    steps = steps_of(run, collector_of(run))
+    assert all(step.collected["sharpness/eigenvalue"] > 0 for step in steps)
+    assert any("sharpness/critical" in step.collected for step in steps)
 
 
 def test_the_interval_is_kept(ragged):
