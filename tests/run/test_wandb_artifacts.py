@@ -75,7 +75,7 @@ def test_the_saved_model_and_the_lineage_of_a_finished_run(train, tmp_path):
 
 
 def test_models_tags_and_alerts_of_an_offline_run_are_in_its_file_and_sent_later(train, hfbsz, tmp_path):
-    """Two versions, since the last checkpoint has the weights of the saved model but not its files."""
+    """The last checkpoint has the weights of the saved model but not its files: two versions."""
     words = ["log.wandb=offline", "log.artifacts=checkpoints", "checkpoint.every=8steps", "checkpoint.best=false"]
     words += ["log.tags=[a tag,b]", "log.notes=a note", "checkpoint.keep=9"]
     parent, _ = train("parent", "log.wandb=offline", "log.artifacts=end")
@@ -84,20 +84,22 @@ def test_models_tags_and_alerts_of_an_offline_run_are_in_its_file_and_sent_later
     (copy,) = (folder / "wandb").glob("offline-run-*")
     logged, parent_id, run_id = read_run(copy), read_identity(parent).id, read_identity(folder).id
     assert (logged.tags, logged.notes) == (("a tag", "b"), "a note")
-    assert [one.name for one in logged.artifacts] == [f"model-{run_id}"] * 3
+    assert [one.name for one in logged.artifacts] == [f"model-{run_id}"] * 4
     found = [set(one.aliases) - {"latest", "best"} for one in logged.artifacts]
     assert found == [
         {"checkpoint_global_step_8", "epoch_0.11"},
         {"checkpoint_global_step_16", "epoch_0.23"},
+        {"checkpoint_global_step_20", "epoch_0.28"},
         {"final_model"},
     ]
     assert logged.config["parents"]["model"] == f"hfbsz/model-{parent_id}:final_model"
+    rows = (folder / "records.jsonl").read_text().count("\n")
     with fake_server() as server:
         sent = hfbsz("sync.py", folder, env=server.environment())
         assert sent.code == 0 and "is not in W&B: send that run first" in sent.out, sent.err
         assert hfbsz("sync.py", parent, env=server.environment()).code == 0
         again = hfbsz("sync.py", folder, env=server.environment())
-        assert again.code == 0 and f"0 of 47 rows sent, model-{parent_id}" in again.out, again.out + again.err
+        assert again.code == 0 and f"0 of {rows} rows sent, model-{parent_id}" in again.out, again.out + again.err
         last = hfbsz("sync.py", folder, parent, env=server.environment())
         assert last.code == 0 and last.out.count("complete") == 2
         mine = [one for one in versions(server) if one.run == run_id]
@@ -105,10 +107,10 @@ def test_models_tags_and_alerts_of_an_offline_run_are_in_its_file_and_sent_later
         (data,) = versions(server, "dataset")
         assert base.used_by == [run_id] and sorted(data.used_by) == sorted([run_id, parent_id])
         assert [sorted(set(one.aliases) & {"final_model", "checkpoint_global_step_8"}) for one in mine] == [
-            ["checkpoint_global_step_8"], [], ["final_model"]
+            ["checkpoint_global_step_8"], [], [], ["final_model"]
         ]  # fmt: skip
         assert server.runs[run_id].tags == ["a tag", "b"] and server.runs[run_id].notes == "a note"
-        assert len(server.runs[run_id].rows()) == 47
+        assert len(server.runs[run_id].rows()) == rows
     loads({name: body for name, body in mine[0].files.items() if name[0] != "."}, tmp_path / "checkpoint")
 
 

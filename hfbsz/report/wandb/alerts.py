@@ -2,17 +2,14 @@
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hfbsz.records.noise import FAR, noise_of
 from hfbsz.records.overfitting import ONSET
 from hfbsz.records.record import Reading
 
-if TYPE_CHECKING:
-    import wandb
-
 WAIT_SECONDS = 600  # in which W&B sends no second alert of the same title, such as that of a run that starts again
-Use = Callable[[Callable[["wandb.Run"], None], str], None]  # queues work for W&B's thread, as part of its name
+Use = Callable[[Callable[[Any], None], str], None]  # queues work on a `wandb.Run`, under the name of its part
 _ENDS = {  # state of a run that has ended: title, level
     "diverged": ("Run diverged", "ERROR"),
     "failed": ("Run failed", "ERROR"),
@@ -56,5 +53,5 @@ class Alerts:
             self._use(partial(_alert, title, f"{self._name}: {text}", level), "alerts")
 
 
-def _alert(title: str, text: str, level: str, run: "wandb.Run") -> None:
+def _alert(title: str, text: str, level: str, run: Any) -> None:
     run.alert(title=title, text=text, level=level, wait_duration=WAIT_SECONDS)

@@ -117,7 +117,7 @@ class Artifacts:
     def record_inputs(self, plan: Mapping[str, Any], run: "wandb.Run") -> None:
         """Record the inputs of the run; offline, its config holds them. `plan`: the contents of plan.json."""
         if not run.offline:
-            record_inputs(run, self._identity, plan)
+            record_inputs(run, self._identity, plan, inputs_of(self._identity, plan))
 
     def hold(self, step: int) -> Path | None:
         """A link to the weights of a checkpoint, which stays when the checkpoint is deleted; None where the file system
@@ -158,29 +158,34 @@ def upload_seconds(size: int) -> float:
     return min(_MOST_SECONDS, 10.0 + size / _BYTES_PER_SECOND)
 
 
-def record_inputs(run: "wandb.Run", identity: Identity, plan: Mapping[str, Any]) -> None:
-    """Record the data set and the model that a run started from as its inputs in W&B. Of the data set, only its hash
-    and counts are sent. `plan`: the contents of plan.json. Raises an exception of W&B if they are not received, or the
-    model is not there."""
+def record_inputs(run: "wandb.Run", identity: Identity, plan: Mapping[str, Any], names: Collection[str]) -> None:
+    """Record the data set and the model that a run started from as its inputs in W&B, as far as they are in `names`. Of
+    the data set, only its hash and counts are sent. `plan`: the contents of plan.json. Raises an exception of W&B if
+    they are not received, or the model is not there."""
     import wandb
 
     name = data_name(plan)
-    if name is not None:
+    if name is not None and name in names:
         facts = {key: plan["facts"].get(key) for key in ("data_hash", "rows", "tokens_per_row")}
         artifact = wandb.Artifact(name, type="dataset", metadata=facts)
         with artifact.new_file("data.json", encoding="utf-8") as file:
             file.write(json.dumps(facts, indent=1, sort_keys=True))
         run.use_artifact(artifact)
-    if identity.parent_model is not None:
+    if identity.parent_model is not None and _bare(identity.parent_model) in names:
         run.use_artifact(identity.parent_model, type="model")
 
 
 def inputs_of(identity: Identity, plan: Mapping[str, Any]) -> set[str]:
-    """The names, without version, of the artifacts that `record_inputs` records."""
+    """The names, without version, of the artifacts that are inputs of a run."""
     if identity.artifacts == "off":
         return set()
-    model = identity.parent_model and identity.parent_model.rpartition("/")[2].partition(":")[0]
+    model = None if identity.parent_model is None else _bare(identity.parent_model)
     return {name for name in (data_name(plan), model) if name is not None}
+
+
+def _bare(path: str) -> str:
+    """The name in [entity/]project/name:alias."""
+    return path.rpartition("/")[2].partition(":")[0]
 
 
 def _metadata(run: RunData, record: Mapping[str, Any]) -> dict[str, Any]:

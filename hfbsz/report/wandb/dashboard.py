@@ -30,7 +30,6 @@ from hfbsz.records.metrics import (
 from hfbsz.report.wandb.reporter import AXIS, session
 
 if TYPE_CHECKING:
-    import wandb
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -143,7 +142,7 @@ def differing(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in names if len({json.dumps(fields.get(name)) for fields in flat}) > 1]
 
 
-def _columns(api: "wandb.Api", place: Place) -> list[str]:
+def _columns(api: Any, place: Place) -> list[str]:
     """The first columns of the runs table: the fields of the recipe in which the runs differ. None if W&B cannot list
     them, such as in a project without runs."""
     group = {"group": place.group} if place.group is not None else {}

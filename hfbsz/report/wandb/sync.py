@@ -115,7 +115,7 @@ def _sync(api: "wandb.Api", run: Unsent, show: Show) -> tuple[int, list[str]]:
     models = [model for model in run.models if not _has(api, run.identity, model)]
     inputs = _missing_inputs(api, run)
     if missing or models or inputs:
-        _send(run, missing, models, bool(inputs), 1 + max((row["_step"] for row in present), default=-1), show)
+        _send(run, missing, models, inputs, 1 + max((row["_step"] for row in present), default=-1), show)
         _wait_for_arrival(api, run, len(present), len(missing))
     return len(missing), [f"{model.name}:{model.aliases[0]}" for model in models] + inputs
 
@@ -202,7 +202,9 @@ def _find(api: "wandb.Api", identity: Identity) -> "ServerRun | None":
     return run
 
 
-def _send(run: Unsent, rows: Sequence[Row], models: Sequence[Model], with_inputs: bool, first: int, show: Show) -> None:
+def _send(
+    run: Unsent, rows: Sequence[Row], models: Sequence[Model], inputs: Sequence[str], first: int, show: Show
+) -> None:
     """Log rows to the W&B run, created or resumed, as its history rows from number `first`; then models and inputs."""
     size = sum(model.size for model in models)
     seconds = FINISH_SECONDS + len(rows) / 100 + size / _BYTES_PER_SECOND
@@ -223,8 +225,7 @@ def _send(run: Unsent, rows: Sequence[Row], models: Sequence[Model], with_inputs
         sent = [wandb_run.log_artifact(model.draft(), aliases=list(model.aliases)) for model in models]
         for artifact in sent:
             artifact.wait(math.ceil(seconds))
-        if with_inputs:
-            record_inputs(wandb_run, run.identity, run.config["plan"])
+        record_inputs(wandb_run, run.identity, run.config["plan"], inputs)
         try:
             wandb_run.finish(run.exit_code)
         except TimeoutError:
