@@ -35,7 +35,8 @@ def test_the_entry_of_a_name(name, expected):
 def test_sections_hold_each_metric_once():
     titles = {entry.section for entry in METRICS.values()} - {""}
     assert sum(len(section(title)) for title in titles) == sum(bool(entry.section) for entry in METRICS.values())
-    assert list(section(metrics.AT_END)) == ["full/loss", "full/accuracy", "full/bits_per_byte", "last/loss"]
+    at_end = ["full/loss", "full/accuracy", "full/preference_accuracy", "full/bits_per_byte", "last/loss"]
+    assert list(section(metrics.AT_END)) == at_end
 
 
 def test_the_noise_scale_of_a_layer_has_an_entry():

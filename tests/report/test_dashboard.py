@@ -43,6 +43,7 @@ EXPECTED = {
         "perf/peak_memory_bytes",
     },
     "Noise": {"train/grad_norm", "train/skipped"},
+    "Sharpness": {"sharpness/critical", "sharpness/critical_rate", "sharpness/rate_ratio", "sharpness/eigenvalue"},
     "Overfitting": {"train/loss", "eval/loss", "train/epoch"},
 }
 HOSTILE = "it's a \"g\" = <1e-3> \\ and State == 'x' + é🚀" + "x" * 200
@@ -93,7 +94,7 @@ def test_sections_and_their_metrics(spec: dict[str, Any]) -> None:
 def test_every_panel_is_over_tokens_and_has_units_and_the_loss_is_over_time_too(spec: dict[str, Any]) -> None:
     drawn = [panel for panels in sections(spec).values() for panel in panels]
     bars = [panel for panel in drawn if panel["metrics"][0].startswith(("full/", "last/"))]  # one number per run
-    assert len(bars) == 4 and all("xAxis" not in panel for panel in bars)
+    assert len(bars) == 5 and all("xAxis" not in panel for panel in bars)
     axes = [(panel["xAxis"], panel["metrics"]) for panel in drawn if panel not in bars]
     timed = [(axis, ["eval/loss"]) for axis in ("train/seconds", "train/device_seconds")]
     assert [one for one in axes if one[0] != TOKENS] == timed and (TOKENS, ["eval/loss"]) in axes

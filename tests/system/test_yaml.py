@@ -114,7 +114,7 @@ def test_case_s08_scripts_are_only_allowed_on_the_command_line(tmp_path):
         with pytest.raises(UserError) as caught:
             load([f"recipe={path}"])
         (line,) = caught.value.lines
-        assert line.startswith(f"eval.metrics: '{script}' (x.yaml) is a script")
+        assert line.startswith(f"eval.metrics: '{script}' (x.yaml) runs code with your permissions")
         word = f"eval.metrics=[{script}]"
         assert load([f"recipe={path}", word]).recipe.eval.metrics == [script]
         path.write_text(f"recipe: small_batch\neval.metrics: '[{script}]'\nseed: [0, 1]\n")

@@ -144,7 +144,7 @@ def test_rows_by_length_resume_from_a_checkpoint_bit_for_bit(ragged, tmp_path):
         return [
             replace(
                 step,
-                at=step.at._replace(seconds=0.0),
+                at=step.at._replace(seconds=0.0, device_seconds=0.0),
                 step_seconds=None,
                 parts={},
                 tokens_per_second=None,

@@ -19,6 +19,7 @@ from hfbsz.measure.quality import Quality
 from hfbsz.recipe.load import load
 from hfbsz.recipe.tasks import RowKind
 from hfbsz.train import reference
+from hfbsz.train.loop import Collector
 from hfbsz.train.setup import setup
 
 
@@ -77,7 +78,7 @@ def gradients(run):
     """The gradient of the first window, before clipping, and the noise scale's sums."""
     noise = NoiseCollector(run.plan, run.model, 1)
 
-    class Kept:
+    class Kept(Collector):
         def due(self, at):
             return True
 
