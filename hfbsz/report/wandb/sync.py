@@ -73,7 +73,7 @@ def sync(folders: Sequence[Path], show: Show, tell: Callable[[str], None]) -> No
             raise UserError(errors)
         with session() as api:
             for run in runs:
-                parent = run.identity.parent_model
+                parent = run.identity.parent_model if run.identity.artifacts != "off" else None
                 if parent is not None and not api.artifact_exists(parent):
                     tell(f"{run.folder}: the model that it started from, {parent}, is not in W&B: send that run first")
                     run = replace(run, identity=replace(run.identity, parent_model=None))
@@ -208,7 +208,8 @@ def _send(
     """Log rows to the W&B run, created or resumed, as its history rows from number `first`; then models and inputs."""
     size = sum(model.size for model in models)
     seconds = FINISH_SECONDS + len(rows) / 100 + size / _BYTES_PER_SECOND
-    settings = quiet_settings(x_disable_machine_info=True, finish_timeout=seconds)  # of the machine that trained
+    # this may not be the machine that trained
+    settings = quiet_settings(x_disable_machine_info=True, finish_timeout=seconds)
     # W&B writes a local copy of what is sent, which is not needed
     with tempfile.TemporaryDirectory(prefix="hfbsz-", ignore_cleanup_errors=True) as scratch:
         init = {**run.identity.arguments, "config": dict(run.config), "dir": scratch, "settings": settings}
