@@ -260,7 +260,7 @@ class Sharpness(Section):
         None,
         ge=1,
         description="rows of the step on each device that are measured, at most a micro-batch; null: as many as keep "
-        "critical within 2 % of the training, 8 at least",
+        "critical within 2 % of the training, 4 at least",
     )
     sets: list[str] = Field(
         [],

@@ -199,9 +199,9 @@ def test_a_measurement_without_memory_is_the_last(ragged):
 
 
 def test_rows_are_those_that_two_percent_of_the_training_pay_for(ragged):
-    assert collector_of(prepared(ragged)).rows == 8  # six steps: the least
+    assert collector_of(prepared(ragged)).rows == 4  # six steps: the least
     long = collector_of(prepared(ragged, "duration=48000seq", "measure.sharpness.every=10%"))
-    assert long.rows == int(0.02 * 3 * 48000 / (7 * 10)) == 41
+    assert long.rows == int(0.05 * 48000 / (7 * 10)) == 34
     assert collector_of(prepared(ragged, "measure.sharpness.rows=3")).rows == 3
 
 
