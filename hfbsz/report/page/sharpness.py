@@ -53,7 +53,7 @@ def _pictures(runs: Sequence[Shown], lines: Mapping[str, Any]) -> Iterator[tuple
         for index, run in enumerate(runs):
             _line(axes, index, run.minimum["landscape"], run.name)
         axes.set(xlabel="position (1: each row moved by its own norm)", ylabel="training loss (nats/target)")
-        _legend(axes, runs)
+        _legend(axes, len(runs))
         yield (
             "Along a random direction",
             svg(figure, "training loss along a filter-normalized random direction"),
@@ -72,7 +72,7 @@ def _pictures(runs: Sequence[Shown], lines: Mapping[str, Any]) -> Iterator[tuple
         axes.set(
             xscale="log", xlabel="noise (% of the norm of each row, log scale)", ylabel="rise of the loss (nats/target)"
         )
-        _legend(axes, runs)
+        _legend(axes, len(runs))
         yield (
             "Under random noise",
             svg(figure, "rise of the training loss under random noise of the weights"),
@@ -83,7 +83,7 @@ def _pictures(runs: Sequence[Shown], lines: Mapping[str, Any]) -> Iterator[tuple
             for index, (name, points) in enumerate(lines.items(), 1):
                 _line(axes, index, points, name)
             axes.set(xlabel=f"position (0: {runs[0].name}, 1: the other)", ylabel="training loss (nats/target)")
-            axes.legend(frameon=False, fontsize=9)
+            _legend(axes, len(lines))
             yield (
                 f"Between {runs[0].name} and the others",
                 svg(figure, "training loss on the line between two runs"),
@@ -96,6 +96,8 @@ def _line(axes: Axes, index: int, points: Sequence[tuple[float, float]], label: 
     axes.plot(*zip(*points, strict=True), color=color, linestyle=(0, dashes) if dashes else "-", label=label)
 
 
-def _legend(axes: Axes, runs: Sequence[Shown]) -> None:
-    if len(runs) > 1:
-        axes.legend(frameon=False, fontsize=9)
+def _legend(axes: Axes, lines: int) -> None:
+    """A legend above the curves."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.09 * lines * (high - low))
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
