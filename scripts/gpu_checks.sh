@@ -9,7 +9,7 @@ mkdir -p "$out"
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 WANDB_MODE=disabled
 launch="accelerate launch --config_file accelerate_configs/single_gpu.yaml"
 common="recipe=large_batch_124m data=python_stdlib log.wandb=off"
-checks=${CHECKS:-speed wall resume long}
+checks=${CHECKS:-speed wall resume sharpness long}
 
 for check in $checks; do
   case $check in
@@ -37,9 +37,14 @@ for check in $checks; do
     wait $job || true
     $launch scripts/pretrain.py $words output_dir="$out/killed"
     sha256sum "$out"/{one,two,killed}/model.safetensors | tee "$out/resume.txt" ;;
+  sharpness)  # of the model after 200 steps: time and peak memory
+    $launch scripts/pretrain.py $common precision=bf16 duration=3200seq batch.start=null batch.ramp=null batch.size=16seq \
+      batch.micro_max=16 eval.full=false output_dir="$out/short"
+    /usr/bin/time -v python scripts/sharpness.py "$out/short" rows=16 micro_batch=2 seconds=30 out="$out/sharpness" \
+      2>&1 | tee "$out/sharpness.txt" ;;
   long)  # stopped after ten minutes with a checkpoint; utilization and memory are in records.jsonl and on the page
     timeout --signal=TERM --kill-after=120 600 $launch scripts/pretrain.py $common model.compile=true \
       output_dir="$out/large_batch_124m" || true ;;
-  *) echo "$check: none of speed, wall, resume, long" >&2; exit 2 ;;
+  *) echo "$check: none of speed, wall, resume, sharpness, long" >&2; exit 2 ;;
   esac
 done
