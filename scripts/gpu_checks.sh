@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What only a GPU shows, on one GPU of 80 GB, with its numbers as JSON: bash scripts/gpu_checks.sh [FOLDER]
-# Speed and utilization against the Trainer, the memory wall, resumed runs bit for bit, ten minutes of large_batch_124m.
-# About 40 minutes; CHECKS="speed wall resume long" selects parts. `pip install liger-kernel` adds the Trainer's best setting.
+# Speed and utilization against the Trainer, the memory wall, resumed runs bit for bit, sharpness, ten minutes of
+# large_batch_124m. About 45 minutes; CHECKS="speed wall resume sharpness long" selects parts. `pip install liger-kernel` adds
+# the Trainer's best setting.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-gpu_checks}
