@@ -30,9 +30,9 @@ class SharpnessSummary:
     measurements: int
 
     @property
-    def shown(self) -> str:
-        """The median and the range."""
-        return f"{self.median:.2g} ({self.lowest:.2g} to {self.highest:.2g}, {self.measurements} measurements)"
+    def spread(self) -> str:
+        """The range and the number of measurements."""
+        return f"median, {self.lowest:.2g} to {self.highest:.2g} in {self.measurements} measurements"
 
     @property
     def verdict(self) -> str:
@@ -40,7 +40,10 @@ class SharpnessSummary:
         if self.median > 1:
             return "above 1: most steps that were measured raised the loss of their own rows"
         if self.median < _LOW:
-            return "far below 1: a step could be much longer before it raises the loss of its own rows"
+            return (
+                "far below 1: steps could be much longer before they raise the loss of their own rows, which makes no "
+                "longer one better"
+            )
         return "below 1: steps lowered the loss of their own rows"
 
 
