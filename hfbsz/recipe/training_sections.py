@@ -1,9 +1,9 @@
 """How a recipe trains: batch, optimizer, scaling, schedule; evaluation, logging, checkpoints."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, Tag, WithJsonSchema
+from pydantic import BeforeValidator, Field, Tag, WithJsonSchema, model_validator
 
 from hfbsz.recipe.amounts import Amount
 from hfbsz.recipe.data_section import EvalSet
@@ -177,6 +177,14 @@ class Harness(Section):
         None, description="interval between scorings during training; null: only the saved model, at the end"
     )
     limit: int | None = Field(None, ge=1, description="examples of each task, the first ones; null: all")
+
+    @model_validator(mode="after")
+    def _has_tasks(self) -> Self:
+        if not self.tasks and (self.every is not None or self.limit is not None):
+            raise ValueError(
+                "harness.every and harness.limit are of tasks: name some, such as eval.harness.tasks=[python_next_line]"
+            )
+        return self
 
 
 class Eval(Section):

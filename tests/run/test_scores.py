@@ -41,7 +41,8 @@ def _environment(environment, tmp_path, monkeypatch):
 
 def scorer(monkeypatch, score, tasks="t"):
     """A Scorer of a made-up run, with what it emits and its warnings."""
-    recipe = load(["recipe=debug", f"eval.harness.tasks=[{tasks}]", "eval.harness.limit=7"]).recipe
+    limit = ["eval.harness.limit=7"] if tasks else []
+    recipe = load(["recipe=debug", f"eval.harness.tasks=[{tasks}]", *limit]).recipe
     model = torch.nn.Linear(1, 1)
     optimizer = SimpleNamespace(averaged=lambda: torch.no_grad())
     accelerator = SimpleNamespace(unwrap_model=lambda model, **_: model, is_main_process=True, num_processes=1)
@@ -102,6 +103,12 @@ def test_a_recipe_file_cannot_name_a_task_file(tmp_path):
         load(["recipe=mine.yaml"])
     (tmp_path / "mine.yaml").write_text("base: debug\neval: {harness: {tasks: [a]}}\n")
     assert load(["recipe=mine.yaml"]).recipe.eval.harness.tasks == ["a"]
+
+
+@pytest.mark.parametrize("word", ["eval.harness.every=10%", "eval.harness.limit=3"])
+def test_options_without_tasks_are_refused(word):
+    with pytest.raises(UserError, match=r"eval: harness.every and harness.limit are of tasks"):
+        load(["recipe=debug", word])
 
 
 def test_a_classifier_has_no_tasks():
