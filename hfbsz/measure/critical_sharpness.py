@@ -13,6 +13,7 @@ from hfbsz.data.rows import Rows, sample
 from hfbsz.measure.hessian import NotFinite, Objective, Tensors, largest_eigenvalues
 from hfbsz.measure.sharpness import adaptive_sam
 from hfbsz.plan.plan import Plan, PlannedStep
+from hfbsz.records.metrics import ADAPTIVE_RADIUS
 from hfbsz.records.record import Clock
 from hfbsz.train.device import free, is_out_of_memory, to_device
 from hfbsz.train.fsdp import local, release
@@ -24,7 +25,6 @@ _STRIDE = 4.0  # until it has a bracket
 _LEAST_ROWS = 4  # of a device
 _FORWARD = 0.4  # time of a row in a forward pass of an evaluation ÷ in a training step, as measured on a CPU
 _SHARE = 0.02  # of the training that measurements may take
-_RADIUS = 0.5  # of adaptive SAM
 
 
 def bracket(loss_at: Callable[[float], float], start: float = 1.0) -> tuple[float, float]:
@@ -199,7 +199,7 @@ class SharpnessCollector(Collector):
             objective = Objective(self.model, task.loss_sum, batches, self.world_size)
             return {
                 "sharpness/eigenvalue": largest_eigenvalues(objective)[0],
-                "sharpness/adaptive_sam": adaptive_sam(objective, _RADIUS),
+                "sharpness/adaptive_sam": adaptive_sam(objective, ADAPTIVE_RADIUS),
             }
         except NotFinite:
             return {}  # the step will be skipped

@@ -45,6 +45,7 @@ class Metric:
         return f"{value:{self.format}} {self.unit}".rstrip()
 
 
+ADAPTIVE_RADIUS = 0.5  # of adaptive SAM, in runs and tables
 NOISE_SHARE, NOISE_LEAST = 0.05, 20  # measurements that an estimate of the noise scale averages: a share of the run's
 
 # What one evaluation measures.
@@ -324,7 +325,7 @@ METRICS: dict[str, Metric] = {
     "sharpness/adaptive_sam": Metric(
         "adaptive SAM",
         "nats/target",
-        "rise of that loss in the worst case of an adaptive ball of radius 0.5 (Kwon et al. 2021)",
+        f"rise of that loss in the worst case of an adaptive ball of radius {ADAPTIVE_RADIUS:g} (Kwon et al. 2021)",
         ".3g",
         "",
         SHARPNESS,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfbsz.records.metrics import ADAPTIVE_RADIUS
 from hfbsz.records.run_data import RunData, is_number
 from hfbsz.system.files import read_object
 
@@ -60,7 +61,7 @@ class FinalSharpness:
     """The sharpness at the end of a run; None: not measured."""
 
     eigenvalue: float | None  # the largest one of the Hessian
-    adaptive_sam: float | None  # rise at radius 0.5, nats/target
+    adaptive_sam: float | None  # rise at ADAPTIVE_RADIUS, nats/target
     critical: float | None  # 2 ÷ critical learning rate
 
 
@@ -73,7 +74,7 @@ def final_sharpness(run: RunData, folder: Path) -> FinalSharpness:
 
     minimum: Any = (read_object(folder / MINIMUM_FILE) or {}).get("minimum")
     try:
-        eigenvalue, adaptive = minimum["eigenvalues"][0], minimum["adaptive_sam"]["0.5"]
+        eigenvalue, adaptive = minimum["eigenvalues"][0], minimum["adaptive_sam"][f"{ADAPTIVE_RADIUS:g}"]
         measured = is_number(eigenvalue) and is_number(adaptive)
     except (LookupError, TypeError):
         measured = False
