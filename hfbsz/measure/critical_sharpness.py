@@ -70,9 +70,10 @@ class SharpnessCollector(Collector):
         accelerator: Any,
         sets: Mapping[str, Rows],
         saved: Mapping[str, Any] | None = None,
+        warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         """`model`: prepared by the accelerator, or sharded; `sets`: further evaluation sets by name; `saved`: the
-        result of `to_dict` when a run resumes."""
+        result of `to_dict` when a run resumes; `warn`: told once if a measurement runs out of memory."""
         self.plan, self.task, saved = plan, task, saved or {}
         self.options, self.world_size = plan.recipe.measure.sharpness, accelerator.num_processes
         self.device = accelerator.device
@@ -83,7 +84,7 @@ class SharpnessCollector(Collector):
         self.rows = self.options.rows or self._affordable()
         self.sets = {name: self._part(rows, accelerator.process_index) for name, rows in sets.items()}
         self.before: list[torch.Tensor] = []  # the weights before the update, on this rank
-        self.without_memory = False
+        self.without_memory, self._warn = False, warn
 
     def _affordable(self) -> int:
         """Rows of a device whose forward passes take at most a share of the training."""
@@ -138,6 +139,7 @@ class SharpnessCollector(Collector):
                 raise
         self.without_memory, self.before = True, []
         free(self.device)
+        self._warn("measuring the sharpness ran out of memory: the run goes on without it (measure.sharpness.rows)")
         return {}
 
     def _before_update(self) -> dict[str, float]:

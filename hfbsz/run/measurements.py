@@ -1,6 +1,6 @@
 """What a run measures while it trains, and what it decides by it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hfbsz.measure.critical_sharpness import SharpnessCollector
@@ -18,8 +18,10 @@ from hfbsz.train.setup import Setup
 class Measurements:
     """The collectors of a run on one rank, with their state in checkpoints."""
 
-    def __init__(self, setup: Setup, state: Mapping[str, Any] | None) -> None:
-        """`state`: the state of the checkpoint from which the run resumes."""
+    def __init__(
+        self, setup: Setup, state: Mapping[str, Any] | None, warn: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """`state`: the state of the checkpoint from which the run resumes; `warn`: told what cannot be measured."""
         plan, state = setup.plan, state or {}
         self._accelerator = setup.accelerator
         self._noise = None
@@ -31,7 +33,7 @@ class Measurements:
             sets = setup.data.evaluation_sets()
             chosen = {name: sets[name] for name in plan.recipe.measure.sharpness.sets}
             self._sharpness = SharpnessCollector(
-                plan, setup.model, setup.task, setup.accelerator, chosen, state.get("sharpness")
+                plan, setup.model, setup.task, setup.accelerator, chosen, state.get("sharpness"), warn
             )
         self._peak_speed = _peak_speed(setup)
         self._ramp = NoiseRamp(plan, state.get("ramp")) if plan.recipe.follows_noise else None

@@ -163,7 +163,7 @@ class Session:
         self.final_measures: dict[str, float] = {}  # of the evaluation of complete sets at the end
         self.last = Step(self.progress.at, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0)
         self.skipped = int(self.progress.skipped)
-        self.measurements = Measurements(self.setup, state)
+        self.measurements = Measurements(self.setup, state, self._warn)
         watch_state = state["watch"] if state is not None and self.checkpoints.same_evaluation_rows() else None
         self.watch = OverfittingMonitor(self.recipe.eval.patience, watch_state)
         quality = on_all(accelerator, lambda: Quality(self.recipe.row_kind, self.recipe.eval.metrics))

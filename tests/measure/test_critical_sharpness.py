@@ -192,7 +192,10 @@ def test_a_measurement_without_memory_is_the_last(ragged):
         return evaluate(model, batch)
 
     run.task.evaluate_batch = fails
-    steps, expected = steps_of(run, collector_of(run)), steps_of(plain)
+    told = []
+    collector = SharpnessCollector(run.plan, run.model, run.task, run.accelerator, {}, warn=told.append)
+    steps, expected = steps_of(run, collector), steps_of(plain)
+    assert len(told) == 1 and "out of memory" in told[0]
     assert len(calls) == 10 and [bool(step.collected) for step in steps[1:]] == [False] * 5
     assert [step.loss for step in steps] == [step.loss for step in expected]
     assert all(map(torch.equal, run.model.parameters(), plain.model.parameters()))
