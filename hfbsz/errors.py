@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from hfbsz.display import one_line
 
@@ -57,6 +57,25 @@ def complain(lines: Iterable[str], code: int = MISUSED, everywhere: bool = False
     else:
         time.sleep(2)  # the launcher ends all ranks once one has exited: let rank 0 print first
     return code
+
+
+def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Run the work of a command, and return its exit code (None: 0). A UserError, a file that cannot be read or
+    written, and an interruption are printed as one line each; `interrupted` says what an interruption leaves."""
+    try:
+        return work() or 0
+    except UserError as problem:
+        return complain(problem.lines)
+    except OSError as problem:
+        return complain([describe_file_error(problem)])
+    except KeyboardInterrupt:
+        return complain([interrupted], INTERRUPTED)
+
+
+def describe_file_error(problem: OSError) -> str:
+    """One line for a file that could not be read or written: its path, if it is known, and why."""
+    reason = problem.strerror or str(problem) or type(problem).__name__
+    return reason if problem.filename is None else f"{problem.filename}: {reason}"
 
 
 def rank() -> int:

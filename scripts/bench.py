@@ -14,6 +14,8 @@ time_to_loss [recipe=large_batch key.path=value …]: wall time of a recipe to t
 whose batch and learning rate are tuned, three seeds, one run at a time (an hour on 2 cores); with out, a picture beside
 it. Exits with 1 if hfbsz is not faster.
 optimizers [recipe=small_batch_pretrain repeats=10 key.path=value …]: the time of a step of each optimizer.
+knee [recipe=small_batch_pretrain repeats=5 steps=12 key.path=value …]: probes, each followed by `steps` rounds of an
+exhaustive search over 14 micro-batches. Exits with 1 if a knee is not within 5 % of the search's best throughput.
 out: a file for all numbers.
 """
 
@@ -180,6 +182,26 @@ def optimizers(words: list[str], repeats: int, steps: int) -> tuple[bool, object
     return True, numbers
 
 
+def knee(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
+    """Compare the knees of probes with an exhaustive search; returns whether all are within 5 % of its best
+    throughput, and the numbers."""
+    from knee_accuracy import knees_and_search
+
+    from hfbsz.records.probe import KNEE_SHARE, common_pace
+
+    knees, rounds = knees_and_search(words, repeats, steps)
+    times = common_pace([list(one.values()) for one in rounds])
+    speeds = {size: size / seconds for size, (seconds, _) in zip(rounds[0], times, strict=True)}
+    best = max(speeds.values())
+    for size, (_, error) in zip(speeds, times, strict=True):
+        share = speeds[size] / best
+        print(f"micro-batch {size:>3}: {speeds[size]:8.1f} rows/s, {share:.3f} (± {share * error:.3f}) of the best")
+    shares = [speeds[size] / best for size in knees]
+    print("knees: " + ", ".join(f"{size} ({share:.3f} of the best)" for size, share in zip(knees, shares, strict=True)))
+    numbers = {"knees": knees, "shares": shares, "rows_per_second": speeds, "rounds": len(rounds)}
+    return min(shares) >= KNEE_SHARE, numbers
+
+
 def time_to_loss(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
     """Compare the wall times of the Trainer and of a recipe to the Trainer's final loss."""
     from time_to_loss import compare as compare_times
@@ -197,6 +219,7 @@ def main(words: list[str]) -> int:
         "pretrain": (pretrain, "recipe=small_batch_pretrain", "10", "5"),
         "data": (data, "recipe=small_batch_pretrain", "10", "0"),
         "optimizers": (optimizers, "recipe=small_batch_pretrain", "10", "0"),
+        "knee": (knee, "recipe=small_batch_pretrain", "5", "12"),
         "time_to_loss": (time_to_loss, "recipe=large_batch", "0", "0"),
     }
     if not words or words[0] not in ("startup", *benches) or not all(map(str.isdigit, options.values())):

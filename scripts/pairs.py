@@ -16,7 +16,7 @@ from typing import Any
 from hfbsz.data.chat.conversations import Message
 from hfbsz.data.prepare.example_reader import Reader
 from hfbsz.data.sources.sources import Opened, open_source
-from hfbsz.errors import UserError, complain
+from hfbsz.errors import UserError, exit_code
 from hfbsz.recipe.load import load
 from hfbsz.recipe.tasks import RowKind
 from hfbsz.recipe.words import split_options
@@ -30,16 +30,12 @@ def main(words: list[str]) -> int:
     if any(word in ("-h", "--help", "help") for word in words):
         print(__doc__.strip())
         return 0
-    try:
-        options, rest = split_options(words, ("out", "characters"))
-        return _main(Path(options.get("out", "pairs.jsonl")), options.get("characters", "300"), rest)
-    except UserError as problem:
-        return complain(problem.lines)
-    except OSError as problem:
-        return complain([f"{problem.filename}: {problem.strerror}"])
+    options, rest = split_options(words, ("out", "characters"))
+    out = Path(options.get("out", "pairs.jsonl"))
+    return exit_code(lambda: _write(out, options.get("characters", "300"), rest))
 
 
-def _main(out: Path, characters: str, words: list[str]) -> int:
+def _write(out: Path, characters: str, words: list[str]) -> None:
     if not characters.isdigit() or not int(characters):
         raise UserError(f"characters={characters}: not a whole number above 0")
     refuse_others("out", out, _MARK)
@@ -54,7 +50,6 @@ def _main(out: Path, characters: str, words: list[str]) -> int:
         raise UserError(f"characters={characters}: fewer than two conversations have different answers by then")
     write_text(out, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     print(f"{out}: {len(rows):,} pairs")
-    return 0
 
 
 def _cut(messages: tuple[Message, ...], characters: int) -> list[dict[str, Any]]:

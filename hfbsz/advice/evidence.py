@@ -17,7 +17,7 @@ from hfbsz.records.evaluations import LOSS, best_evaluation, final_result, valid
 from hfbsz.records.folder import SWEEP_FILE
 from hfbsz.records.noise import SCALE
 from hfbsz.records.overfitting import Overfitting, overfitting_of
-from hfbsz.records.probe import Probe, probe_from_dict
+from hfbsz.records.probe import probe_from_dict
 from hfbsz.records.run_data import CLOCK, SECONDS, STEPS, RunData, is_number, read_run
 from hfbsz.system.files import read_object
 
@@ -30,6 +30,21 @@ def key_of(recipe: Recipe) -> dict[str, Any]:
     fields = recipe.to_dict()
     model = {name: value for name, value in fields["model"].items() if name not in _SPEED_ONLY}
     return {"task": fields["task"], "model": model, "data": fields["data"]}
+
+
+def speed_key(recipe: Recipe) -> tuple[object, ...]:
+    """What has to be equal, besides the device, for the speed of a run or a probe to be that of a recipe."""
+    model = recipe.to_dict()["model"]
+    return *(model[name] for name in _SPEED_ONLY), recipe.precision, recipe.optim.name
+
+
+@dataclass(frozen=True)
+class PastProbe:
+    """The result of `hfbsz probe`."""
+
+    path: Path
+    recipe: Recipe
+    modified: float  # time of the file, s
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ class Evidence:
 
     runs: tuple[PastRun, ...] = ()
     sweeps: tuple[SweepTable, ...] = ()
-    probes: tuple[tuple[Path, Probe], ...] = ()
+    probes: tuple["PastProbe", ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def of_optimizer(self, name: str) -> tuple[PastRun, ...]:
@@ -230,13 +245,14 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _probes(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator[tuple[Path, Probe]]:
+def _probes(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator["PastProbe"]:
     for path in sorted(root.glob("*/probe.json")):
         data = read_object(path) or {}
         recipe = _recipe_in(data)
         if recipe is None or key_of(recipe) != key:
             continue
         try:
-            yield path, probe_from_dict(data)
+            probe_from_dict(data)
+            yield PastProbe(path, recipe, path.stat().st_mtime)
         except (KeyError, TypeError, ValueError):
             notes.append(f"{path}: not the result of a probe: skipped")

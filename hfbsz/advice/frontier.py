@@ -155,7 +155,8 @@ class _Reader:
         if self.probe is not None:
             shown = max(self.probe.tokens_per_second(trial) for trial in self.probe.trials)
             about = self.probe.about.get("device", "a device")
-            self._assume("device", f"{shown:,.0f} tokens/s at best", f"measured on {about}", "probe")
+            source = " ".join(filter(None, (f"measured on {about}", self.sources.get("probe"))))
+            self._assume("device", f"{shown:,.0f} tokens/s at best", source, "probe")
             scale = row / self.probe.tokens_per_row
             seconds = {trial.micro_batch: trial.seconds * scale for trial in self.probe.trials}
             return Device(seconds, self.probe.step_seconds)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from hfbsz.advice.advice import Advice, Choice, Sure, Wish
 from hfbsz.advice.critical import OVER_THE_RUN
-from hfbsz.advice.evidence import Evidence, PastRun
+from hfbsz.advice.evidence import Evidence, PastRun, speed_key
 from hfbsz.advice.frontier import Frontier, frontier_of
 from hfbsz.advice.known import Known, effective_for, is_like, known_of
 from hfbsz.advice.lines import batch_lines, hardware_lines, loss_line, optimizer_lines
@@ -19,7 +19,6 @@ from hfbsz.measure.frontier import Point, point
 from hfbsz.plan.plan import Facts, Plan
 from hfbsz.plan.resolve import resolve
 from hfbsz.recipe.amounts import Amount, counted, duration, shown_batches, sized
-from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.law_name import LawName
 from hfbsz.recipe.load import LoadedRecipe, load
 
@@ -110,8 +109,11 @@ def _frontier(plan: Plan, known: Known, evidence: Evidence, wish: Wish) -> tuple
     speed: Sure = "given" if {"speed", "probe"} & wish.given.keys() else "assumed"
     runs, alike = _timed_runs(evidence, plan)
     if speed == "assumed" and evidence.probes:
-        path, _ = max(evidence.probes, key=lambda one: one[0].stat().st_mtime)
-        given["probe"], speed = str(path), "measured"
+        same = [probe for probe in evidence.probes if speed_key(probe.recipe) == speed_key(plan.recipe)]
+        newest = max(same or evidence.probes, key=lambda probe: probe.modified)
+        given["probe"], speed = str(newest.path), "measured" if same else "inferred"
+        if not same:
+            sources["probe"] = "with other settings (compilation, precision or optimizer)"
     elif speed == "assumed" and runs:
         each = statistics.median((run.tokens_per_second or 0) / run.processes for run in runs)
         micro = statistics.median_low(run.micro_batch or 1 for run in runs)
@@ -133,15 +135,8 @@ def _timed_runs(evidence: Evidence, plan: Plan) -> tuple[list[PastRun], bool]:
         return [], False
     newest = max(runs, key=lambda run: (run.folder / "records.jsonl").stat().st_mtime)
     runs = [run for run in runs if run.device == newest.device]
-    alike = [run for run in runs if _settings(run.recipe) == _settings(plan.recipe)]
+    alike = [run for run in runs if speed_key(run.recipe) == speed_key(plan.recipe)]
     return alike or runs, bool(alike)
-
-
-def _settings(recipe: Recipe) -> tuple[object, ...]:
-    """What changes the speed of a device."""
-    model = recipe.model
-    fields = (model.attention, model.compile, model.fused_loss, model.activation_checkpointing)
-    return *fields, recipe.precision, recipe.optim.name
 
 
 def _pick(frontier: Frontier, wish: Wish, notes: list[str]) -> Point:

@@ -23,12 +23,13 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hfbsz.advice.advice import Advice, Wish
 from hfbsz.advice.frontier import PREFIX
 from hfbsz.display import command, one_line, visible
-from hfbsz.errors import MISUSED, UserError, complain
+from hfbsz.errors import MISUSED, UserError, exit_code
 from hfbsz.recipe.amounts import counted, duration, parse_seconds, short
 from hfbsz.recipe.load import load
 from hfbsz.recipe.tasks import RowKind
@@ -46,10 +47,7 @@ def main(words: list[str]) -> int:
     if asks_for_help(words) or not words:
         print(__doc__.strip())
         return 0 if words else MISUSED
-    try:
-        return _advise(words)
-    except UserError as problem:
-        return complain(problem.lines)
+    return exit_code(partial(_advise, words))
 
 
 def _advise(words: list[str]) -> int:

@@ -25,11 +25,12 @@ around the recipe's; further ones follow while the best is at an end. duration: 
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfbsz.display import command, one_line
-from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, UserError, complain, did_you_mean
+from hfbsz.errors import FAILED, INTERRUPTED, MISUSED, UserError, complain, did_you_mean, exit_code
 from hfbsz.recipe.amounts import Amount, short
 from hfbsz.recipe.words import split_options
 from hfbsz.system.command_name import command_name
@@ -50,15 +51,10 @@ def main(words: list[str]) -> int:
         return 0 if words else MISUSED
     method = next((word.partition("=")[2] for word in words if word.lstrip("-").startswith("method=")), None)
     methods = {None: _table, "branch": _branch, "sweep": _sweep}
-    try:
-        if method not in methods:
-            near = did_you_mean(method or "", ("branch", "sweep"))
-            raise UserError(f"method={method}: no such method{near}: write branch or sweep, or table=FILE.csv")
-        return methods[method](words)
-    except UserError as problem:
-        return complain(problem.lines)
-    except OSError as problem:
-        return complain([f"{problem.filename}: {problem.strerror}"])
+    if method not in methods:
+        near = did_you_mean(method or "", ("branch", "sweep"))
+        return complain([f"method={method}: no such method{near}: write branch or sweep, or table=FILE.csv"])
+    return exit_code(partial(methods[method], words))
 
 
 def _table(words: list[str]) -> int:

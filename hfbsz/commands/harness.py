@@ -14,11 +14,12 @@ sequences of a forward pass.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbsz.display import one_line, visible
-from hfbsz.errors import INTERRUPTED, MISUSED, UserError, complain
+from hfbsz.errors import MISUSED, UserError, exit_code
 from hfbsz.recipe.words import split_options
 from hfbsz.run.cli import asks_for_help
 from hfbsz.system.command_name import command_name
@@ -36,17 +37,11 @@ def main(words: list[str]) -> int:
         print(__doc__.strip())
         return 0 if words else MISUSED
     options, paths = split_options(words, _OPTIONS)
-    try:
-        return _harness(options, [Path(path) for path in paths])
-    except UserError as problem:
-        return complain(problem.lines)
-    except KeyboardInterrupt:
-        return complain(["interrupted: runs that were not scored have no new records"], INTERRUPTED)
-    except OSError as problem:
-        return complain([f"{problem.filename}: {problem.strerror}"])
+    work = partial(_harness, options, [Path(path) for path in paths])
+    return exit_code(work, "interrupted: runs that were not scored have no new records")
 
 
-def _harness(options: Mapping[str, str], paths: list[Path]) -> int:
+def _harness(options: Mapping[str, str], paths: list[Path]) -> None:
     if options.get("format", "text") not in ("text", "json"):
         raise UserError(f"format={options['format']}: neither text nor json")
     limit, batch_size = _number(options, "limit"), _number(options, "batch_size") or 8
@@ -76,7 +71,6 @@ def _harness(options: Mapping[str, str], paths: list[Path]) -> int:
             print(visible("\n".join(_lines(path, results[str(path)]))))
     if console is None:
         print(json.dumps({path: [asdict(one) for one in found] for path, found in results.items()}, indent=1))
-    return 0
 
 
 def _number(options: Mapping[str, str], name: str) -> int | None:

@@ -79,7 +79,8 @@ def _probe(loaded: "LoadedRecipe", options: Mapping[str, str]) -> int:
     from hfbsz.report.console import Console  # imports torch: only once the words are checked
     from hfbsz.report.page.probe import FILES, save
     from hfbsz.train.distributed import set_threads
-    from hfbsz.train.micro_batch import LARGEST, about, bytes_of, probe
+    from hfbsz.train.memory_limit import bytes_of
+    from hfbsz.train.micro_batch import LARGEST, about, probe
     from hfbsz.train.setup import setup
 
     limit = None

@@ -8,10 +8,11 @@ makes no commit unless something changed.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfbsz.errors import INTERRUPTED, UserError, complain, did_you_mean
+from hfbsz.errors import UserError, did_you_mean, exit_code
 from hfbsz.recipe.fields import Hub
 from hfbsz.recipe.load import from_mapping
 from hfbsz.recipe.values import why_invalid
@@ -30,32 +31,29 @@ def main(words: list[str]) -> int:
     if "--help" in words or not words:
         print(__doc__.strip(), file=sys.stdout if "--help" in words else sys.stderr)
         return 0 if "--help" in words else 2
+    return exit_code(partial(_push, words), "interrupted: the same command pushes the run")
+
+
+def _push(words: list[str]) -> None:
     from hfbsz.report.console import Console
 
-    console = Console()
+    folder, options = _parse(words)
+    read_run(folder)  # first, since the lock creates a file, which must not happen outside a run's folder
+    lock = claim(folder, "push it once that has ended", "its lock must be held")
     try:
-        folder, options = _parse(words)
-        read_run(folder)  # first, since the lock creates a file, which must not happen outside a run's folder
-        lock = claim(folder, "push it once that has ended", "its lock must be held")
-        try:
-            _push(folder, _target(folder, options), console)
-        finally:
-            lock.release()
-    except UserError as problem:
-        return complain(problem.lines)
-    except KeyboardInterrupt:
-        return complain(["interrupted: the same command pushes the run"], INTERRUPTED)
+        _push_to(_target(folder, options), folder, Console())
     finally:
-        console.end_work()
-    return 0
+        lock.release()
 
 
-def _push(folder: Path, target: Hub, console: "Console") -> None:
+def _push_to(target: Hub, folder: Path, console: "Console") -> None:
     from hfbsz.report.hub.pushes import Push
 
     assert target.id is not None
-    outcome = Push(folder, folder, target.id, target.private).wait(console.work)
-    console.end_work()
+    try:
+        outcome = Push(folder, folder, target.id, target.private).wait(console.work)
+    finally:
+        console.end_work()
     for note in outcome.notes:
         console.warn(note)
     if outcome.error is not None:

@@ -6,10 +6,11 @@ RUN: the folder of a run. out: the file to write (default: RUN/report.html for o
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from hfbsz.display import one_line, visible
-from hfbsz.errors import UserError, complain
+from hfbsz.errors import exit_code
 
 
 def main(words: list[str]) -> int:
@@ -19,13 +20,13 @@ def main(words: list[str]) -> int:
     if "--help" in words or not folders:
         print(__doc__.strip(), file=sys.stdout if "--help" in words else sys.stderr)
         return 0 if "--help" in words else 2
+    return exit_code(partial(_write, folders, outputs[-1] if outputs else None))
+
+
+def _write(folders: list[Path], output: Path | None) -> None:
     from hfbsz.report.page.page import write  # imports matplotlib: only if needed
 
-    try:
-        print(visible(str(write(folders, outputs[-1] if outputs else None, print_note))))
-    except UserError as problem:
-        return complain(problem.lines)
-    return 0
+    print(visible(str(write(folders, output, print_note))))
 
 
 def print_note(note: str) -> None:

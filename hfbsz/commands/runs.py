@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from hfbsz.display import one_line, shortened
-from hfbsz.errors import UserError, complain, did_you_mean
+from hfbsz.errors import UserError, did_you_mean, exit_code
 from hfbsz.recipe.words import split_options
 from hfbsz.records.run_filter import Filter, check_column, in_order, parse_filter
 from hfbsz.records.run_table import COLUMNS, Row, read_rows
@@ -51,11 +51,7 @@ def main(words: list[str]) -> int:
     if "--help" in words or "-h" in words:
         print("\n".join([__doc__.rstrip(), "\ncolumns:", *columns_help()]))
         return 0
-    try:
-        _print(_parse(words))
-    except UserError as problem:
-        return complain(problem.lines)
-    return 0
+    return exit_code(lambda: _print(_parse(words)))
 
 
 def _print(request: _Request) -> None:

@@ -17,11 +17,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbsz.display import one_line, visible
-from hfbsz.errors import MISUSED, UserError, complain
+from hfbsz.errors import MISUSED, UserError, exit_code
 from hfbsz.measure.rank_correlation import RankCorrelation, rank_correlation
 from hfbsz.recipe.amounts import shown_batches, sized
 from hfbsz.recipe.words import split_options
@@ -47,15 +48,11 @@ def main(words: list[str]) -> int:
         print(__doc__.strip())
         return 0 if words else MISUSED
     options, paths = split_options(words, _OPTIONS)
-    try:
-        return _sharpness(options, [Path(path) for path in paths])
-    except UserError as problem:
-        return complain(problem.lines)
-    except OSError as problem:
-        return complain([f"{problem.filename}: {problem.strerror}"])
+    work = partial(_sharpness, options, [Path(path) for path in paths])
+    return exit_code(work, "interrupted: the measurements of runs that were finished are cached")
 
 
-def _sharpness(options: Mapping[str, str], paths: list[Path]) -> int:
+def _sharpness(options: Mapping[str, str], paths: list[Path]) -> None:
     numbers = {name: _number(options, name, default) for name, default in _DEFAULTS.items()}
     if options.get("format", "text") not in ("text", "json"):
         raise UserError(f"format={options['format']}: neither text nor json")
@@ -94,7 +91,6 @@ def _sharpness(options: Mapping[str, str], paths: list[Path]) -> int:
     else:
         console.end_work()
         print(visible("\n".join([*_lines(shown), f"note      {CONTESTED}", f"page      {one_line(str(page))}"])))
-    return 0
 
 
 _DEFAULTS = {"rows": 64, "micro_batch": 8, "seconds": 30, "seed": 0}

@@ -8,14 +8,11 @@ Trackio's local database and the TensorBoard events in the run's folder are writ
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hfbsz.errors import INTERRUPTED, UserError, complain
+from hfbsz.errors import UserError, exit_code
 from hfbsz.recipe.words import split_options
-
-if TYPE_CHECKING:
-    from hfbsz.report.console import Console
 
 
 def main(words: list[str]) -> int:
@@ -23,23 +20,13 @@ def main(words: list[str]) -> int:
     if "--help" in words or not words:
         print(__doc__.strip(), file=sys.stdout if "--help" in words else sys.stderr)
         return 0 if "--help" in words else 2
-    from hfbsz.report.console import Console
-
     options, paths = split_options(words, ("to",))
-    folders, target = [Path(path) for path in paths], options.get("to", "wandb")
-    console = Console()
-    try:
-        _send(folders, target, console)
-    except UserError as problem:
-        return complain(problem.lines)
-    except KeyboardInterrupt:
-        return complain(["interrupted: the same command resumes from there"], INTERRUPTED)
-    finally:
-        console.end_work()
-    return 0
+    work = partial(_send, [Path(path) for path in paths], options.get("to", "wandb"))
+    return exit_code(work, "interrupted: the same command resumes from there")
 
 
-def _send(folders: Sequence[Path], target: str, console: "Console") -> None:
+def _send(folders: Sequence[Path], target: str) -> None:
+    from hfbsz.report.console import Console
     from hfbsz.report.trackers.open import NAMES, send
     from hfbsz.report.wandb.sync import sync
 
@@ -47,8 +34,12 @@ def _send(folders: Sequence[Path], target: str, console: "Console") -> None:
         raise UserError(f"to={target}: must be wandb, {' or '.join(NAMES)}")
     if not folders:
         raise UserError("name at least one run: hfbsz sync RUN [RUN …]")
-    if target == "wandb":
-        sync(folders, console.work, console.line)
-    else:
-        for folder in folders:
-            console.line(f"{folder}: {NAMES[target]} holds all {send(folder, target):,} rows")
+    console = Console()
+    try:
+        if target == "wandb":
+            sync(folders, console.work, console.line)
+        else:
+            for folder in folders:
+                console.line(f"{folder}: {NAMES[target]} holds all {send(folder, target):,} rows")
+    finally:
+        console.end_work()

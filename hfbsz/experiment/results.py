@@ -13,6 +13,7 @@ from hfbsz.experiment.statistics.evidence import Finding
 from hfbsz.experiment.statistics.factorial import Effect
 from hfbsz.experiment.statistics.trials import Arm, Comparison, Trial
 from hfbsz.records.evaluations import final_result
+from hfbsz.records.harness import Score, scores
 from hfbsz.records.run_data import SECONDS, RunData, is_number
 
 
@@ -52,6 +53,14 @@ class Outcome:
         evaluation = final_result(self.run)
         return evaluation.loss if evaluation is not None else None
 
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The scores of the saved model on tasks; none if the run has not ended, or only other weights were scored."""
+        evaluation = final_result(self.run) if self.run is not None and self.trial is not None else None
+        if self.run is None or evaluation is None:
+            return ()
+        return tuple(score for score in scores(self.run.records, evaluation.step) if score.step == evaluation.step)
+
 
 @dataclass(frozen=True)
 class ArmResult:
@@ -76,6 +85,15 @@ class ArmResult:
     def trials(self) -> tuple[Trial, ...]:
         """The trials of the runs that finished or diverged."""
         return tuple(outcome.trial for outcome in self.outcomes if outcome.trial is not None)
+
+    @property
+    def scores(self) -> dict[str, tuple[Score, ...]]:
+        """The scores of its saved models, one of each seed, by `<task>/<measure>`."""
+        found: dict[str, list[Score]] = {}
+        for outcome in self.outcomes:
+            for score in outcome.scores:
+                found.setdefault(f"{score.task}/{score.measure}", []).append(score)
+        return {name: tuple(found[name]) for name in sorted(found)}
 
 
 @dataclass(frozen=True)

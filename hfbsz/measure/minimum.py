@@ -1,13 +1,17 @@
 """All measures of the minimum that a run reached, as one record."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 from hfbsz.measure.hessian import Estimate, Objective, largest_eigenvalues, trace
 from hfbsz.measure.landscape import Points, along_random
 from hfbsz.measure.sharpness import ADAPTIVE_RADII, NOISES, RADII, adaptive_sam, keskar, sam, under_noise
+from hfbsz.train.device import peak_bytes, reset_peak
 
 _EIGENVALUES = 3
 Show = Callable[[str, int, int], None]
@@ -28,6 +32,7 @@ class Minimum:
     noise: Mapping[str, Estimate]  # rise of the loss by relative size
     landscape: Points
     seconds: float  # that it took
+    costs: Mapping[str, "Cost"]  # by measure
 
     @property
     def gap(self) -> float:
@@ -44,9 +49,33 @@ class Minimum:
         fields = dict(data)
         fields["trace"] = Estimate(**fields["trace"])
         fields["noise"] = {size: Estimate(**one) for size, one in fields["noise"].items()}
+        fields["costs"] = {name: Cost(**one) for name, one in fields["costs"].items()}
         fields["eigenvalues"] = tuple(fields["eigenvalues"])
         fields["landscape"] = [(float(at), float(loss)) for at, loss in fields["landscape"]]
         return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a measure took."""
+
+    seconds: float
+    peak_bytes: int  # memory of the process, the model included; on a GPU that of its allocator
+
+
+class _Costs(dict[str, Cost]):
+    """The costs of measures by name, in the order in which they were made."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        reset_peak(self._device)
+        started = time.monotonic()
+        yield
+        self[name] = Cost(time.monotonic() - started, peak_bytes(self._device))
 
 
 def measure(
@@ -60,18 +89,27 @@ def measure(
     """Measure the sharpness of the training loss. `further`: the losses of evaluation sets by name; `seconds`: for the
     trace, whose error it narrows."""
     started = time.monotonic()
-    eigenvalues = largest_eigenvalues(training, _EIGENVALUES, seed, lambda done: show("eigenvalues", done, 3 * 12))
-    traced = trace(training, seconds, seed, lambda done: show("trace", done, max(8, done)))
+    costs = _Costs(training.weights[0].device)
+    with costs.of("eigenvalues"):
+        eigenvalues = largest_eigenvalues(training, _EIGENVALUES, seed, lambda done: show("eigenvalues", done, 3 * 12))
+    with costs.of("trace"):
+        traced = trace(training, seconds, seed, lambda done: show("trace", done, max(8, done)))
     rises: dict[str, dict[str, float]] = {"sam": {}, "adaptive": {}}
     total = len(RADII) + len(ADAPTIVE_RADII)
-    for radius in RADII:
-        rises["sam"][f"{radius:g}"] = sam(training, radius)
-        show("worst cases", len(rises["sam"]), total)
-    for radius in ADAPTIVE_RADII:
-        rises["adaptive"][f"{radius:g}"] = adaptive_sam(training, radius)
-        show("worst cases", len(RADII) + len(rises["adaptive"]), total)
-    noise = {f"{size:g}": under_noise(training, size, seed=seed) for size in NOISES}
-    line = along_random(training, seed, show=lambda done, total: show("landscape", done, total))
+    with costs.of("SAM"):
+        for radius in RADII:
+            rises["sam"][f"{radius:g}"] = sam(training, radius)
+            show("worst cases", len(rises["sam"]), total)
+    with costs.of("adaptive SAM"):
+        for radius in ADAPTIVE_RADII:
+            rises["adaptive"][f"{radius:g}"] = adaptive_sam(training, radius)
+            show("worst cases", len(RADII) + len(rises["adaptive"]), total)
+    with costs.of("Keskar's φ"):
+        worst = keskar(training)
+    with costs.of("noise"):
+        noise = {f"{size:g}": under_noise(training, size, seed=seed) for size in NOISES}
+    with costs.of("landscape"):
+        line = along_random(training, seed, show=lambda done, total: show("landscape", done, total))
     return Minimum(
         loss=training.loss(),
         validation_loss=validation.loss(),
@@ -80,8 +118,9 @@ def measure(
         trace=traced,
         sam=rises["sam"],
         adaptive_sam=rises["adaptive"],
-        keskar=keskar(training),
+        keskar=worst,
         noise=noise,
         landscape=line,
         seconds=time.monotonic() - started,
+        costs=dict(costs),
     )

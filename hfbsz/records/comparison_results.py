@@ -46,6 +46,17 @@ class TriedResult(_Part):
     folder: str | None
 
 
+class ScoreResult(_Part):
+    """A measure of a task of lm-evaluation-harness, of the saved models of an arm."""
+
+    task: str
+    measure: str = Field(description="as the task names it: acc, exact_match, …")
+    mean: Number = Field(description="over the seeds")
+    sd: Number = Field(description="standard deviation over the seeds, n − 1 in the denominator")
+    seeds: int
+    examples: Count = Field(description="that were scored; null if the seeds differ")
+
+
 class ArmResults(_Part):
     """The runs that differ in the seed alone. Means and standard deviations are over the seeds that ended, null if one
     diverged."""
@@ -66,6 +77,7 @@ class ArmResults(_Part):
     bits_per_byte: Number = Field(description="mean")
     steps: Count = Field(description="optimizer steps")
     seconds: Number = Field(description="mean training time, s")
+    scores: list[ScoreResult]
     runs: list[RunResult]
     tried: list[TriedResult]
 

@@ -29,10 +29,14 @@ class Score:
         return metric(f"{PREFIX}{self.task}/{self.measure}").heading
 
     @property
+    def form(self) -> str:
+        """How a value is formatted, from the table of metrics."""
+        return metric(f"{PREFIX}{self.task}/{self.measure}").format
+
+    @property
     def shown(self) -> str:
         """Value and standard error: `0.412 ± 0.025`."""
-        form = metric(f"{PREFIX}{self.task}/{self.measure}").format
-        return f"{self.value:{form}}" + (f" ± {self.error:{form}}" if self.error is not None else "")
+        return f"{self.value:{self.form}}" + (f" ± {self.error:{self.form}}" if self.error is not None else "")
 
 
 def scores(records: Iterable[Mapping[str, Any]], step: float | None = None) -> list[Score]:

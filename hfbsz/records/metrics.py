@@ -7,7 +7,7 @@ Names follow the Trainer of transformers where it has one.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-QUALITY, AT_END, BATCH, THROUGHPUT, NOISE, SHARPNESS, OVERFITTING = (
+QUALITY, AT_END, BATCH, THROUGHPUT, NOISE, SHARPNESS, OVERFITTING, SCORES = (
     "Quality over tokens",
     "Quality at the end",
     "Batch and learning rate",
@@ -15,6 +15,7 @@ QUALITY, AT_END, BATCH, THROUGHPUT, NOISE, SHARPNESS, OVERFITTING = (
     "Noise",
     "Sharpness",
     "Overfitting",
+    "Scores on tasks",
 )  # sections of a dashboard
 
 

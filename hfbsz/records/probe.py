@@ -10,6 +10,7 @@ from typing import Any
 _NORMAL_MAD = 1.4826  # standard deviation ÷ median absolute deviation, of a normal distribution
 _NORMAL_MEDIAN = 1.2533  # standard error of a median ÷ that of a mean
 KNEE_SHARE = 0.95  # of the best throughput, which the knee reaches
+_ERRORS = 2  # standard errors by which it does
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Trial:
     seconds: float  # of a micro-batch of rows of mean length
     error: float  # relative standard error of the seconds, compared with other trials
     peak_bytes: int  # with weights, gradients and optimizer state, on the longest rows
+
+    @property
+    def rows_per_second(self) -> float:
+        """Throughput of forward and backward passes, in rows per second on one device."""
+        return self.micro_batch / self.seconds
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,8 @@ class Probe:
 
     @property
     def knee(self) -> int:
-        """The smallest micro-batch within 5 % of the best throughput, by more than its standard error."""
-        best = max(self.trials, key=self.rows_per_second)
-        least = KNEE_SHARE * self.rows_per_second(best)
-        return min(
-            trial.micro_batch
-            for trial in self.trials
-            if trial is best or self.rows_per_second(trial) * (1 - trial.error) >= least
-        )
+        """The smallest micro-batch within 5 % of the best throughput, by more than two standard errors."""
+        return _knee(self.trials, _ERRORS)
 
     @property
     def wall(self) -> float:
@@ -76,17 +76,13 @@ class Probe:
         fixed = last.peak_bytes - last.micro_batch * bytes_per_row(self.trials)  # weights, gradients, optimizer state
         return max(0, math.floor((self.limit_bytes - fixed) / row))
 
-    def rows_per_second(self, trial: Trial) -> float:
-        """Throughput of forward and backward passes, in rows per second on one device."""
-        return trial.micro_batch / trial.seconds
-
     def tokens_per_second(self, trial: Trial) -> float:
         """Throughput of forward and backward passes, in input tokens per second on one device."""
-        return self.rows_per_second(trial) * self.tokens_per_row
+        return trial.rows_per_second * self.tokens_per_row
 
     def seconds_per_step(self, trial: Trial, rows: int) -> float:
         """Time of an optimizer step over `rows` rows of one process, accumulated over micro-batches of a trial."""
-        return rows / self.rows_per_second(trial) + self.step_seconds + (self.sync_seconds or 0.0)
+        return rows / trial.rows_per_second + self.step_seconds + (self.sync_seconds or 0.0)
 
     def accumulation_price(self, rows: int) -> float | None:
         """Time of a step over `rows` rows of one process in the smallest micro-batch ÷ in the largest one that is not
@@ -107,6 +103,22 @@ class Probe:
         """The probe as plain data for JSON, with its knee and wall (null: not bounded)."""
         wall = self.wall if math.isfinite(self.wall) else None
         return {**asdict(self), "knee": self.knee, "wall": wall}
+
+
+def has_certain_knee(trials: Sequence[Trial]) -> bool:
+    """Whether the errors of the times leave no other micro-batch for the knee."""
+    return _knee(trials, _ERRORS) == _knee(trials, -_ERRORS)
+
+
+def _knee(trials: Sequence[Trial], errors: float) -> int:
+    """The smallest micro-batch within 5 % of the best throughput, by more than `errors` standard errors."""
+    best = max(trials, key=lambda trial: trial.rows_per_second)
+    least = KNEE_SHARE * best.rows_per_second
+    return min(
+        trial.micro_batch
+        for trial in trials
+        if trial is best or trial.rows_per_second * (1 - errors * trial.error) >= least
+    )
 
 
 def common_pace(rounds: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

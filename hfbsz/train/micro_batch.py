@@ -6,7 +6,6 @@ The trials train a model of their own, which is dropped afterwards: the weights 
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,27 +16,36 @@ from accelerate import Accelerator
 
 from hfbsz.data.batches import Batch, Windows
 from hfbsz.data.order import Order
-from hfbsz.errors import RankError, UserError, number_of
+from hfbsz.errors import RankError, UserError
 from hfbsz.plan.plan import Plan
 from hfbsz.recipe.amounts import counted, short
-from hfbsz.records.probe import Checkpointing, Probe, Trial, bytes_per_row, common_pace, predicted_bytes, shown_bytes
-from hfbsz.system import memory
+from hfbsz.records.probe import (
+    Checkpointing,
+    Probe,
+    Trial,
+    bytes_per_row,
+    common_pace,
+    has_certain_knee,
+    predicted_bytes,
+    shown_bytes,
+)
 from hfbsz.train.device import free, is_out_of_memory, peak_bytes, reset_peak, to_device
 from hfbsz.train.distributed import gathered, precision_of
 from hfbsz.train.fsdp import gradient_sync, is_sharded
 from hfbsz.train.layers import can_recompute, recomputed
 from hfbsz.train.machine import machine_of
+from hfbsz.train.memory_limit import limit_of
 from hfbsz.train.optimizers import Optimizers
 from hfbsz.train.tasks import Task
 
-SHARE = {"cpu": 0.5, "cuda": 0.95}  # of the free memory that trials may take, by type of device
 LARGEST = 4096  # micro-batch, in rows
 _MARGIN = 1.05  # on a predicted peak, before a trial risks it
 _GAIN = 1.03  # of the throughput, below which a larger micro-batch counts as no faster
 _IDLE = 2  # trials in a row that were no faster, after which no larger one is tried
-_ROUNDS, _BLOCK_SECONDS = 9, 0.1  # blocks of every micro-batch in alternation, and their length
+_BLOCK_SECONDS = 0.1  # length of a timed block
+_ROUNDS = 9  # blocks of every micro-batch, in alternation
+_TIMING_SECONDS = 30.0  # as long as the knee is uncertain, further rounds are made
 _REPEATS = 5  # of a time that is not compared with others: the least is taken
-_BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 Show = Callable[[str, int, int], None]
 
 
@@ -50,17 +58,6 @@ class Parts(NamedTuple):
     task: Task
     windows: Windows
     accelerator: Accelerator
-
-
-def bytes_of(text: str) -> int:
-    """An amount of memory, such as `8GB` or `512MiB`, in bytes. Raises ValueError."""
-    for suffix, factor in _BYTES.items():
-        if text.endswith(suffix):
-            with suppress(ValueError, OverflowError):
-                value = float(text.removesuffix(suffix)) * factor
-                if value >= 1:
-                    return int(value)
-    raise ValueError(f"{text!r} is not an amount of memory: write 8GB or 512MiB")
 
 
 def probe(
@@ -76,8 +73,8 @@ def probe(
     """Measure forward and backward passes at micro-batches of 1, 2, 4, … rows, until memory or throughput ends them.
 
     A trial is made only if the line through the trials before predicts that it fits. `limit`: of the peak memory of a
-    process, in bytes; None: `share` of the memory that is free. `prices`: also measure what activation checkpointing
-    costs. The model is trained, and is of no use afterwards.
+    process, in bytes; None: what it holds and `share` of the memory that is free. `prices`: also measure what
+    activation checkpointing costs. The model is trained, and is of no use afterwards.
     All ranks call it. Raises UserError if one row does not fit.
     """
     return _Bench(parts, limit, share, show, prices).probe(about, largest)
@@ -92,7 +89,7 @@ class _Bench:
         self.typical = Order(len(self.rows), self.plan.recipe.seed).take(0, min(LARGEST, len(self.rows)))
         self.model.train()
         free(self.device)
-        self.limit, self.source = self._limit(limit, share)
+        self.limit, self.source = limit_of(self.accelerator, share) if limit is None else (limit, "the limit given")
 
     def probe(self, about: dict[str, str], largest: int) -> Probe:
         """The trials, then the optimizer's step and the communication at the knee, on the longest rows."""
@@ -139,27 +136,11 @@ class _Bench:
                     peaks.append(Trial(size, 0.0, 0.0, max(gathered(self.accelerator, peak_bytes(self.device)))))
         return Checkpointing(statistics.median(ratios), bytes_per_row(peaks) if peaks else None)
 
-    def _limit(self, limit: int | None, share: float | None) -> tuple[int, str]:
-        """The limit of the peak memory of a process and its source; that of the rank with the least."""
-        if limit is not None:
-            return limit, "the limit given"
-        share = SHARE.get(self.device.type, SHARE["cuda"]) if share is None else share
-        if self.device.type == "cuda":
-            available, _ = torch.cuda.mem_get_info(self.device)
-            room = memory.Headroom(available, "free GPU memory")
-            used = torch.cuda.memory_allocated(self.device)
-        else:
-            room, used = memory.headroom(), memory.resident_bytes()
-            local = max(1, number_of("LOCAL_WORLD_SIZE", 1))  # processes of one machine share its memory
-            room = room._replace(bytes=room.bytes // local)
-        mine = int(used + share * room.bytes), f"{100 * share:g} % of the {room.source}"
-        return min(gathered(self.accelerator, mine))
-
     def _rising(self, largest: int) -> tuple[list[Trial], int | None]:
         """Trials at micro-batches that double, as far as they fit and get faster; and the one that ran out of memory,
         if one did."""
         trials: list[Trial] = []
-        best, idle, size = 0.0, 0, 1
+        fastest, idle, size = 0, 0, 1
         while size <= largest and idle < _IDLE:
             if len(trials) > 1 and predicted_bytes(trials, size) * _MARGIN > self.limit:
                 break
@@ -170,9 +151,12 @@ class _Bench:
             trials.append(trial)
             if trial.peak_bytes > self.limit:
                 return trials[:-1], size
-            speed = size / trial.seconds
-            idle = idle + 1 if speed < _GAIN * best else 0
-            best, size = max(best, speed), 2 * size
+            # the fastest one so far is timed again: the pace of the machine may have changed
+            if fastest and size / trial.seconds < _GAIN * fastest / self._block(fastest, 1):
+                idle += 1
+            else:
+                fastest, idle = size, 0
+            size *= 2
         return trials, None
 
     def _trial(self, size: int) -> Trial | None:
@@ -186,18 +170,25 @@ class _Bench:
 
     def _timed(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials with times of several blocks, in alternation, so that a disturbance meets all alike."""
-        rounds: list[list[float]] = []
-        for number in range(_ROUNDS):
-            times: dict[int, float] = {}
+        measured: list[list[float]] = []
+        started = time.perf_counter()
+        while len(measured) < _ROUNDS or not (has_certain_knee(trials) or self._is_over(started)):
+            number, times = len(measured), dict[int, float]()
             for trial in trials if number % 2 else reversed(trials):  # so that a drift meets all alike too
-                self.show("timing micro-batches", number * len(trials) + len(times), _ROUNDS * len(trials))
+                done = number * len(trials) + len(times)
+                self.show("timing micro-batches", done, max(done + 1, _ROUNDS * len(trials)))
                 passes = max(1, round(_BLOCK_SECONDS / trial.seconds))
                 times[trial.micro_batch] = self._block(trial.micro_batch, passes)
-            rounds.append([times[trial.micro_batch] for trial in trials])
-        return [
-            replace(trial, seconds=seconds, error=error)
-            for trial, (seconds, error) in zip(trials, common_pace(rounds), strict=True)
-        ]
+            measured.append([times[trial.micro_batch] for trial in trials])
+            trials = [
+                replace(trial, seconds=seconds, error=error)
+                for trial, (seconds, error) in zip(trials, common_pace(measured), strict=True)
+            ]
+        return list(trials)
+
+    def _is_over(self, started: float) -> bool:
+        """Whether the time for timing is over, on the rank that began first."""
+        return max(gathered(self.accelerator, time.perf_counter() - started)) > _TIMING_SECONDS
 
     def _block(self, size: int, passes: int) -> float:
         """The time of a micro-batch of rows of mean length: that of passes over the first rows in the order of

@@ -1,6 +1,7 @@
 """`hfbsz advise`: more sure with every measurement, and its recipe is one that trains."""
 
 import json
+import os
 import shutil
 from itertools import pairwise
 
@@ -31,11 +32,12 @@ def advised(capsys, *words):
     return {line["name"]: line for line in result["lines"]}, result
 
 
-def write_probe(folder):
-    trials = tuple(Trial(1 << power, 0.02 + 0.01 * (1 << power), 0.0, 10**8 * (1 << power)) for power in range(6))
+def write_probe(folder, *words, pace=1.0):
+    trials = tuple(Trial(1 << n, pace * (0.02 + 0.01 * (1 << n)), 0.0, 10**8 * (1 << n)) for n in range(6))
     probe = Probe({"device": "cpu with 2 threads"}, 128.0, trials, 0.01, None, 10**10, "the limit given", None)
     folder.mkdir(parents=True)
-    (folder / "probe.json").write_text(json.dumps({**probe.to_dict(), "recipe": RECIPE.to_dict()}))
+    recipe = load(["recipe=small_batch_pretrain", *words]).recipe.to_dict()
+    (folder / "probe.json").write_text(json.dumps({**probe.to_dict(), "recipe": recipe}))
 
 
 def write_sweep(folder, critical, sequences, optimizer="adamw"):
@@ -79,6 +81,20 @@ def test_every_measurement_makes_it_more_sure(tmp_path, capsys):
     shutil.rmtree(tmp_path / "comparisons")
     write_sweep(tmp_path / "comparisons/near", critical=40, sequences=TOTAL / 1.5)
     assert advised(capsys)[1]["critical"][0]["sure"] == "measured"
+
+
+def test_a_probe_with_the_settings_of_the_recipe_comes_before_a_newer_one(tmp_path, capsys):
+    def seconds():
+        lines, result = advised(capsys)
+        return result["choices"][0]["seconds"], lines["time and cost"]["sure"]
+
+    write_probe(tmp_path / "probes/compiled", "model.compile=true", pace=0.5)
+    os.utime(tmp_path / "probes/compiled/probe.json", (2e9, 2e9))  # the newest
+    fast, sure = seconds()
+    assert sure == "inferred"
+    write_probe(tmp_path / "probes/plain")
+    slow, sure = seconds()
+    assert sure == "measured" and slow > 1.5 * fast
 
 
 def test_the_runs_tell_the_planted_critical_batch_and_loss(tmp_path, capsys):

@@ -50,12 +50,15 @@ def test_two_runs_are_measured_alike_and_left_as_they_are(runs, tmp_path, capsys
         assert run["gap"] == pytest.approx(run["validation_loss"] - run["loss"]) and run["trace"]["samples"] == 8
         assert dict(map(tuple, run["landscape"]))[0.0] == pytest.approx(run["loss"], rel=1e-5)
         assert list(run["noise"]) == ["0.01", "0.03", "0.1", "0.3"] and run["sam"]["0.1"] > run["sam"]["0.01"] > 0
+        assert list(run["costs"])[:3] == ["eigenvalues", "trace", "SAM"] and len(run["costs"]) == 7
+        assert sum(cost["seconds"] for cost in run["costs"].values()) <= run["seconds"]
+        assert all(cost["peak_bytes"] > 2**26 for cost in run["costs"].values())  # with torch in memory
     (line,) = result["between"].values()
     ends = dict(map(tuple, line))
     assert ends[0.0] == pytest.approx(one["loss"], rel=1e-5) and ends[1.0] == pytest.approx(other["loss"], rel=1e-4)
     assert [sha256(run / "model.safetensors") for run in runs] == before
     page = (tmp_path / f"sharpness/{runs[0].name}/report.html").read_text()
-    assert "contested" in page and page.count("<svg") == 3
+    assert "contested" in page and page.count("<svg") == 3 and "Peak memory" in page
 
 
 def test_it_is_the_same_twice_and_kept_beside_the_weights(runs, capsys):

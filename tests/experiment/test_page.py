@@ -156,6 +156,22 @@ def test_table_of_measurements(full: str) -> None:
     assert all(cell.endswith("–") for cell in rows_of(full, "Arms")[7][5:])  # its runs failed
 
 
+def test_scores_on_tasks_are_a_column(full: str) -> None:
+    heads = text_of(section_of(full, "Arms").split("</thead>")[0])
+    scores = full_sample().arms[9].scores["python_next_line/acc"]
+    values = [score.value for score in scores]
+    assert "Accuracy python_next_line, mean ± sd" in " ".join(heads.split())
+    assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in " ".join(rows_of(full, "Arms")[9])
+    assert len(values) == 3 and not full_sample().arms[7].scores  # its runs failed
+
+
+def test_scores_of_other_weights_than_the_saved_ones_are_not_compared() -> None:
+    outcome = make_outcome(make_arm(8, "none"), 0)
+    *others, score = outcome.run.records
+    other = replace(outcome.run, records=(*others, score | {"model/step": 7}))
+    assert len(outcome.scores) == 1 and replace(outcome, run=other).scores == ()
+
+
 def test_sharpness_is_correlated_with_the_batch_and_the_gap(full: str) -> None:
     heads = [row[0].removeprefix('scope="row">') for row in rows_of(full, "Sharpness")]
     assert heads == ["Largest eigenvalue of the Hessian", "Adaptive SAM", "Critical sharpness"]

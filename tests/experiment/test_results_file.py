@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from comparison import experiment as small_experiment
 from conftest import ROOT
@@ -149,6 +150,13 @@ def test_losses_and_the_best_arm_are_those_of_the_page(page: str) -> None:
         assert arm["loss"] is None or f"{arm['loss']:.4f} ± {arm['loss_sd']:.4f}" in " ".join(map(plain, row))
         assert (arm["words"] == results["best"]) == ("lowest mean" in row[0])
     assert results["best"] and results["target_loss"] == 3.4
+
+
+def test_scores_on_tasks() -> None:
+    (score,) = read(full_sample())["arms"][0]["scores"]
+    values = [one.value for one in full_sample().arms[0].scores["python_next_line/acc"]]
+    assert (score["task"], score["measure"], score["seeds"], score["examples"]) == ("python_next_line", "acc", 3, 100)
+    assert score["mean"] == pytest.approx(np.mean(values)) and score["sd"] == pytest.approx(np.std(values, ddof=1))
 
 
 def test_an_unfinished_comparison_says_so() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from comparison import LARGE, SMALL, experiment
 from fake_wandb import FakeServer, fake_server
+from synthetic_experiments import full_sample
 from wandb_reader import read_run
 
 from hfbsz.experiment.page import wandb as team
@@ -178,6 +179,16 @@ def test_tables_of_arms_and_seeds(tmp_path):
     assert (test["left"], test["right"], test["n (seeds)"]) == ("batch.size=64", "batch.size=8", 3)
     assert test["mean of left − right"] == pytest.approx(0.998, abs=5e-4) and test["sign-flip p"] == 0.25
     assert len(tables["beliefs"]) == len(compared.findings)
+
+
+def test_scores_on_tasks_are_columns_of_arms_and_seeds():
+    compared = full_sample()
+    tables = {name: [dict(zip(columns, row, strict=True)) for row in rows]
+              for name, (columns, rows) in team.tables(compared).items()}  # fmt: skip
+    measured = [row["python_next_line/acc"] for row in tables["seeds"][:3]]
+    assert measured == [score.value for score in compared.arms[0].scores["python_next_line/acc"]]
+    assert tables["arms"][0]["python_next_line/acc, mean"] == pytest.approx(sum(measured) / 3)
+    assert tables["arms"][7]["python_next_line/acc, mean"] is None  # its runs failed
 
 
 def test_the_summary_counts_every_run_once_and_skips_an_arm_that_diverged(tmp_path):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hfbsz.records.probe import Probe, Trial, bytes_per_row, common_pace, predicted_bytes, probe_from_dict
+from hfbsz.records.probe import Probe, Trial, bytes_per_row, common_pace, has_certain_knee, predicted_bytes, probe_from_dict
 
 
 def probe(speeds, peaks, limit=10_000, error=0.0, **given):
@@ -24,8 +24,16 @@ def test_the_knee_is_the_smallest_micro_batch_within_5_percent_of_the_best():
 
 
 def test_a_micro_batch_at_the_bound_counts_only_beyond_its_error():
-    assert probe([10, 19, 30, 31, 29], [1, 2, 3, 4, 5], error=0.01).knee == 4  # 30 is 0.968 of the best
-    assert probe([10, 19, 30, 31, 29], [1, 2, 3, 4, 5], error=0.03).knee == 8
+    assert probe([10, 19, 30, 31, 29], [1, 2, 3, 4, 5], error=0.008).knee == 4  # 30 is 0.968 of the best
+    assert probe([10, 19, 30, 31, 29], [1, 2, 3, 4, 5], error=0.012).knee == 8
+
+
+def test_a_knee_is_certain_if_errors_leave_no_other():
+    speeds, peaks = [10, 19, 30, 31, 29], [1, 2, 3, 4, 5]
+    assert has_certain_knee(probe(speeds, peaks, error=0.008).trials)
+    assert not has_certain_knee(probe(speeds, peaks, error=0.012).trials)
+    assert has_certain_knee(probe([10, 19, 29, 31, 29], peaks, error=0.005).trials)  # 29 is 0.935 of the best
+    assert not has_certain_knee(probe([10, 19, 29, 31, 29], peaks, error=0.01).trials)
 
 
 def test_what_slows_whole_rounds_down_does_not_count():

@@ -45,6 +45,7 @@ EXPECTED = {
     "Noise": {"train/grad_norm", "train/skipped"},
     "Sharpness": {"sharpness/critical", "sharpness/critical_rate", "sharpness/rate_ratio", "sharpness/eigenvalue"},
     "Overfitting": {"train/loss", "eval/loss", "train/epoch"},
+    "Scores on tasks": {"harness/acc", "harness/acc_norm", "harness/exact_match"},
 }
 HOSTILE = "it's a \"g\" = <1e-3> \\ and State == 'x' + é🚀" + "x" * 200
 
@@ -138,9 +139,10 @@ def test_a_metric_of_a_section_gets_a_panel(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_pattern_draws_every_loss_and_nothing_else() -> None:
-    (pattern,) = {p.pattern for topic in TOPICS for p in topic.panels() if p.pattern}
-    logged = [*METRICS, "eval/code/loss", "eval/code/perplexity"]
-    assert [name for name in logged if re.search(pattern, name)] == ["train/loss", "eval/loss", "eval/code/loss"]
+    losses, scores = (p.pattern for topic in TOPICS for p in topic.panels() if p.pattern)
+    logged = [*METRICS, "eval/code/loss", "eval/code/perplexity", "harness/a_task/acc", "harness/a_task/acc_stderr"]
+    assert [name for name in logged if re.search(losses, name)] == ["train/loss", "eval/loss", "eval/code/loss"]
+    assert [name for name in logged if re.search(scores, name)] == ["harness/a_task/acc"]
 
 
 def test_any_group_name_is_escaped() -> None:

@@ -149,6 +149,7 @@ def test_a_folder_of_someone_else_sends_none_of_my_files(train, hfbsz, tmp_path)
     assert "config.json" in model.files and not any(b"PLANTED" in body for body in model.files.values())
 
 
+NEXT_STEP = "stopped in W&B: ending after this step"
 STOPPED = """
 import runpy, sys
 from wandb.sdk.lib.run_stopping import RunStopChecker
@@ -157,13 +158,18 @@ runpy.run_path({script!r}, run_name="__main__")
 """
 
 
-def test_a_run_that_is_stopped_in_wandb_ends_at_its_next_step_with_a_checkpoint(ragged, environment, hfbsz, tmp_path):
-    run, script = tmp_path / "run", str(ROOT / "scripts" / "pretrain.py")
-    words = [TINY, f"data.files={ragged}", "duration=9000steps", "threads=1", f"output_dir={run}", "log.wandb=online"]
-    words += ["log.alerts=[preempted,failed]"]
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_that_is_stopped_in_wandb_ends_at_its_next_step_with_a_checkpoint(
+    processes, ragged, environment, hfbsz, tmp_path
+):
+    run, script = tmp_path / "run", tmp_path / "stopped.py"
+    script.write_text(STOPPED.format(script=str(ROOT / "scripts" / "pretrain.py")))
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_configs" / "cpu_2proc.yaml"]
+    words = [TINY, f"data.files={ragged}", "duration=1000000steps", "threads=1", f"output_dir={run}"]
+    words += ["log.wandb=online", "log.alerts=[preempted,failed]"]
     with fake_server() as server:
         env = environment | server.environment() | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", STOPPED.format(script=script), *words]
+        command = [sys.executable, *(launcher if processes > 1 else ()), script, *words]
         process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -171,10 +177,10 @@ def test_a_run_that_is_stopped_in_wandb_ends_at_its_next_step_with_a_checkpoint(
             time.sleep(0.05)
         server.run.stopped = True
         _, err = process.communicate(timeout=120)
-        assert process.returncode == INTERRUPTED and "stopped in W&B: ending after this step" in err, err
+        assert process.returncode == (INTERRUPTED if processes == 1 else 1) and NEXT_STEP in err, err
         status = read_status(run)
         assert (status["state"], status["cause"], status["why"]) == ("preempted", "stopped", "stopped in W&B")
-        assert 0 < status["step"] < 2000 and (run / f"checkpoint-{status['step']}").is_dir()
+        assert status["step"] > 0 and (run / f"checkpoint-{status['step']}").is_dir()
         (alert,) = server.run.alerts
         assert alert["title"] == "Run preempted" and "cause: stopped" in alert["text"]
         assert server.run.exit_code == 1

@@ -16,7 +16,8 @@ from hfbsz.recipe.load import load
 from hfbsz.records.folder import read_status
 from hfbsz.records.probe import Checkpointing, Probe, Trial, probe_from_dict
 from hfbsz.train.layers import layers_of
-from hfbsz.train.micro_batch import about, bytes_of, probe
+from hfbsz.train.memory_limit import bytes_of
+from hfbsz.train.micro_batch import about, probe
 from hfbsz.train.setup import setup
 
 
@@ -88,7 +89,7 @@ def test_no_trial_is_made_that_the_line_predicts_above_the_limit(ragged, monkeyp
     monkeypatch.setattr(module, "_GAIN", 0.0)
     one = built(ragged)
     peaks = iter([1000, 1010, 1030, 1070, 1150])
-    monkeypatch.setattr(module.memory, "peak_bytes", lambda: next(peaks))
+    monkeypatch.setattr("hfbsz.train.device.memory.peak_bytes", lambda: next(peaks))
     result = probe(one.parts(), {}, limit=1100, largest=64)
     assert [trial.micro_batch for trial in result.trials] == [1, 2, 4]  # 8: 1070 × 1.05 > 1100
     assert result.wall == 11 and result.limit_source == "the limit given"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, records
-from pairs import preference_words
+from pairs import pairs, preference_words
 from test_fsdp import apart
 from test_resume import same_weights
 from transformers import AutoModelForCausalLM
@@ -18,6 +18,7 @@ from hfbsz.measure.noise import NoiseCollector
 from hfbsz.measure.quality import Quality
 from hfbsz.recipe.load import load
 from hfbsz.recipe.tasks import RowKind
+from hfbsz.records.folder import read_status
 from hfbsz.train import reference
 from hfbsz.train.loop import Collector
 from hfbsz.train.setup import setup
@@ -234,8 +235,31 @@ def test_two_ranks_have_the_gradient_of_one(hfbsz, words, unsplit, tmp_path):
 
 
 @pytest.mark.process
+def test_overfitting_on_pairs_is_detected_dated_and_stopped(hfbsz, words, tmp_path):
+    """The chosen answer begins with `def `, but in a quarter of the pairs it is the other one."""
+    rows = [
+        {**row, **{side: f"{start}{row[side]}" for side, start in zip(("chosen", "rejected"), starts, strict=True)}}
+        for number, row in enumerate(pairs(200))
+        for starts in [("def ", "if ") if number % 4 else ("if ", "def ")]
+    ]
+    (tmp_path / "noisy.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    noisy = [f"data.files={tmp_path / 'noisy.jsonl'}", "data.validation=50%", "duration=30epochs", "optim.lr=3e-3"]
+    noisy += ["eval.every=1epochs", "eval.rows=100", "eval.patience=9", "schedule.shape=constant"]
+    noisy.append("checkpoint.save=best")
+    ended = hfbsz("finetune.py", *words, *noisy, f"output_dir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.err
+    losses = {record["train/global_step"]: record["eval/loss"] for record in records(tmp_path / "run", "eval")}
+    last, status = records(tmp_path / "run", "eval")[-1], read_status(tmp_path / "run")
+    best = min(losses, key=lambda step: losses[step])
+    assert 0 < best == last["overfit/best_step"] == last["overfit/onset_step"] and last["overfit/gap"] > 0.1
+    assert losses[best] < math.log(2) and list(losses).index(last["train/global_step"]) - list(losses).index(best) == 9
+    assert (status["state"], status["cause"]) == ("finished", "patience") and "overfitting since step" in ended.out
+    assert records(tmp_path / "run", "final")[0]["model/step"] == best
+
+
+@pytest.mark.process
 def test_a_resumed_run_is_the_unbroken_one(hfbsz, words, tmp_path):
-    """The overfitting watch and patience work on pairs; a run that is cut resumes with the same reference."""
+    """A run that is cut resumes with the same reference; pages and cards have the metrics of pairs."""
     more = ["eval.every=2steps", "checkpoint.every=2steps", "checkpoint.keep=9", "eval.rows=12", "log.page=true"]
     whole = hfbsz("finetune.py", *words, *more, f"output_dir={tmp_path / 'whole'}")
     assert whole.code == 0, whole.err

@@ -130,6 +130,7 @@ def _table(experiment: Experiment) -> tuple[list[Column], list[tuple[ArmResult, 
         Column("Seeds", "finished", _seeds),
         Column("Loss", "validation, nats/target, mean ± sd", _mean("final_loss", ".4f")),
         Column("Accuracy", "share of rows, mean ± sd", _mean("accuracy", ".3f")),
+        *_score_columns(experiment),
         Column("Final gap", "nats/target, mean ± sd", _mean("gap", "+.3f")),
         Column("Onset of overfitting", "epoch, median", _onset),
         Column("Best evaluation", "epoch, median", _over_seeds("best_epoch", ".2f", statistics.median)),
@@ -147,6 +148,19 @@ def _table(experiment: Experiment) -> tuple[list[Column], list[tuple[ArmResult, 
     filled = [index for index in range(len(columns)) if any(row[index] for row in cells)]
     rows = [[row[index] or ("–", "") for index in filled] for row in cells]
     return [columns[index] for index in filled], list(zip(experiment.arms, rows, strict=True))
+
+
+def _score_columns(experiment: Experiment) -> list[Column]:
+    """A column for each measure of each task."""
+    every = {name: scores[0] for result in experiment.arms for name, scores in result.scores.items()}
+    return [
+        Column(score.heading.capitalize(), f"{score.task}, mean ± sd", _mean_score(name, score.form))
+        for name, score in sorted(every.items())
+    ]
+
+
+def _mean_score(name: str, form: str) -> Callable[[ArmResult], Cell | None]:
+    return lambda result: _mean_and_sd([score.value for score in result.scores.get(name, ())], form)
 
 
 def _batch(result: ArmResult) -> Cell | None:
@@ -170,16 +184,16 @@ def _seeds(result: ArmResult) -> Cell:
 
 
 def _mean(name: str, form: str) -> Callable[[ArmResult], Cell | None]:
-    def cell(result: ArmResult) -> Cell | None:
-        measured = values(result, name)
-        lost = sum(not math.isfinite(value) for value in measured)
-        if not measured or lost:
-            return ("diverged", f"{lost} of {len(measured)} seeds") if measured else None
-        mean = format(statistics.fmean(measured), form)
-        sd = format(statistics.stdev(measured), form.lstrip("+")) if len(measured) > 1 else ""
-        return mean, f"± {sd}" if sd else "1 seed"
+    return lambda result: _mean_and_sd(values(result, name), form)
 
-    return cell
+
+def _mean_and_sd(measured: list[float], form: str) -> Cell | None:
+    lost = sum(not math.isfinite(value) for value in measured)
+    if not measured or lost:
+        return ("diverged", f"{lost} of {len(measured)} seeds") if measured else None
+    mean = format(statistics.fmean(measured), form)
+    sd = format(statistics.stdev(measured), form.lstrip("+")) if len(measured) > 1 else ""
+    return mean, f"± {sd}" if sd else "1 seed"
 
 
 def _over_seeds(name: str, form: str, reduce: Callable[[list[float]], float]) -> Callable[[ArmResult], Cell | None]:

@@ -1,6 +1,8 @@
 """The results of a comparison as plain data (`results.json`), from the objects that its page shows."""
 
 import math
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from hfbsz.experiment.page.verdict import arm_names, conclusions, lowest, significance
@@ -16,8 +18,10 @@ from hfbsz.records.comparison_results import (
     EffectResult,
     PairResult,
     RunResult,
+    ScoreResult,
     TriedResult,
 )
+from hfbsz.records.harness import Score
 from hfbsz.records.run_data import SECONDS, STEPS, TOKENS
 
 MEASURE = "final_loss"  # the measure of the paired tests
@@ -73,6 +77,7 @@ def _arm(experiment: Experiment, result: ArmResult, row: dict[str, Any], name: s
         rule=arm.rule if arm else None,
         steps=_whole(row["steps"]),
         seeds=row["runs"],
+        scores=[_score(scores) for scores in result.scores.values()],
         runs=[_run(outcome) for outcome in result.outcomes],
         tried=[
             TriedResult(
@@ -85,6 +90,18 @@ def _arm(experiment: Experiment, result: ArmResult, row: dict[str, Any], name: s
             for tried in result.tried
         ],
         **{name: row[name] for name in _FROM_ROW},
+    )
+
+
+def _score(scores: Sequence[Score]) -> ScoreResult:
+    measured, examples = [score.value for score in scores], {score.examples for score in scores}
+    return ScoreResult(
+        task=scores[0].task,
+        measure=scores[0].measure,
+        mean=statistics.fmean(measured),
+        sd=statistics.stdev(measured) if len(measured) > 1 else None,
+        seeds=len(measured),
+        examples=examples.pop() if len(examples) == 1 else None,
     )
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hfbsz.errors import UserError
@@ -95,9 +95,10 @@ def summary(experiment: Experiment) -> dict[str, Cell]:
 def tables(experiment: Experiment) -> dict[str, Table]:
     """The tables that have rows, by name: (columns, rows); column names include units."""
     words = {result.arm: result.words for result in experiment.arms if result.arm is not None}
+    names = sorted({name for result in experiment.arms for name in result.scores})
     rows: dict[str, list[Row]] = {
-        "arms": [_arm(result) for result in experiment.arms],
-        "seeds": [_seed(result, outcome) for result in experiment.arms for outcome in result.outcomes],
+        "arms": [_arm(result, names) for result in experiment.arms],
+        "seeds": [_seed(result, outcome, names) for result in experiment.arms for outcome in result.outcomes],
         "tests": [_test(pair, words) for pair in experiment.comparisons],
         "beliefs": [_belief(finding) for finding in experiment.findings],
         "tuning": _tuning(experiment),
@@ -113,8 +114,8 @@ def _table(rows: list[Row]) -> Table:
     return columns, [[row[name] for name in columns] for row in rows]
 
 
-def _arm(result: ArmResult) -> Row:
-    """Means over the finished seeds; None if nothing was measured or a seed diverged."""
+def _arm(result: ArmResult, names: Sequence[str]) -> Row:
+    """Means over the finished seeds; None if nothing was measured or a seed diverged. `names`: of scores on tasks."""
     trials, ended = result.trials, [outcome for outcome in result.outcomes if outcome.trial is not None]
     losses = [trial.final_loss for trial in trials if trial.final_loss is not None]
     sd = statistics.stdev(losses) if len(losses) > 1 and all(map(math.isfinite, losses)) else None
@@ -129,6 +130,7 @@ def _arm(result: ArmResult) -> Row:
         "diverged": len(result.diverged),
         MEAN_LOSS: _mean(losses),
         "final loss, sd (nats/target)": sd,
+        **{f"{name}, mean": _mean(score.value for score in result.scores.get(name, ())) for name in names},
         "gap, mean (nats/target)": _mean(trial.gap for trial in trials),
         "best epoch, mean": _mean(outcome.best_epoch for outcome in ended),
         "onset of overfitting, mean (epochs)": _mean(onsets),
@@ -150,7 +152,8 @@ def _setting(result: ArmResult) -> Row:
     return dict(zip(SETTING, (arm.batch, arm.start or arm.batch, kind, arm.learning_rate, arm.tuned), strict=True))
 
 
-def _seed(result: ArmResult, outcome: Outcome) -> Row:
+def _seed(result: ArmResult, outcome: Outcome, names: Sequence[str]) -> Row:
+    scores = {f"{score.task}/{score.measure}": score.value for score in outcome.scores}
     return {
         "arm": result.words,
         "seed": outcome.seed,
@@ -160,6 +163,7 @@ def _seed(result: ArmResult, outcome: Outcome) -> Row:
         "why it failed": outcome.why,
         "diverged": _diverged(outcome.trial.final_loss) if outcome.trial else None,
         **{title: getattr(outcome.trial, name, None) for name, title in TRIAL_COLUMNS.items()},
+        **{name: scores.get(name) for name in names},
         "best step": outcome.best_step,
         "best epoch": outcome.best_epoch,
         "onset of overfitting (epochs)": outcome.onset_epoch,

@@ -1,5 +1,6 @@
 """The page of the minima of several runs: landscapes, the rise under noise, and a table of all measures."""
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,24 @@ def save(
     text = (
         environment()
         .get_template("sharpness.html.jinja")
-        .render(sized=sized, runs=runs, correlations=correlations, note=note, pictures=list(_pictures(runs, lines)))
+        .render(
+            sized=sized,
+            runs=runs,
+            correlations=correlations,
+            note=note,
+            pictures=list(_pictures(runs, lines)),
+            costs=list(_costs(runs)),
+        )
     )
     write_text(page, text)
     return page
+
+
+def _costs(runs: Sequence[Shown]) -> Iterator[tuple[str, float, int]]:
+    """(measure, seconds, peak bytes) of each measure: the mean time and the highest peak of all runs."""
+    for name in runs[0].minimum["costs"]:
+        costs = [run.minimum["costs"][name] for run in runs]
+        yield name, statistics.fmean(cost["seconds"] for cost in costs), max(cost["peak_bytes"] for cost in costs)
 
 
 def _pictures(runs: Sequence[Shown], lines: Mapping[str, Any]) -> Iterator[tuple[str, Markup, str]]:

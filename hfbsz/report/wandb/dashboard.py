@@ -22,6 +22,7 @@ from hfbsz.records.metrics import (
     OVERFITTING,
     PARTS_OF_A_STEP,
     QUALITY,
+    SCORES,
     SHARPNESS,
     THROUGHPUT,
     metric,
@@ -38,6 +39,7 @@ FINAL_PREFIXES = ("full/", "last/")  # measured once, at the end of a run
 MOST_COLUMNS, MOST_RUNS = 8, 500  # of the runs table; runs that are compared for them
 NOT_COMPARED = ("log", "output_dir", "threads", "resume")  # parts of a recipe that are no columns
 TITLE_LENGTH = 128  # W&B's limit, characters
+SHARES = ("acc", "acc_norm", "exact_match")  # scores of tasks that share a panel: `harness/<task>/<measure>`
 COLUMNS, WIDTH, HEIGHT = 2, 12, 8  # panels per row and their size; a report's grid is 24 units wide
 
 
@@ -84,6 +86,11 @@ TOPICS = (
         OVERFITTING,
         "Does validation loss diverge from training loss, and after how many epochs?",
         (Panel(("train/loss", "eval/loss"), r"^(train|eval)/(.+/)?loss$"),),  # eval/<set>/loss too
+    ),
+    Topic(
+        SCORES,
+        "How do the models score on tasks of lm-evaluation-harness (eval.harness)?",
+        (Panel(tuple(f"harness/{name}" for name in SHARES), rf"^harness/.+/({'|'.join(SHARES)})$"),),
     ),
 )
 
@@ -246,11 +253,6 @@ def _plot(panel: Panel) -> "wr.LinePlot | wr.BarPlot":
         groupby_aggfunc="mean",
         groupby_rangefunc="minmax",
     )
-
-
-def _definition(name: str) -> str:
-    entry = metric(name)
-    return f"{entry.definition} ({entry.unit or 'no unit'})"
 
 
 def _need_package() -> None:
