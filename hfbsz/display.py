@@ -48,6 +48,11 @@ def file_name(text: str) -> str:
     return _NOT_IN_A_NAME.sub("-", text)[:100]
 
 
+def with_minus(number: str) -> str:
+    """A formatted number with a minus sign instead of a hyphen."""
+    return f"−{number[1:]}" if number.startswith("-") else number
+
+
 def command(*words: object) -> str:
     """A command line of these words, quoted for a shell."""
     return shlex.join(map(str, words))

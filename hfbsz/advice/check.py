@@ -10,6 +10,7 @@ from hfbsz.advice import progress as progress_model
 from hfbsz.advice.evidence import Evidence
 from hfbsz.advice.known import with_curve
 from hfbsz.advice.rates import best_arms
+from hfbsz.display import with_minus
 from hfbsz.errors import UserError
 from hfbsz.plan.resolve import resolve
 
@@ -75,7 +76,7 @@ def lines_of(checked: list[Checked]) -> Iterator[str]:
     yield "check     each schedule predicted from the others (loss in nats/target)"
     yield f"  {'run':<36} {'batch':<26} {'steps':>7} {'planned':>10} {'loss':>8} {'predicted':>10} {'error':>8}"
     for one in checked:
-        shown = f"{one.error:+.3f}".replace("-", "−")
+        shown = with_minus(f"{one.error:+.3f}")
         yield (
             f"  {one.name:<36} {one.batch:<26} {one.steps:>7,} {one.planned_steps:>10,} {one.loss:>8.3f} "
             f"{one.predicted:>10.3f} {shown:>8}"

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfbsz.display import one_line, visible
+from hfbsz.display import one_line, visible, with_minus
 from hfbsz.errors import MISUSED, UserError, exit_code
 from hfbsz.measure.rank_correlation import RankCorrelation, rank_correlation
 from hfbsz.recipe.amounts import shown_batches, sized
@@ -199,7 +199,7 @@ def _lines(runs: Sequence[Any]) -> Iterator[str]:
         values = (
             run.batch,
             f"{one['loss']:.4f}",
-            f"{one['gap']:.3f}".replace("-", "−"),
+            with_minus(f"{one['gap']:.3f}"),
             sized(one["eigenvalues"][0]),
             f"{sized(trace['value'])} ± {sized(trace['error'])}",
             f"{one['sam']['0.05']:.3g}",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hfbsz.display import with_minus
 from hfbsz.errors import UserError
 from hfbsz.experiment.results import Experiment
 from hfbsz.measure.branching import Bracket, Branch
@@ -106,7 +107,7 @@ def lines_of(point: Point, branches: Sequence[Branch], found: Bracket) -> list[s
     lines.append(f"{'batch':>12} {'k':>5} {'loss':>9} {'seeds':>6}   above the lowest of smaller batches")
     lowest = math.inf
     for branch in branches:
-        above = f"{branch.mean - lowest:+.4f} nats/target".replace("-", "−") if math.isfinite(lowest) else "–"
+        above = with_minus(f"{branch.mean - lowest:+.4f} nats/target") if math.isfinite(lowest) else "–"
         multiple = branch.batch / point.batch
         lines.append(f"{branch.batch:>8,} seq {multiple:>5g} {branch.mean:>9.4f} {len(branch.losses):>6}   {above}")
         lowest = min(lowest, branch.mean)

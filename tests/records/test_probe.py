@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from hfbsz.records.probe import Probe, Trial, bytes_per_row, common_pace, has_certain_knee, predicted_bytes, probe_from_dict
+from hfbsz.records.probe import (
+    Probe,
+    Trial,
+    bytes_per_row,
+    common_pace,
+    has_certain_knee,
+    predicted_bytes,
+    probe_from_dict,
+)
 
 
 def probe(speeds, peaks, limit=10_000, error=0.0, **given):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfbsz.display import with_minus
 from hfbsz.experiment.page.curves import curves, tuning
 from hfbsz.experiment.page.figures import by_batch, families, forest, line_styles, values
 from hfbsz.experiment.page.results_file import MEASURE
@@ -191,7 +192,7 @@ def _mean_and_sd(measured: list[float], form: str) -> Cell | None:
     lost = sum(not math.isfinite(value) for value in measured)
     if not measured or lost:
         return ("diverged", f"{lost} of {len(measured)} seeds") if measured else None
-    mean = format(statistics.fmean(measured), form)
+    mean = with_minus(format(statistics.fmean(measured), form))
     sd = format(statistics.stdev(measured), form.lstrip("+")) if len(measured) > 1 else ""
     return mean, f"± {sd}" if sd else "1 seed"
 
@@ -199,7 +200,7 @@ def _mean_and_sd(measured: list[float], form: str) -> Cell | None:
 def _over_seeds(name: str, form: str, reduce: Callable[[list[float]], float]) -> Callable[[ArmResult], Cell | None]:
     def cell(result: ArmResult) -> Cell | None:
         finite = [value for value in values(result, name) if math.isfinite(value)]
-        return (format(reduce(finite), form), "") if finite else None
+        return (with_minus(format(reduce(finite), form)), "") if finite else None
 
     return cell
 
@@ -251,10 +252,10 @@ def _test(tested: Comparison | Effect, name: str) -> dict[str, Any]:
     interval = f"{kind.show(contrast.low)} to {kind.show(contrast.high)}" if math.isfinite(contrast.low) else "–"
     return {
         "name": name,
-        "difference": kind.show(contrast.mean).replace("-", "−") if math.isfinite(contrast.mean) else "–",
-        "interval": interval.replace("-", "−"),
+        "difference": kind.show(contrast.mean) if math.isfinite(contrast.mean) else "–",
+        "interval": interval,
         "n": contrast.n,
-        "effect": f"{contrast.effect:+.2f}".replace("-", "−") if math.isfinite(contrast.effect) else "–",
+        "effect": with_minus(f"{contrast.effect:+.2f}") if math.isfinite(contrast.effect) else "–",
         "p": p_text(tested.p_holm),
         "sign_flip": p_text(contrast.sign_flip_p),
         "result": result_of_test(tested),

@@ -157,7 +157,7 @@ def _belief(finding: Finding) -> BeliefResult:
 def _claim(result: Result) -> ClaimResult:
     claim, contrast = result.claim, result.contrast
     mean, low, high = (
-        float(claim.show(value)) if math.isfinite(value) else None
+        float(claim.show(value).replace("−", "-")) if math.isfinite(value) else None
         for value in (contrast.mean, contrast.low, contrast.high)
     )
     return ClaimResult(

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from hfbsz.display import with_minus
 from hfbsz.errors import UserError
 from hfbsz.experiment.page.critical_batch import plot, sequences, shown
 from hfbsz.experiment.page.figures import Picture, canvas
@@ -93,7 +94,7 @@ def _fit_picture(result: CriticalBatch, first: float) -> Picture:
 
 
 def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    return with_minus(f"{value:.2f}")
 
 
 def _rates_picture(points: list[Point]) -> Picture:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hfbsz.display import with_minus
 from hfbsz.experiment.statistics.paired import MIN_SEEDS, NAN, Contrast, contrast, holm
 
 
@@ -89,7 +90,7 @@ class Measure:
 
     def show(self, difference: float) -> str:
         """A difference as text without unit: in percent if relative, else in `unit`."""
-        return f"{self.in_unit(difference):+{'.1f' if self.relative else '.3f'}}"
+        return with_minus(f"{self.in_unit(difference):+{'.1f' if self.relative else '.3f'}}")
 
     @property
     def unit_of_difference(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from hfbsz.display import with_minus
 from hfbsz.errors import UserError
 from hfbsz.plan.explain import explain
 from hfbsz.plan.resolve import from_dict
@@ -43,7 +44,7 @@ _NOT_QUALITY = ("loss", "rows", "set_rows", "targets", "seconds")  # shown elsew
 def environment(*folders: Path) -> jinja2.Environment:
     """A jinja2 environment with the templates of these folders and of this one.
 
-    Its filters `number`, `count`, `duration` and `memory` show None as `–`.
+    Its filters `number`, `count`, `duration` and `memory` show None as `–`; `minus` is for texts of numbers.
     """
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
@@ -52,7 +53,7 @@ def environment(*folders: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    templates.filters.update(number=_number, count=_count, duration=_duration, memory=_memory)
+    templates.filters.update(number=_number, count=_count, duration=_duration, memory=_memory, minus=with_minus)
     return templates
 
 
@@ -223,7 +224,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _number(value: float | None, format_spec: str) -> str:
-    return "–" if value is None or math.isnan(value) else format(value, format_spec)
+    return "–" if value is None or math.isnan(value) else with_minus(format(value, format_spec))
 
 
 def _count(value: float | None) -> str:
