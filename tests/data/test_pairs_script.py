@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import pytest
 from conftest import ROOT
@@ -25,8 +26,24 @@ def conversations(tmp_path, monkeypatch):
     return ["recipe=tests/finetune.yaml", "task=instruction", "data.messages=messages", f"data.files={path}"]
 
 
+def test_the_given_answer_is_chosen_and_its_words_in_another_order_rejected(tmp_path, capsys):
+    path, out = tmp_path / "conversations.jsonl", tmp_path / "pairs.jsonl"
+    answers = ["one two\nthree  four five", "too few words", "a a a a", "so many words in here"]
+    path.write_text("\n".join(json.dumps({"messages": ["and?", answer]}) for answer in answers))
+    words = ["recipe=tests/finetune.yaml", "task=instruction", "data.messages=messages", f"data.files={path}"]
+    assert script.main([*words, f"out={out}"]) == 0 and capsys.readouterr().out == f"{out}: 2 pairs\n"
+    before = out.read_text()
+    for row, answer in zip(map(json.loads, before.splitlines()), (answers[0], answers[3]), strict=True):
+        ((chosen,), (rejected,)) = row["chosen"], row["rejected"]
+        assert chosen["content"] == answer != rejected["content"] and row["prompt"][0]["content"] == "and?"
+        assert sorted(rejected["content"].split()) == sorted(answer.split())
+        assert re.sub(r"\S+", "w", rejected["content"]) == re.sub(r"\S+", "w", answer)
+    assert script.main([*words, f"out={out}"]) == 0 and out.read_text() == before
+
+
 def test_the_given_answer_is_chosen_and_that_of_another_conversation_rejected(conversations, tmp_path, capsys):
     out = tmp_path / "pairs.jsonl"
+    conversations = [*conversations, "rejected=other"]
     assert script.main([*conversations, f"out={out}", "characters=100"]) == 0
     assert capsys.readouterr().out == f"{out}: 8 pairs\n"
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -45,7 +62,8 @@ def test_the_given_answer_is_chosen_and_that_of_another_conversation_rejected(co
     ("words", "told"),
     [
         (["characters=0"], "characters=0: not a whole number above 0"),
-        (["characters=3"], "fewer than two conversations have different answers by then"),
+        (["characters=3"], "no conversation has an answer by then that gives a pair"),
+        (["rejected=others"], "rejected=others: neither shuffled nor other"),
         (["task=classification", "data.messages=null", "data.label=x"], "task=classification: pairs are made from"),
         (["out=."], "out=.: this is a folder"),
         (["out=README.md"], "another file is there"),
