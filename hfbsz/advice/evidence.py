@@ -120,7 +120,7 @@ class Evidence:
 
     runs: tuple[PastRun, ...] = ()
     sweeps: tuple[SweepTable, ...] = ()
-    probes: tuple["PastProbe", ...] = ()
+    probes: tuple[PastProbe, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def of_optimizer(self, name: str) -> tuple[PastRun, ...]:
@@ -245,7 +245,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _probes(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator["PastProbe"]:
+def _probes(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator[PastProbe]:
     for path in sorted(root.glob("*/probe.json")):
         data = read_object(path) or {}
         recipe = _recipe_in(data)

@@ -18,6 +18,14 @@ Show = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a measure took."""
+
+    seconds: float
+    peak_bytes: int  # memory of the process, the model included; on a GPU that of its allocator
+
+
+@dataclass(frozen=True)
 class Minimum:
     """What was measured at the weights of a run; losses in nats/target, on the same fixed rows for every run."""
 
@@ -32,7 +40,7 @@ class Minimum:
     noise: Mapping[str, Estimate]  # rise of the loss by relative size
     landscape: Points
     seconds: float  # that it took
-    costs: Mapping[str, "Cost"]  # by measure
+    costs: Mapping[str, Cost]  # by measure
 
     @property
     def gap(self) -> float:
@@ -53,14 +61,6 @@ class Minimum:
         fields["eigenvalues"] = tuple(fields["eigenvalues"])
         fields["landscape"] = [(float(at), float(loss)) for at, loss in fields["landscape"]]
         return cls(**fields)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a measure took."""
-
-    seconds: float
-    peak_bytes: int  # memory of the process, the model included; on a GPU that of its allocator
 
 
 class _Costs(dict[str, Cost]):

@@ -43,8 +43,9 @@ _MARGIN = 1.05  # on a predicted peak, before a trial risks it
 _GAIN = 1.03  # of the throughput, below which a larger micro-batch counts as no faster
 _IDLE = 2  # trials in a row that were no faster, after which no larger one is tried
 _BLOCK_SECONDS = 0.1  # length of a timed block
-_ROUNDS = 9  # blocks of every micro-batch, in alternation
-_TIMING_SECONDS = 30.0  # as long as the knee is uncertain, further rounds are made
+_LEAST_ROUNDS, _ROUNDS = 3, 9  # blocks of every micro-batch, in alternation; more while the knee is uncertain
+_TIMING_SECONDS = 30.0  # after which no further round begins
+_PRICE_ROUNDS = 5  # blocks with and without activation checkpointing
 _REPEATS = 5  # of a time that is not compared with others: the least is taken
 Show = Callable[[str, int, int], None]
 
@@ -122,8 +123,8 @@ class _Bench:
         if spec.activation_checkpointing or spec.compile or not can_recompute(model):
             return None
         ratios, peaks = [], []
-        for number in range(_ROUNDS):
-            self.show("timing activation checkpointing", number, _ROUNDS)
+        for number in range(_PRICE_ROUNDS):
+            self.show("timing activation checkpointing", number, _PRICE_ROUNDS)
             plain = self._block(knee, 1)
             with recomputed(model):
                 ratios.append(self._block(knee, 1) / plain)
@@ -172,8 +173,10 @@ class _Bench:
         """The trials with times of several blocks, in alternation, so that a disturbance meets all alike."""
         measured: list[list[float]] = []
         started = time.perf_counter()
-        while len(measured) < _ROUNDS or not (has_certain_knee(trials) or self._is_over(started)):
-            number, times = len(measured), dict[int, float]()
+        while (number := len(measured)) < _LEAST_ROUNDS or not (
+            self._is_over(started) or (number >= _ROUNDS and has_certain_knee(trials))
+        ):
+            times = dict[int, float]()
             for trial in trials if number % 2 else reversed(trials):  # so that a drift meets all alike too
                 done = number * len(trials) + len(times)
                 self.show("timing micro-batches", done, max(done + 1, _ROUNDS * len(trials)))
