@@ -221,7 +221,10 @@ def _sweeps(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator[Sw
         if (recipe := _recipe_in(about)) is None or key_of(recipe) != key:
             continue
         try:
-            yield _sweep(path.parent, about, recipe)
+            if _rows(path.parent / "steps.csv"):
+                yield _sweep(path.parent, about, recipe)
+            else:
+                notes.append(f"{path.parent}: no batch of this sweep has its steps yet: skipped")
         except (KeyError, OSError, TypeError, ValueError):
             notes.append(f"{path.parent}: the tables of a sweep cannot be read: skipped")
 

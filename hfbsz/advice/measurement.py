@@ -41,7 +41,7 @@ def next_measurement(
 
     if named["split"].sure == "assumed":
         return Measurement("split, time and cost", ask("probe", *wish.words), 60.0)
-    if named["critical batch"].sure == "assumed":
+    if named["critical batch"].sure == "assumed" or math.isinf(known.estimates[0].high):
         batch = max(2, plan.phases[0].batch)
         length = min(plan.total, max(plan.total * _NOISE_SHARE, batch * _NOISE_STEPS))
         more = [f"duration={round(length)}seq", "batch.start=null", "batch.ramp=null", f"batch.size={batch}seq"]

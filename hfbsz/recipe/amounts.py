@@ -112,8 +112,8 @@ def short(value: float) -> str:
 
 
 def sized(value: float) -> str:
-    """A number of three digits for people: `79.5`, `3,520`."""
-    return f"{float(f'{value:.3g}'):,g}"
+    """A number of three digits for people: `79.5`, `3,520`, `unbounded`."""
+    return "unbounded" if math.isinf(value) else f"{float(f'{value:.3g}'):,g}"
 
 
 def shown_batches(batches: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """Only what was measured on the model and data of a recipe counts, and what cannot be read is skipped."""
 
 import json
+import shutil
 
 from past_runs import SCHEDULES, write_run
 
@@ -32,13 +33,17 @@ def test_what_cannot_be_read_is_skipped_with_a_note(tmp_path):
     sweep = tmp_path / "comparisons/sweep"
     sweep.mkdir(parents=True)
     (sweep / "sweep.json").write_text(json.dumps({"recipe": RECIPE.to_dict(), "target": 4.0}))
+    shutil.copytree(sweep, tmp_path / "comparisons/begun")
+    (tmp_path / "comparisons/begun/steps.csv").write_text("batch,steps\n")
     (tmp_path / "probes/one").mkdir(parents=True)
     (tmp_path / "probes/one/probe.json").write_text(json.dumps({"recipe": RECIPE.to_dict(), "trials": []}))
     evidence = gather(RECIPE, tmp_path)
     (run,) = evidence.runs
     assert run.folder == good and not evidence.sweeps and not evidence.probes
     assert [size for _, size in run.stages] == [8, 32, 64] and run.tokens_per_second > 0
-    assert sorted(note.split("/")[-1].split(":")[0] for note in evidence.notes) == ["bad", "probe.json", "sweep"]
+    told = sorted(note.split("/")[-1].split(":")[0] for note in evidence.notes)
+    assert told == ["bad", "begun", "probe.json", "sweep"]
+    assert any("begun: no batch of this sweep has its steps yet" in note for note in evidence.notes)
 
 
 def test_arms_are_compared_on_the_seeds_that_they_share(tmp_path):

@@ -239,9 +239,12 @@ def test_recipes_of_every_kind_get_one_that_can_be_planned(words, tmp_path, caps
 def test_a_sweep_without_a_bound_is_not_measured(tmp_path, capsys):
     folder = tmp_path / "comparisons/sweep"
     write_sweep(folder, critical=1e9, sequences=TOTAL / 1.5)  # perfect scaling
-    _, result = advised(capsys)
-    by_name = {one["name"]: one for one in result["critical"]}
-    assert by_name["sweep"]["sure"] == "inferred"
+    write_probe(tmp_path / "probes/one")
+    lines, result = advised(capsys)
+    first = result["critical"][0]
+    assert (first["name"], first["sure"], first["high"]) == ("sweep", "inferred", None)
+    assert " to unbounded)" in lines["critical batch"]["value"] and "inf)" not in lines["critical batch"]["why"]
+    assert "measure.noise.method=two_batch" in result["next"]["command"]  # tells what the sweep does not bound
 
 
 def write_reviews(folder, rate, seed, best_epoch, loss, batch=16):
