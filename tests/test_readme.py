@@ -99,7 +99,7 @@ def test_every_other_command_names_files_that_exist_and_arguments_that_are_valid
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files_and_headings(page):
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+    for target in re.findall(r"\]\(([^)\s]+)(?: \"\w+\")?\)", page.read_text()):
         name, _, heading = target.partition("#")
         if not name.startswith("https:"):
             path = page.parent / name if name else page
@@ -120,6 +120,15 @@ def paths_of(tree):
             if name.endswith("/"):
                 folders[depth:] = [name]
     return paths
+
+
+def test_every_fault_has_a_test():
+    rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")]
+    faults = [row for row in rows if not row.startswith(("| --- ", "| fault ", "| change "))]
+    assert len(faults) > 50
+    for row in faults:
+        tests = re.findall(r"\]\(\.\./(\S+) \"(\w+)\"\)", row.split(" | ")[-1])
+        assert tests and all(f"def {name}(" in (ROOT / path).read_text() for path, name in tests), row
 
 
 def test_the_tree_has_every_file_and_nothing_else():
