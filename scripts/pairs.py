@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hfbsz.commands.options import whole_number
 from hfbsz.data.chat.conversations import Message
 from hfbsz.data.prepare.example_reader import Reader
 from hfbsz.data.sources.sources import Opened, open_source
@@ -38,21 +39,19 @@ def main(words: list[str]) -> int:
         return 0
     options, rest = split_options(words, ("out", "rejected", "characters"))
     out, rejected = Path(options.get("out", "pairs.jsonl")), options.get("rejected", "shuffled")
-    return exit_code(lambda: _write(out, rejected, options.get("characters", "300"), rest))
+    return exit_code(lambda: _write(out, rejected, whole_number(options, "characters") or 300, rest))
 
 
-def _write(out: Path, rejected: str, characters: str, words: list[str]) -> None:
+def _write(out: Path, rejected: str, characters: int, words: list[str]) -> None:
     if rejected not in _WAYS:
         raise UserError(f"rejected={rejected}: neither {' nor '.join(_WAYS)}")
-    if not characters.isdigit() or not int(characters):
-        raise UserError(f"characters={characters}: not a whole number above 0")
     refuse_others("out", out, _MARK)
     named = any(word.startswith("recipe=") for word in words)
     recipe = load(words if named else ["recipe=pretrain_then_finetune", *words]).recipe
     if recipe.row_kind is not RowKind.CONVERSATION:
         raise UserError(f"task={recipe.task}: pairs are made from conversations, of a recipe with task=instruction")
     reader = Reader(RowKind.CONVERSATION, Opened(open_source(recipe.data), recipe.data))
-    cut = (_cut(example.messages, int(characters)) for example in reader.examples(lambda *_: None))
+    cut = (_cut(example.messages, characters) for example in reader.examples(lambda *_: None))
     rows = list(_WAYS[rejected]([messages for messages in cut if messages]))
     if not rows:
         raise UserError(f"characters={characters}: no conversation has an answer by then that gives a pair")

@@ -221,18 +221,17 @@ def _sweeps(root: Path, key: Mapping[str, Any], notes: list[str]) -> Iterator[Sw
         if (recipe := _recipe_in(about)) is None or key_of(recipe) != key:
             continue
         try:
-            if _rows(path.parent / "steps.csv"):
-                yield _sweep(path.parent, about, recipe)
+            if table := _rows(path.parent / "steps.csv"):
+                yield _sweep(path.parent, table, about, recipe)
             else:
                 notes.append(f"{path.parent}: no batch of this sweep has its steps yet: skipped")
         except (KeyError, OSError, TypeError, ValueError):
             notes.append(f"{path.parent}: the tables of a sweep cannot be read: skipped")
 
 
-def _sweep(folder: Path, about: Mapping[str, Any], recipe: Recipe) -> SweepTable:
-    """A sweep from its tables. Raises KeyError, OSError, TypeError or ValueError."""
-    table = [(float(row["batch"]), float(row["steps"])) for row in _rows(folder / "steps.csv")]
-    batches, counts = zip(*table, strict=True)
+def _sweep(folder: Path, table: list[dict[str, str]], about: Mapping[str, Any], recipe: Recipe) -> SweepTable:
+    """A sweep from its tables; `table`: of its steps. Raises KeyError, OSError, TypeError or ValueError."""
+    batches, counts = (tuple(float(row[name]) for row in table) for name in ("batch", "steps"))
     best: dict[float, tuple[float, float]] = {}  # (rate, steps)
     for row in _rows(folder / "rates.csv"):
         if row["batch"] and row["rate"] and row["steps"] and float(row["batch"]) in batches:  # else at an end

@@ -13,11 +13,13 @@ sequences of a forward pass.
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfbsz.commands.options import run_folders, wants_json, whole_number
 from hfbsz.display import one_line, visible
 from hfbsz.errors import MISUSED, UserError, exit_code
 from hfbsz.recipe.words import split_options
@@ -37,47 +39,30 @@ def main(words: list[str]) -> int:
         print(__doc__.strip())
         return 0 if words else MISUSED
     options, paths = split_options(words, _OPTIONS)
-    work = partial(_harness, options, [Path(path) for path in paths])
-    return exit_code(work, "interrupted: runs that were not scored have no new records")
+    return exit_code(partial(_harness, options, paths), "interrupted: runs that were not scored have no new records")
 
 
-def _harness(options: Mapping[str, str], paths: list[Path]) -> None:
-    if options.get("format", "text") not in ("text", "json"):
-        raise UserError(f"format={options['format']}: neither text nor json")
-    limit, batch_size = _number(options, "limit"), _number(options, "batch_size") or 8
+def _harness(options: Mapping[str, str], words: list[str]) -> None:
+    is_text = not wants_json(options)
+    limit, batch_size = whole_number(options, "limit"), whole_number(options, "batch_size") or 8
     tasks = [task.strip() for task in options["tasks"].split(",")] if "tasks" in options else None
     if tasks is not None and not all(tasks):
         raise UserError(f"tasks={options['tasks']}: a name is empty: separate names by commas")
-    if not paths:
-        raise UserError("name at least one run: hfbsz harness RUN [RUN …]")
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path}: no such folder: name the folder of a run, or of a checkpoint in one")
+    paths = run_folders("harness", words)
     require(command_name("harness"), "lm_eval", "harness")
     from hfbsz.report.console import Console
     from hfbsz.run.scores import score_saved  # imports torch: only once the words are checked
 
-    console = Console() if options.get("format") != "json" else None
     results: dict[str, list[Score]] = {}
-    for path in paths:
-
-        def show(what: str, done: int, total: int) -> None:
+    with Console() if is_text else nullcontext() as console:
+        show = console.work if console is not None else lambda *_: None
+        for path in paths:
+            results[str(path)] = score_saved(path, tasks, limit, batch_size, show)
             if console is not None:
-                console.work(what, done, total)
-
-        results[str(path)] = score_saved(path, tasks, limit, batch_size, show)
-        if console is not None:
-            console.end_work()
-            print(visible("\n".join(_lines(path, results[str(path)]))))
-    if console is None:
+                console.end_work()
+                print(visible("\n".join(_lines(path, results[str(path)]))))
+    if not is_text:
         print(json.dumps({path: [asdict(one) for one in found] for path, found in results.items()}, indent=1))
-
-
-def _number(options: Mapping[str, str], name: str) -> int | None:
-    text = options.get(name)
-    if text is not None and not (text.isascii() and text.isdigit() and int(text)):
-        raise UserError(f"{name}={text}: not a whole number above 0")
-    return None if text is None else int(text)
 
 
 def _lines(path: Path, found: list[Any]) -> list[str]:

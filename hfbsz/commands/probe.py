@@ -20,6 +20,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfbsz.commands.options import wants_json
 from hfbsz.display import one_line, visible
 from hfbsz.errors import (
     MISUSED,
@@ -27,7 +28,6 @@ from hfbsz.errors import (
     RankError,
     UserError,
     complain,
-    did_you_mean,
     ignore_rank,
     rank,
 )
@@ -55,9 +55,7 @@ def main(words: list[str]) -> int:
     options, others = split_options(words, _OPTIONS)
     try:
         check_launch(os.environ)
-        if options.get("format", "text") not in ("text", "json"):
-            near = did_you_mean(options["format"], ("text", "json"))
-            raise UserError(f"format={options['format']}: neither text nor json{near}")
+        wants_json(options)  # refused before anything is read
         loaded = read_words(command_name("probe"), others)
         if loaded is not None and loaded.recipe.batch.micro_max == "auto":  # which this command finds
             loaded = read_words(command_name("probe"), [*others, "batch.micro_max=1"])
@@ -74,7 +72,7 @@ def main(words: list[str]) -> int:
 def _probe(loaded: "LoadedRecipe", options: Mapping[str, str]) -> int:
     share = _number(options, "share", lambda value: 0 < value <= 1, "a share above 0, at most 1") or None
     largest = _number(options, "largest", lambda value: value >= 1 and value == int(value), "a whole number above 0")
-    is_text, is_main = options.get("format") != "json", rank() == 0
+    is_text, is_main = not wants_json(options), rank() == 0
     folder = Path(options.get("out") or f"probes/{loaded.name}-{loaded.recipe.digest()}")
     from hfbsz.report.console import Console  # imports torch: only once the words are checked
     from hfbsz.report.page.probe import FILES, save

@@ -41,7 +41,8 @@ def _push(words: list[str]) -> None:
     read_run(folder)  # first, since the lock creates a file, which must not happen outside a run's folder
     lock = claim(folder, "push it once that has ended", "its lock must be held")
     try:
-        _push_to(_target(folder, options), folder, Console())
+        with Console() as console:
+            _push_to(_target(folder, options), folder, console)
     finally:
         lock.release()
 
@@ -50,10 +51,8 @@ def _push_to(target: Hub, folder: Path, console: "Console") -> None:
     from hfbsz.report.hub.pushes import Push
 
     assert target.id is not None
-    try:
-        outcome = Push(folder, folder, target.id, target.private).wait(console.work)
-    finally:
-        console.end_work()
+    outcome = Push(folder, folder, target.id, target.private).wait(console.work)
+    console.end_work()
     for note in outcome.notes:
         console.warn(note)
     if outcome.error is not None:

@@ -16,11 +16,13 @@ each run, whose error bar they narrow. out: the folder of the page (default: sha
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfbsz.commands.options import run_folders, wants_json, whole_number
 from hfbsz.display import one_line, visible, with_minus
 from hfbsz.errors import MISUSED, UserError, exit_code
 from hfbsz.measure.rank_correlation import RankCorrelation, rank_correlation
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 Correlations = dict[str, dict[str, RankCorrelation | None]]  # by measure: with the batch, with the gap
 _OPTIONS = ("rows", "micro_batch", "seconds", "seed", "shifted", "out", "format")
+_DEFAULTS = {"rows": 64, "micro_batch": 8, "seconds": 30, "seed": 0}
+_FROM_0 = ("seconds", "seed")  # options that may be 0
 _WIDTHS = (9, 8, 8, 8, 16, 8, 8, 8, 18)  # of the columns, in characters
 
 
@@ -48,29 +52,24 @@ def main(words: list[str]) -> int:
         print(__doc__.strip())
         return 0 if words else MISUSED
     options, paths = split_options(words, _OPTIONS)
-    work = partial(_sharpness, options, [Path(path) for path in paths])
+    work = partial(_sharpness, options, paths)
     return exit_code(work, "interrupted: the measurements of runs that were finished are cached")
 
 
-def _sharpness(options: Mapping[str, str], paths: list[Path]) -> None:
-    numbers = {name: _number(options, name, default) for name, default in _DEFAULTS.items()}
-    if options.get("format", "text") not in ("text", "json"):
-        raise UserError(f"format={options['format']}: neither text nor json")
-    if not paths:
-        raise UserError("name at least one run: hfbsz sharpness RUN [RUN …]")
+def _sharpness(options: Mapping[str, str], words: list[str]) -> None:
+    given = {name: whole_number(options, name, least=0 if name in _FROM_0 else 1) for name in _DEFAULTS}
+    numbers = {name: default if (value := given[name]) is None else value for name, default in _DEFAULTS.items()}
+    is_text, paths = not wants_json(options), run_folders("sharpness", words)
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("a run is named twice")
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path}: no such folder: name the folder of a run, or of a checkpoint in one")
     folder = Path(options.get("out") or f"sharpness/{paths[0].name}")
     from hfbsz.report.console import Console
     from hfbsz.report.page.sharpness import FILES, Shown, save
 
     for name, mark in FILES.items():
         refuse_others("out", folder / name, mark)
-    console = Console() if options.get("format") != "json" else None
-    minima, batches, lines = _measured(paths, numbers, options.get("shifted"), console)
+    with Console() if is_text else nullcontext() as console:
+        minima, batches, lines = _measured(paths, numbers, options.get("shifted"), console)
     names = short_paths([path.resolve() for path in paths])
     shown = [
         Shown(name, shown_batches(sizes), {**minimum.to_dict(), "gap": minimum.gap})
@@ -86,21 +85,10 @@ def _sharpness(options: Mapping[str, str], paths: list[Path]) -> None:
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     page = save(shown, between, correlations, CONTESTED, folder, json.dumps(data, indent=1))
-    if console is None:
+    if not is_text:
         print(json.dumps(data, indent=1))
     else:
-        console.end_work()
         print(visible("\n".join([*_lines(shown), f"note      {CONTESTED}", f"page      {one_line(str(page))}"])))
-
-
-_DEFAULTS = {"rows": 64, "micro_batch": 8, "seconds": 30, "seed": 0}
-
-
-def _number(options: Mapping[str, str], name: str, default: int) -> int:
-    text = options.get(name, str(default))
-    if not text.isdigit() or (name not in ("seed", "seconds") and not int(text)):
-        raise UserError(f"{name}={text}: not a whole number above 0")
-    return int(text)
 
 
 def _measured(

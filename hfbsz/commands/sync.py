@@ -34,12 +34,9 @@ def _send(folders: Sequence[Path], target: str) -> None:
         raise UserError(f"to={target}: must be wandb, {' or '.join(NAMES)}")
     if not folders:
         raise UserError("name at least one run: hfbsz sync RUN [RUN …]")
-    console = Console()
-    try:
+    with Console() as console:
         if target == "wandb":
             sync(folders, console.work, console.line)
         else:
             for folder in folders:
                 console.line(f"{folder}: {NAMES[target]} holds all {send(folder, target):,} rows")
-    finally:
-        console.end_work()

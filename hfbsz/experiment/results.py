@@ -92,7 +92,7 @@ class ArmResult:
         found: dict[str, list[Score]] = {}
         for outcome in self.outcomes:
             for score in outcome.scores:
-                found.setdefault(f"{score.task}/{score.measure}", []).append(score)
+                found.setdefault(score.name, []).append(score)
         return {name: tuple(found[name]) for name in sorted(found)}
 
 

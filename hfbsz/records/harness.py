@@ -24,14 +24,19 @@ class Score:
     step: int  # optimizer step of the weights
 
     @property
+    def name(self) -> str:
+        """`<task>/<measure>`."""
+        return f"{self.task}/{self.measure}"
+
+    @property
     def heading(self) -> str:
         """What is measured, from the table of metrics."""
-        return metric(f"{PREFIX}{self.task}/{self.measure}").heading
+        return metric(PREFIX + self.name).heading
 
     @property
     def form(self) -> str:
         """How a value is formatted, from the table of metrics."""
-        return metric(f"{PREFIX}{self.task}/{self.measure}").format
+        return metric(PREFIX + self.name).format
 
     @property
     def shown(self) -> str:

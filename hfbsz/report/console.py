@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Self, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -97,6 +97,12 @@ class Console:
                 self.line(f"{label} …")
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total or None, state=state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end_work()  # also where an error or Ctrl-C ends the work
 
     def end_work(self) -> None:
         """Remove the progress bar, if there is one."""

@@ -109,6 +109,7 @@ def test_rank_correlations_have_an_interval():
         ([], "name at least one run"),
         ([".", "rows=0"], "rows=0: not a whole number"),
         ([".", "rows=many"], "rows=many"),
+        ([".", "rows=²"], "rows=²: not a whole number above 0"),
         ([".", "seconds=-1"], "seconds=-1"),
         ([".", "format=xml"], "neither text nor json"),
     ],

@@ -62,6 +62,7 @@ def test_the_given_answer_is_chosen_and_that_of_another_conversation_rejected(co
     ("words", "told"),
     [
         (["characters=0"], "characters=0: not a whole number above 0"),
+        (["characters=²"], "characters=²: not a whole number above 0"),
         (["characters=3"], "no conversation has an answer by then that gives a pair"),
         (["rejected=others"], "rejected=others: neither shuffled nor other"),
         (["task=classification", "data.messages=null", "data.label=x"], "task=classification: pairs are made from"),

@@ -153,7 +153,7 @@ def _setting(result: ArmResult) -> Row:
 
 
 def _seed(result: ArmResult, outcome: Outcome, names: Sequence[str]) -> Row:
-    scores = {f"{score.task}/{score.measure}": score.value for score in outcome.scores}
+    scores = {score.name: score.value for score in outcome.scores}
     return {
         "arm": result.words,
         "seed": outcome.seed,
