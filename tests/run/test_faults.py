@@ -269,10 +269,3 @@ def test_a_signal_at_any_moment_ends_both_ranks_with_a_checkpoint(ragged, enviro
     status = read_status(folder)
     assert (status["state"], status["cause"]) == ("preempted", "signal")
     assert (folder / f"checkpoint-{status['step']}" / "complete.json").is_file() and whole_checkpoint(folder)
-
-
-def test_the_table_of_faults_names_tests_that_exist():
-    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "faults.md").read_text())
-    assert len(named) > 15
-    for file, name in named:
-        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name
