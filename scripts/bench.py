@@ -2,10 +2,10 @@
 
 startup: wall time of `import hfbsz`, scripts/plan.py and `--help` in new processes, compared with their limits. Exits
 with 1 if a limit is exceeded.
-finetune [recipe=small_batch repeats=5 steps=20 key.path=value …]: training rows per second of hfbsz and of
+finetune [recipe=small_batch repeats=10 steps=20 key.path=value …]: input tokens per second of hfbsz and of
 transformers' Trainer with dynamic padding, with rows in random order and grouped by length. Both train the same model
-on the same rows with the same batch and optimizer, alternating in one process, without evaluation and saving. Exits
-with 1 if hfbsz is not the fastest.
+on the same rows with the same batch and optimizer, in alternating blocks, on a CPU each in a process of its own,
+without evaluation and saving. Exits with 1 if hfbsz is not the fastest.
 pretrain [recipe=small_batch_pretrain repeats=10 steps=5 key.path=value …]: the same for a language model on packed
 rows, with a plain PyTorch loop as a further trainer, at several micro-batches; each is compared at its own best one.
 data [recipe=small_batch_pretrain repeats=10 key.path=value …]: tokenizing and packing documents, by hfbsz and by the
@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from hfbsz.errors import exit_code
 from hfbsz.recipe.amounts import counted
 from hfbsz.system.streams import script
 
@@ -64,7 +65,7 @@ def startup(repeats: int) -> bool:
 
 
 def measure(trainers: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Rows per second of each trainer in `repeats` blocks, in alternation; a first block of each warms up, and drops
+    """The speed of each trainer in `repeats` blocks, in alternation; a first block of each warms up, and drops
     the trainer if it runs out of memory."""
     from hfbsz.train.device import is_out_of_memory
 
@@ -99,17 +100,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[max(0, outside - 1)], ordered[min(count - 1, count - outside)]
 
 
-def compare(speeds: Mapping[str, Sequence[float]], ours: str, unit: float, name: str) -> dict[str, dict[str, object]]:
-    """Print each trainer's median speed and hfbsz's ratio to it; returns the numbers. `unit`: of a row."""
+def compare(speeds: Mapping[str, Sequence[float]], ours: str, unit: str) -> dict[str, dict[str, object]]:
+    """Print each trainer's median speed in `unit`, and the ratio of `ours` to it; returns the numbers."""
     numbers: dict[str, dict[str, object]] = {}
     for other, measured in speeds.items():
         ratios = [mine / theirs for mine, theirs in zip(speeds[ours], measured, strict=True)]
         low, high = interval(ratios)
-        median = statistics.median(measured) * unit
+        median = statistics.median(measured)
         numbers[other] = {"speed": median, "ratio": statistics.median(ratios), "low": low, "high": high}
         print(
-            f"{other:<26} {median:9,.1f} {name} ({counted(len(measured), 'block')}, {min(measured) * unit:,.1f} to "
-            f"{max(measured) * unit:,.1f}); {ours} is {statistics.median(ratios):.2f} times as fast "
+            f"{other:<26} {median:9,.0f} {unit} ({counted(len(measured), 'block')}, {min(measured):,.0f} to "
+            f"{max(measured):,.0f}); {ours} is {statistics.median(ratios):.2f} times as fast "
             f"({'95 %: ' if len(ratios) > 5 else ''}{low:.2f} to {high:.2f})"
         )
     return numbers
@@ -119,9 +120,9 @@ def finetune(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
     """Time the trainers of a classifier; returns whether hfbsz has the highest median, and the numbers."""
     from trainer_speed import finetuning
 
-    speeds = measure(finetuning(words, steps), repeats)
+    speeds = measure(finetuning([*words, f"duration={steps * (repeats + 1)}steps"], steps), repeats)
     medians = {name: statistics.median(measured) for name, measured in speeds.items()}
-    return medians["hfbsz"] >= max(medians.values()), compare(speeds, "hfbsz", 1.0, "rows/s")
+    return medians["hfbsz"] >= max(medians.values()), compare(speeds, "hfbsz", "tokens/s")
 
 
 def pretrain(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
@@ -129,15 +130,12 @@ def pretrain(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
     median, and the numbers."""
     from trainer_speed import pretraining
 
-    from hfbsz.recipe.load import load
-
-    length = load(words).recipe.data.sequence_length
-    trainers = pretraining(words, steps)
+    trainers = pretraining([*words, f"duration={steps * (repeats + 1)}steps"], steps)
     speeds = measure(trainers, repeats)
     memory = {name: getattr(trainers[name], "peak", None) for name in speeds}  # bytes, on a GPU
     for name, measured in speeds.items():
         peak = f", {memory[name] / 2**30:.2f} GiB of GPU memory" if memory[name] else ""
-        print(f"{name:<26} {statistics.median(measured) * length:9,.0f} tokens/s{peak}")
+        print(f"{name:<26} {statistics.median(measured):9,.0f} tokens/s{peak}")
     best: dict[str, str] = {}
     for name, measured in speeds.items():
         kind = name.partition(",")[0]
@@ -148,7 +146,7 @@ def pretrain(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
         (name for kind, name in best.items() if kind.startswith("hfbsz")),
         key=lambda name: statistics.median(speeds[name]),
     )
-    numbers = compare({name: speeds[name] for name in best.values()}, ours, length, "tokens/s")
+    numbers = compare({name: speeds[name] for name in best.values()}, ours, "tokens/s")
     for name in best.values():
         numbers[name]["peak_bytes"] = memory[name]
     return all(statistics.median(speeds[ours]) >= statistics.median(speeds[name]) for name in best.values()), numbers
@@ -161,7 +159,7 @@ def data(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
     with preparations(words) as ways:
         speeds = measure(ways, repeats)
     medians = {name: statistics.median(measured) for name, measured in speeds.items()}
-    return medians["hfbsz"] >= max(medians.values()), compare(speeds, "hfbsz", 1.0, "tokens/s")
+    return medians["hfbsz"] >= max(medians.values()), compare(speeds, "hfbsz", "tokens/s")
 
 
 def optimizers(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
@@ -211,11 +209,15 @@ def time_to_loss(words: list[str], repeats: int, steps: int) -> tuple[bool, obje
 
 
 def main(words: list[str]) -> int:
+    return exit_code(lambda: run(words), "interrupted: the benchmark saved nothing")
+
+
+def run(words: list[str]) -> int:
     pairs = [word.split("=", 1) for word in words[1:] if "=" in word]
     options = {key: value for key, value in pairs if key in ("repeats", "steps")}
     out = [value for key, value in pairs if key == "out"]
     benches = {
-        "finetune": (finetune, "recipe=small_batch", "5", "20"),
+        "finetune": (finetune, "recipe=small_batch", "10", "20"),
         "pretrain": (pretrain, "recipe=small_batch_pretrain", "10", "5"),
         "data": (data, "recipe=small_batch_pretrain", "10", "0"),
         "optimizers": (optimizers, "recipe=small_batch_pretrain", "10", "0"),

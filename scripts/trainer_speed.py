@@ -1,41 +1,48 @@
-"""The trainers that `scripts/bench.py` times: hfbsz's loop, transformers' Trainer, and a plain PyTorch loop."""
+"""The trainers that `scripts/bench.py` times: hfbsz's loop, transformers' Trainer, and a plain PyTorch loop.
+
+On a CPU each has a process of its own, so that what one sets or keeps (threads, memory) does not affect another.
+"""
 
 import gc
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from hfbsz.recipe.fields import Recipe
 from hfbsz.recipe.load import load
 from hfbsz.train.distributed import precision_of, set_threads
 from hfbsz.train.setup import Setup, setup
 
-Timed = Callable[[], float]  # trains a block of steps; returns rows per second
+Timed = Callable[[], float]  # trains a block of steps; returns input tokens, padding not counted, per second
 
 
 def finetuning(words: Sequence[str], steps: int) -> Mapping[str, Timed]:
     """The trainers of a classifier by name: the Trainer with dynamic padding, in random order and by length."""
-    recipe = load(words).recipe
-    set_threads(recipe)
-    trainers: dict[str, Timed] = {"hfbsz": _ours(setup(recipe), steps)}
+    trainers: dict[str, Callable[[], Timed]] = {"hfbsz": partial(_ours_of, words, steps)}
     for order in ("random", "group_by_length"):
-        bundle = setup(recipe)
-        rows = [bundle.data.train[index] for index in range(len(bundle.data.train))]
-        features = [
-            {"input_ids": row.tokens.tolist(), "attention_mask": [1] * len(row.tokens), "labels": int(row.labels[0])}
-            for row in rows
-        ]
-        collate = DataCollatorWithPadding(bundle.tokenizer)
-        trainers[f"Trainer, {order}"] = _trainer(bundle, steps, features, collate, recipe.batch.micro_max, order)
-    return trainers
+        trainers[f"Trainer, {order}"] = partial(_padding_trainer_of, words, steps, order)
+    return _placed(trainers)
+
+
+def _padding_trainer_of(words: Sequence[str], steps: int, order: str) -> Timed:
+    """The Trainer on the recipe's labelled rows."""
+    bundle = _setup(words)
+    rows = [bundle.data.train[index] for index in range(len(bundle.data.train))]
+    features = [
+        {"input_ids": row.tokens.tolist(), "attention_mask": [1] * len(row.tokens), "labels": int(row.labels[0])}
+        for row in rows
+    ]
+    collate, micro = DataCollatorWithPadding(bundle.tokenizer), bundle.plan.recipe.batch.micro_max
+    return _trainer(bundle, steps, features, collate, micro, order)
 
 
 def pretraining(words: Sequence[str], steps: int) -> Mapping[str, Timed]:
@@ -47,8 +54,6 @@ def pretraining(words: Sequence[str], steps: int) -> Mapping[str, Timed]:
     micros = [size for size in (4, 8, 16, 32) if largest % size == 0] or [largest]
     for micro in [plan.micro_batch or largest] if on_gpu else micros:
         given = [*words, f"batch.micro_max={micro}"]
-        recipe = load(given).recipe
-        set_threads(recipe)
         ours = {"hfbsz": []} if on_gpu else {"hfbsz": [], "hfbsz unfused": ["model.fused_loss=false"]}
         theirs: dict[str, tuple[int, dict[str, Any]]] = {"Trainer": (micro, {})}
         if on_gpu:
@@ -60,22 +65,34 @@ def pretraining(words: Sequence[str], steps: int) -> Mapping[str, Timed]:
         for name, more in ours.items():
             trainers[f"{name}, micro {micro}"] = partial(_ours_of, [*given, *more], steps)
         for name, (size, options) in theirs.items():
-            trainers[f"{name}, micro {size}"] = partial(_trainer_of, recipe, steps, size, options)
-        trainers[f"plain loop, micro {micro}"] = partial(_plain_of, recipe, steps, micro)
-    return {name: Watched(create) if on_gpu else create() for name, create in trainers.items()}
+            trainers[f"{name}, micro {size}"] = partial(_trainer_of, given, steps, size, options)
+        trainers[f"plain loop, micro {micro}"] = partial(_plain_of, given, steps, micro)
+    return _placed(trainers)
+
+
+def _placed(trainers: Mapping[str, Callable[[], Timed]]) -> Mapping[str, Timed]:
+    """The trainers where they are timed: in this process on a GPU, else each in its own."""
+    place = Watched if torch.cuda.is_available() else Apart
+    return {name: place(create) for name, create in trainers.items()}
+
+
+def _setup(words: Sequence[str]) -> Setup:
+    recipe = load(words).recipe
+    set_threads(recipe)
+    return setup(recipe)
 
 
 def _ours_of(words: Sequence[str], steps: int) -> Timed:
-    return _ours(setup(load(words).recipe), steps)
+    return _ours(_setup(words), steps)
 
 
-def _plain_of(recipe: Recipe, steps: int, micro: int) -> Timed:
-    return _plain(setup(recipe), steps, micro)
+def _plain_of(words: Sequence[str], steps: int, micro: int) -> Timed:
+    return _plain(_setup(words), steps, micro)
 
 
-def _trainer_of(recipe: Recipe, steps: int, micro: int, options: Mapping[str, Any]) -> Timed:
+def _trainer_of(words: Sequence[str], steps: int, micro: int, options: Mapping[str, Any]) -> Timed:
     """The Trainer on the recipe's packed rows."""
-    bundle = setup(recipe)
+    bundle = _setup(words)
     rows, count = bundle.data.train, bundle.plan.largest_batch * steps
     tokens = [torch.tensor(rows[index % len(rows)][:-1]).long() for index in range(count)]
     features = [{"input_ids": row, "labels": row} for row in tokens]
@@ -92,15 +109,24 @@ def _ours(bundle: Setup, steps: int) -> Timed:
 
     def block() -> float:
         started = _now()
-        assert len(list(islice(training, steps))) == steps, "the recipe's duration is too short for so many steps"
-        return bundle.plan.largest_batch * steps / (_now() - started)
+        tokens = [step.step_tokens for step in islice(training, steps)]
+        assert len(tokens) == steps, "the recipe's duration is too short for so many steps"
+        return sum(tokens) / (_now() - started)
 
     return block
 
 
+def _plain_model(bundle: Setup) -> Any:
+    """The model as transformers builds it, without what hfbsz changes in it, and with the same weights."""
+    changed = bundle.model
+    model = type(changed)._from_config(changed.config, attn_implementation=bundle.plan.recipe.model.attention)
+    model.load_state_dict(changed.state_dict())
+    return model.to(bundle.accelerator.device)
+
+
 def _plain(bundle: Setup, steps: int, micro: int) -> Timed:
     """Forward, backward, clip and fused AdamW, and nothing else."""
-    model, optim, rows = bundle.model, bundle.plan.recipe.optim, bundle.data.train
+    model, optim, rows = _plain_model(bundle), bundle.plan.recipe.optim, bundle.data.train
     optimizer = torch.optim.AdamW(
         model.parameters(), optim.lr, optim.betas, weight_decay=optim.weight_decay, fused=True
     )
@@ -124,7 +150,7 @@ def _plain(bundle: Setup, steps: int, micro: int) -> Timed:
             torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip or float("inf"))
             optimizer.step()
             optimizer.zero_grad()
-        return batch * steps / (_now() - started)
+        return batch * steps * bundle.plan.tokens_per_row / (_now() - started)
 
     return block
 
@@ -146,6 +172,39 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+class Apart:
+    """A trainer in a process of its own, which ends with this one."""
+
+    def __init__(self, create: Callable[[], Timed]) -> None:
+        context = get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, create), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __call__(self) -> float:
+        """Train a block. Raises the trainer's error, and EOFError if its process ended."""
+        self._connection.send(None)
+        answer = self._connection.recv()
+        if isinstance(answer, float):
+            return answer
+        self._process.terminate()
+        raise answer
+
+
+def _serve(connection: Any, create: Callable[[], Timed]) -> None:
+    """Train a block, created at first, whenever the other end asks, and send its speed or its error."""
+    block: Timed | None = None
+    with suppress(EOFError):
+        while True:
+            connection.recv()
+            try:
+                block = block or create()
+                connection.send(block())
+            except Exception as problem:  # raised by `Apart`
+                connection.send(problem)
 
 
 class Watched:
@@ -171,7 +230,7 @@ def _trainer(
     bundle: Setup, steps: int, features: Sequence[Mapping[str, Any]], collate: Any, micro: int, order: str, **more: Any
 ) -> Timed:
     """transformers' Trainer on the same rows, batch, optimizer and precision; `more`: further training arguments."""
-    optim, batch = bundle.plan.recipe.optim, bundle.plan.largest_batch
+    optim, batch, model = bundle.plan.recipe.optim, bundle.plan.largest_batch, _plain_model(bundle)
 
     def block() -> float:
         clock = Clock()
@@ -182,13 +241,14 @@ def _trainer(
                 disable_tqdm=True,
                 per_device_train_batch_size=micro, gradient_accumulation_steps=max(1, batch // micro),
                 max_steps=steps, save_strategy="no", logging_strategy="no", use_cpu=not torch.cuda.is_available(),
-                bf16=precision_of(bundle.plan.recipe) == "bf16", **more,
+                bf16=precision_of(bundle.plan.recipe) == "bf16", include_num_input_tokens_seen="non_padding",
+                **more,
             )  # fmt: skip
             trainer = Trainer(
-                model=bundle.model, args=arguments, train_dataset=features, data_collator=collate, callbacks=[clock]
+                model=model, args=arguments, train_dataset=features, data_collator=collate, callbacks=[clock]
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-        return batch * steps / clock.seconds
+        return trainer.state.num_input_tokens_seen / clock.seconds
 
     return block

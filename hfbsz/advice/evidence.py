@@ -22,7 +22,8 @@ from hfbsz.records.run_data import CLOCK, SECONDS, STEPS, RunData, is_number, re
 from hfbsz.system.files import read_object
 
 _MANY = 2**40  # rows, where their number does not matter
-_SPEED_ONLY = ("attention", "compile", "fused_loss", "activation_checkpointing")  # of the model: change no result
+# fields of the model that change no result
+_SPEED_ONLY = ("attention", "compile", "first_token", "fused_loss", "activation_checkpointing")
 
 
 def key_of(recipe: Recipe) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfbsz.train.first_token import weights_of_first_token
+
 # dense TFLOP/s by data sheet (NVIDIA), for bfloat16 with float32 sums and for float32 without TF32; first match counts
 _PEAKS = (
     ("H100 PCIe", {"bf16": 756.0, "fp32": 51.0}),
@@ -25,31 +27,46 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # in the co
 _DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 
-def flops_per_token(model: nn.Module, length: float) -> float | None:
+def flops_per_token(model: nn.Module, length: float, learned: float = 1.0) -> float | None:
     """Floating-point operations of a training step per input token.
 
     2 for each weight of a matrix product in the forward pass, 2 in the backward pass for the gradient of its input, and
     2 for the gradient of the weight if it is trained; and 12 · layers · width · length for attention over rows of
     `length` tokens, the upper half of the scores included. Embeddings are lookups, unless they are the output head too.
-    None for a mixture of experts, of which a token uses a part.
+    The head, and what is computed for the first token of a row only, is needed for `learned` of the tokens: those with
+    a label. None for a mixture of experts, of which a token uses a part.
     """
     if any(getattr(getattr(model, "config", None), name, None) for name in _EXPERTS):
         return None
     head = getattr(model, "get_output_embeddings", lambda: None)()
     embeddings = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
     embeddings -= {id(head.weight)} if head is not None else set()
-    weights = [one for one in model.parameters() if one.ndim >= 2 and id(one) not in embeddings]
-    products = sum(4 * one.numel() + 2 * one.numel() * one.requires_grad for one in weights)
-    return products + 12 * _layers_times_width(getattr(model, "config", None)) * length
+    first = {id(one) for one in weights_of_first_token(model)}
+    at_labels = first | (_of_classifier_head(model) if head is None else {id(head.weight)})
+    products = sum(
+        (4 + 2 * one.requires_grad) * one.numel() * (learned if id(one) in at_labels else 1)
+        for one in model.parameters()
+        if one.ndim >= 2 and id(one) not in embeddings
+    )
+    layers, width = _layers_and_width(getattr(model, "config", None))
+    return products + 12 * (layers - (1 - learned) * bool(first)) * width * length
 
 
-def _layers_times_width(config: Any) -> int:
-    """The number of layers × the width of their attention; 0 if the configuration does not tell."""
+def _of_classifier_head(model: Any) -> set[int]:
+    """The weights of a classifier's head, the pooler included, by id()."""
+    base = getattr(model, "base_model", model)
+    pooler = getattr(base, "pooler", None)
+    pooling = {id(one) for one in pooler.parameters()} if isinstance(pooler, nn.Module) else set()
+    return {id(one) for one in model.parameters()} - {id(one) for one in base.parameters()} | pooling
+
+
+def _layers_and_width(config: Any) -> tuple[int, int]:
+    """The number of layers, and the width of their attention; 0, 0 if the configuration does not tell."""
     layers, heads, hidden = (
         getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
     )
     size = getattr(config, "head_dim", None) or (hidden // heads if hidden and heads else None)
-    return layers * heads * size if layers and heads and size else 0
+    return (layers, heads * size) if layers and heads and size else (0, 0)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

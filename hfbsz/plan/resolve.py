@@ -132,7 +132,7 @@ def recipe_problems(recipe: Recipe) -> Iterator[str]:
     """What does not fit together in a recipe, whatever the data and the number of processes."""
     yield from length_grouping_problems(recipe)
     yield from noise_problems(recipe)
-    yield from fused_loss_problems(recipe)
+    yield from saving_problems(recipe)
     yield from micro_max_problems(recipe)
     yield from average_problems(recipe)
 
@@ -161,10 +161,12 @@ def noise_problems(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def fused_loss_problems(recipe: Recipe) -> Iterator[str]:
-    """What a loss in chunks of tokens cannot be combined with."""
+def saving_problems(recipe: Recipe) -> Iterator[str]:
+    """Which savings of the model do not fit its task."""
     if recipe.model.fused_loss is True and recipe.row_kind is RowKind.LABEL:
         yield "model.fused_loss: a classifier has no vocabulary to compute in chunks: model.fused_loss=false"
+    if recipe.model.first_token is True and recipe.row_kind is not RowKind.LABEL:
+        yield "model.first_token: a language model reads every token: model.first_token=false"
 
 
 def micro_max_problems(recipe: Recipe) -> Iterator[str]:

@@ -52,6 +52,11 @@ class Model(Section):
         description="language models: training computes the head and the cross-entropy in chunks of tokens, so that "
         "the logits of a micro-batch never exist in full; auto: if the head of the model allows it",
     )
+    first_token: bool | Literal["auto"] = Field(
+        "auto",
+        description="classifiers: the last layer is computed for the first token of a row only, which is all that the "
+        "head reads; auto: if the model is of BERT's kind",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Model":

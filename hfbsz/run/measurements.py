@@ -3,16 +3,20 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hfbsz.data import IGNORED
 from hfbsz.measure.critical_sharpness import SharpnessCollector
 from hfbsz.measure.noise import NoiseCollector
 from hfbsz.measure.noise_ramp import NoiseRamp
 from hfbsz.measure.utilization import flops_per_token, peak_flops
+from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.noise import NoiseSummary
 from hfbsz.records.record import Reading, Step
 from hfbsz.train.device import peak_bytes
 from hfbsz.train.distributed import precision_of, shared
 from hfbsz.train.loop import Collector
 from hfbsz.train.setup import Setup
+
+_PAIRS = 1000  # preference pairs whose labels are counted
 
 
 class Measurements:
@@ -73,5 +77,14 @@ def _peak_speed(setup: Setup) -> float | None:
         return None
     peak = peak_flops(accelerator.device, precision_of(plan.recipe))
     model = accelerator.unwrap_model(setup.model, keep_torch_compile=False)
-    operations = flops_per_token(model, plan.tokens_per_row)
+    operations = flops_per_token(model, plan.tokens_per_row, _learned_share(setup))
     return None if peak is None or operations is None else peak * accelerator.num_processes / operations
+
+
+def _learned_share(setup: Setup) -> float:
+    """The share of the input tokens that have a label; of preference pairs, over the first ones."""
+    rows, counts = setup.data.train, setup.data.manifest.train
+    if setup.plan.recipe.row_kind is RowKind.PREFERENCE:
+        sides = [side for index in range(min(len(rows), _PAIRS)) for side in (rows[index].chosen, rows[index].rejected)]
+        return sum(int((side.labels != IGNORED).sum()) for side in sides) / sum(len(side.tokens) for side in sides)
+    return 1.0 if counts.targets is None else counts.targets / counts.tokens

@@ -18,6 +18,9 @@ _CGROUP_FILES = (
 )
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
 class Headroom(NamedTuple):
     """How much more memory this process may take."""
 
@@ -83,6 +86,18 @@ def hardware() -> list[object]:
 def resident_bytes() -> int:
     """The resident memory of this process."""
     return int(psutil.Process().memory_info().rss)
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in this process, where the C library is glibc.
+
+    By default it returns each freed block above 32 MiB to the system, so that every step takes new pages for a large
+    gradient (mallopt(3): M_MMAP_THRESHOLD). `reset_peak` still returns all that is free.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def reset_peak() -> None:

@@ -32,6 +32,12 @@ def is_out_of_memory(problem: BaseException) -> bool:
     return isinstance(problem, RuntimeError) and any(text in str(problem) for text in _OUT_OF_MEMORY)
 
 
+def keep_freed_memory(device: torch.device) -> None:
+    """On a CPU, keep the memory of freed tensors for those of the next step, as PyTorch does on a GPU."""
+    if device.type == "cpu":
+        memory.keep_freed_memory()
+
+
 def free(device: torch.device) -> None:
     """Return memory that is not used to the device."""
     gc.collect()

@@ -20,7 +20,7 @@ from hfbsz.errors import Diverged, TrainingError
 from hfbsz.plan.plan import Plan, PlannedStep
 from hfbsz.records.record import Clock, Step
 from hfbsz.system.signals import AGREEMENT_SECONDS, waiting
-from hfbsz.train.device import free, is_out_of_memory, to_device
+from hfbsz.train.device import free, is_out_of_memory, keep_freed_memory, to_device
 from hfbsz.train.fsdp import full_tensor, gradient_sync, weight_not_finite
 from hfbsz.train.optimizers import Optimizers
 from hfbsz.train.progress import NOTHING, Progress
@@ -117,6 +117,7 @@ def train(
     advances on a skipped step. Raises TrainingError for a window without targets, and Diverged for non-finite gradients
     in `optim.nonfinite_limit` steps in a row (at the next logged step).
     """
+    keep_freed_memory(accelerator.device)
     progress = progress or Progress(accelerator.device)
     state = _State(plan, model, optimizer, task, windows, accelerator, Agreement(), progress)
     single, slowest = state.agreement.world_size == 1, math.inf

@@ -29,7 +29,7 @@ from hfbsz.records.probe import (
     predicted_bytes,
     shown_bytes,
 )
-from hfbsz.train.device import free, is_out_of_memory, peak_bytes, reset_peak, to_device
+from hfbsz.train.device import free, is_out_of_memory, keep_freed_memory, peak_bytes, reset_peak, to_device
 from hfbsz.train.distributed import gathered, precision_of
 from hfbsz.train.fsdp import gradient_sync, is_sharded
 from hfbsz.train.layers import can_recompute, recomputed
@@ -89,6 +89,7 @@ class _Bench:
         self.longest = np.argsort(-self.rows.lengths, kind="stable")[:LARGEST]
         self.typical = Order(len(self.rows), self.plan.recipe.seed).take(0, min(LARGEST, len(self.rows)))
         self.model.train()
+        keep_freed_memory(self.device)
         free(self.device)
         self.limit, self.source = limit_of(self.accelerator, share) if limit is None else (limit, "the limit given")
 

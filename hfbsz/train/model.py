@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from hfbsz.data.tokenizer.tokenizer import token_count
 from hfbsz.errors import UserError, did_you_mean
 from hfbsz.recipe.fields import Model
+from hfbsz.train.dropout import draw_fast
+from hfbsz.train.first_token import compute_first_token
 from hfbsz.train.fit import check_causal, check_finite, check_window, fit_vocabulary, pad_token_of
 from hfbsz.train.layers import compile_layers, recompute_activations
 from hfbsz.train.loadable import check, refuse_kind
@@ -49,8 +51,11 @@ def build_model(
         check_causal(model)
     else:  # set after building: an embedding built with a padding_idx would never train that token
         model.config.pad_token_id = pad_token_of(model, tokenizer)
+        compute_first_token(model, spec)
     if spec.lora is not None:
         model = with_lora(model, spec, spec.lora, labels, notes)
+    if not spec.compile:
+        draw_fast(model)
     if spec.activation_checkpointing:
         recompute_activations(model)
     if spec.compile:

@@ -1,5 +1,9 @@
 """How much memory a process may still take."""
 
+import platform
+import subprocess
+import sys
+
 import psutil
 import pytest
 
@@ -37,3 +41,28 @@ def test_the_peak_is_measured_anew_after_a_reset():
     assert memory.peak_bytes() > memory.resident_bytes() + 200 * 2**20
     memory.reset_peak()
     assert memory.peak_bytes() < memory.resident_bytes() + 100 * 2**20
+
+
+_FAULTS = """
+import resource, sys, torch
+from hfbsz.system.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def use():
+    for _ in range(10):
+        torch.zeros(16 * 2**20).add_(1)  # 64 MiB
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is a function of glibc")
+def test_kept_memory_is_used_again():
+    """By default a freed block of 64 MiB goes back to the system, page by page."""
+    faults = {
+        name: int(subprocess.run([sys.executable, "-c", _FAULTS, name], check=True, capture_output=True).stdout)
+        for name in ("keep", "default")
+    }
+    assert faults["keep"] < 1000 < faults["default"]
