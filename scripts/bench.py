@@ -2,7 +2,7 @@
 
 startup: wall time of `import hfbsz`, scripts/plan.py and `--help` in new processes, compared with their limits. Exits
 with 1 if a limit is exceeded.
-finetune [recipe=small_batch repeats=10 steps=20 key.path=value …]: input tokens per second of hfbsz and of
+finetune [recipe=small_batch duration=15epochs repeats=10 steps=31 key.path=value …]: input tokens per second of hfbsz and of
 transformers' Trainer with dynamic padding, with rows in random order and grouped by length. Both train the same model
 on the same rows with the same batch and optimizer, in alternating blocks, on a CPU each in a process of its own,
 without evaluation and saving. Exits with 1 if hfbsz is not the fastest.
@@ -120,7 +120,7 @@ def finetune(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
     """Time the trainers of a classifier; returns whether hfbsz has the highest median, and the numbers."""
     from trainer_speed import finetuning
 
-    speeds = measure(finetuning([*words, f"duration={steps * (repeats + 1)}steps"], steps), repeats)
+    speeds = measure(finetuning(words, steps), repeats)
     medians = {name: statistics.median(measured) for name, measured in speeds.items()}
     return medians["hfbsz"] >= max(medians.values()), compare(speeds, "hfbsz", "tokens/s")
 
@@ -130,7 +130,7 @@ def pretrain(words: list[str], repeats: int, steps: int) -> tuple[bool, object]:
     median, and the numbers."""
     from trainer_speed import pretraining
 
-    trainers = pretraining([*words, f"duration={steps * (repeats + 1)}steps"], steps)
+    trainers = pretraining(words, steps)
     speeds = measure(trainers, repeats)
     memory = {name: getattr(trainers[name], "peak", None) for name in speeds}  # bytes, on a GPU
     for name, measured in speeds.items():
@@ -217,7 +217,7 @@ def run(words: list[str]) -> int:
     options = {key: value for key, value in pairs if key in ("repeats", "steps")}
     out = [value for key, value in pairs if key == "out"]
     benches = {
-        "finetune": (finetune, "recipe=small_batch", "10", "20"),
+        "finetune": (finetune, "recipe=small_batch duration=15epochs", "10", "31"),
         "pretrain": (pretrain, "recipe=small_batch_pretrain", "10", "5"),
         "data": (data, "recipe=small_batch_pretrain", "10", "0"),
         "optimizers": (optimizers, "recipe=small_batch_pretrain", "10", "0"),
@@ -231,7 +231,7 @@ def run(words: list[str]) -> int:
         return 0 if startup(int(options.get("repeats", "5"))) else 1
     bench, default, repeats, steps = benches[words[0]]
     recipe = [f"{key}={value}" for key, value in pairs if key not in (*options, "out")]
-    recipe = recipe if any(word.startswith("recipe=") for word in recipe) else [default, *recipe]
+    recipe = recipe if any(word.startswith("recipe=") for word in recipe) else [*default.split(), *recipe]
     fastest, numbers = bench(recipe, int(options.get("repeats", repeats)), int(options.get("steps", steps)))
     if out:
         Path(out[-1]).write_text(json.dumps(numbers, indent=1))

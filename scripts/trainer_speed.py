@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from hfbsz.errors import UserError
 from hfbsz.recipe.load import load
 from hfbsz.train.distributed import precision_of, set_threads
 from hfbsz.train.setup import Setup, setup
@@ -110,7 +111,8 @@ def _ours(bundle: Setup, steps: int) -> Timed:
     def block() -> float:
         started = _now()
         tokens = [step.step_tokens for step in islice(training, steps)]
-        assert len(tokens) == steps, "the recipe's duration is too short for so many steps"
+        if len(tokens) < steps:
+            raise UserError(f"duration: the run ends after {bundle.plan.steps:,} steps: take more, or fewer repeats=")
         return sum(tokens) / (_now() - started)
 
     return block

@@ -23,7 +23,7 @@ def words(tmp_path):
     return [
         "recipe=tests/finetune.yaml", "task=classification", f"model.path={tmp_path / 'model'}", "data.label=label",
         f"data.files={tmp_path / 'rows.jsonl'}", "data.validation=20%", "data.sequence_length=32", "batch.size=8seq",
-        "batch.micro_max=8", "batch.by_length=true", "threads=1",
+        "batch.micro_max=8", "batch.by_length=true", "threads=1", "duration=12steps",
     ]  # fmt: skip
 
 

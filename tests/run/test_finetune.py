@@ -182,9 +182,3 @@ def test_wrong_input_is_one_line(hfbsz, words, tmp_path, change, message):
     ended = hfbsz("finetune.py", *words, *change, f"output_dir={tmp_path}/run")
     assert ended.code == 2 and message in ended.err and "Traceback" not in ended.err
     assert ended.err.count("error: ") == 1
-
-
-def test_the_benchmark_times_hfbsz_and_the_trainer(hfbsz, words):
-    ended = hfbsz("bench.py", "finetune", *words, "repeats=1", "steps=2")
-    assert ended.code in (0, 1), ended.err  # 1: hfbsz was not the fastest
-    assert ended.out.count("rows/s (1 block,") == 3
