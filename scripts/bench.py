@@ -2,10 +2,10 @@
 
 startup: wall time of `import hfbsz`, scripts/plan.py and `--help` in new processes, compared with their limits. Exits
 with 1 if a limit is exceeded.
-finetune [recipe=small_batch duration=15epochs repeats=10 steps=31 key.path=value …]: input tokens per second of hfbsz and of
-transformers' Trainer with dynamic padding, with rows in random order and grouped by length. Both train the same model
-on the same rows with the same batch and optimizer, in alternating blocks, on a CPU each in a process of its own,
-without evaluation and saving. Exits with 1 if hfbsz is not the fastest.
+finetune [recipe=small_batch duration=15epochs repeats=10 steps=31 key.path=value …]: input tokens per second of hfbsz
+and of transformers' Trainer with dynamic padding, with rows in random order and grouped by length. Both train the same
+model on the same rows (31 steps: an epoch) with the same batch and optimizer, in alternating blocks, on a CPU each in a
+process of its own, without evaluation and saving. Exits with 1 if hfbsz is not the fastest.
 pretrain [recipe=small_batch_pretrain repeats=10 steps=5 key.path=value …]: the same for a language model on packed
 rows, with a plain PyTorch loop as a further trainer, at several micro-batches; each is compared at its own best one.
 data [recipe=small_batch_pretrain repeats=10 key.path=value …]: tokenizing and packing documents, by hfbsz and by the
