@@ -77,11 +77,11 @@ def _peak_speed(setup: Setup) -> float | None:
         return None
     peak = peak_flops(accelerator.device, precision_of(plan.recipe))
     model = accelerator.unwrap_model(setup.model, keep_torch_compile=False)
-    operations = flops_per_token(model, plan.tokens_per_row, _learned_share(setup))
+    operations = flops_per_token(model, plan.tokens_per_row, learned_share(setup))
     return None if peak is None or operations is None else peak * accelerator.num_processes / operations
 
 
-def _learned_share(setup: Setup) -> float:
+def learned_share(setup: Setup) -> float:
     """The share of the input tokens that have a label; of preference pairs, over the first ones."""
     rows, counts = setup.data.train, setup.data.manifest.train
     if setup.plan.recipe.row_kind is RowKind.PREFERENCE:

@@ -33,6 +33,7 @@ class Dropout(nn.Dropout):
     """nn.Dropout with the masks of `mask` on a CPU."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """The states with some set to 0 and the others scaled, in training; else the states themselves."""
         if not self.training or not self.p or states.device.type != "cpu":
             return super().forward(states)
         return states * mask(states.shape, self.p, states)

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from conftest import TINY
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from hfbsz.measure.utilization import flops_per_token, peak_flops
+from hfbsz.recipe.load import load
+from hfbsz.run.measurements import learned_share
+from hfbsz.train.setup import setup
 
 SHAPE = {
     "vocab_size": 100,
@@ -76,3 +80,8 @@ def test_a_mixture_of_experts_is_not_counted():
     model = LlamaForCausalLM(LlamaConfig(**SHAPE))
     model.config.num_local_experts = 8
     assert flops_per_token(model, 10) is None
+
+
+def test_the_head_is_needed_for_tokens_with_a_label(ragged):
+    assert flops_per_token(LlamaForCausalLM(LlamaConfig(**SHAPE)), 0, 0.25) == 6 * (3 * LAYER + 0.25 * 100 * 16)
+    assert learned_share(setup(load([TINY, f"data.files={ragged}"]).recipe)) == 1

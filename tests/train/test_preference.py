@@ -19,6 +19,7 @@ from hfbsz.measure.quality import Quality
 from hfbsz.recipe.load import load
 from hfbsz.recipe.tasks import RowKind
 from hfbsz.records.folder import read_status
+from hfbsz.run.measurements import learned_share
 from hfbsz.train import reference
 from hfbsz.train.loop import Collector
 from hfbsz.train.setup import setup
@@ -274,3 +275,10 @@ def test_a_resumed_run_is_the_unbroken_one(hfbsz, words, tmp_path):
     assert resumed.code == 0 and "step 2" in resumed.out, resumed.err
     assert same_weights(tmp_path / "resumed", tmp_path / "whole")
     assert records(tmp_path / "resumed", "eval")[-1]["eval/loss"] == evaluations[-1]["eval/loss"]
+
+
+def test_the_utilization_counts_the_head_for_the_answers_only(words):
+    run = built(words)
+    batch = run.task.collate([run.data.train[index] for index in range(len(run.data.train))])
+    share = int((batch.labels != IGNORED).sum()) / batch.tokens
+    assert 0.3 < share < 0.8 and learned_share(run) == pytest.approx(share, rel=0.03)
