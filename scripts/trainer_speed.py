@@ -119,8 +119,11 @@ def _ours(bundle: Setup, steps: int) -> Timed:
 
 
 def _plain_model(bundle: Setup) -> Any:
-    """The model as transformers builds it, without what hfbsz changes in it, and with the same weights."""
-    changed = bundle.model
+    """The model as transformers builds it, without what hfbsz changes in it, and with the same weights. That of the
+    bundle goes to the host, so that it takes no GPU memory. Raises UserError for LoRA."""
+    if bundle.plan.recipe.model.lora is not None:
+        raise UserError("model.lora: the benchmark compares full fine-tuning: leave it out")
+    changed = bundle.model.cpu()
     model = type(changed)._from_config(changed.config, attn_implementation=bundle.plan.recipe.model.attention)
     model.load_state_dict(changed.state_dict())
     return model.to(bundle.accelerator.device)

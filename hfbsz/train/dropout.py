@@ -19,11 +19,11 @@ _FLAG = "_draws_fast_dropout"  # attribute of modules whose attention drops out 
 def mask(shape: Sequence[int], p: float, like: torch.Tensor) -> torch.Tensor:
     """A mask of dropout, of the type and on the device of `like`: 0 with probability p, else 1 ÷ (1 − p).
 
-    Elsewhere than on a CPU, and in compiled layers, it is torch's.
+    Elsewhere than on a CPU, in compiled layers, and where p rounds to 1, it is torch's.
     """
-    if like.device.type != "cpu" or torch.compiler.is_compiling():
+    count, dropped = torch.Size(shape).numel(), round(p * _VALUES)
+    if like.device.type != "cpu" or torch.compiler.is_compiling() or dropped == _VALUES:
         return F.dropout(like.new_ones(shape), p)
-    count, dropped = torch.Size(shape).numel(), min(_VALUES - 1, round(p * _VALUES))
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     kept = bits[:count].view(tuple(shape)) >= dropped - _VALUES // 2
     return kept.to(like.dtype).mul_(_VALUES / (_VALUES - dropped))
@@ -68,7 +68,7 @@ def _register() -> None:
         is_causal: bool | None = None,
         **more: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """transformers' attention function; other modules, and what `attend` does not compute, are left to sdpa."""
+        """transformers' attention function; other modules, and what is not computed here, are left to sdpa."""
         is_plain = key.shape[1:] == value.shape[1:] == query.shape[1:] and all(
             more.get(name) is None for name in ("position_bias", "cache", "softcap")
         )

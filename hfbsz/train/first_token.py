@@ -16,7 +16,7 @@ from hfbsz.errors import UserError
 from hfbsz.recipe.fields import Model
 from hfbsz.train.dropout import attention_shares, mask
 
-# whose layers are BERT's, and whose classifiers read the first token (checked with transformers 5.17 and 5.23)
+# whose layers are BERT's, and whose classifiers read the first token (checked with transformers 5.23)
 KINDS = ("bert", "camembert", "data2vec-text", "electra", "ernie", "roberta", "xlm-roberta")
 _OF_ALL_TOKENS = ("key", "value")  # projections of an attention
 
